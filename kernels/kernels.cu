@@ -1,0 +1,298 @@
+// The noise contract and the affine update, one source for two machines: NVRTC compiles it for
+// the GPU, a C++ compiler for the CPU. Contraction must be off in both.
+//   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,  z = normal(seed, sample, element, step, tag)
+// With CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi).
+#ifdef __CUDACC_RTC__
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+#define FN __device__ __forceinline__
+FN float as_float(u32 i) { return __uint_as_float(i); }
+FN u32 as_uint(float f) { return __float_as_uint(f); }
+// sqrt.rn without its range check: 1e-7 < x < 46 here, and the check costs seven instructions
+FN float root(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    float s = x * y, h = y * .5f;
+    return __fmaf_rn(__fmaf_rn(-s, s, x), h, s);
+}
+#else
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int64_t i64;
+#define FN inline __attribute__((always_inline))
+FN float as_float(u32 i) { float f; memcpy(&f, &i, 4); return f; }
+FN u32 as_uint(float f) { u32 i; memcpy(&i, &f, 4); return i; }
+FN float root(float x) { return sqrtf(x); }
+#endif
+
+// ---- the noise contract (minidiff/noise.py) ----
+
+FN void philox(u32 &c0, u32 &c1, u32 &c2, u32 &c3, u32 k0, u32 k1) {
+#pragma GCC unroll 10
+    for (int i = 0; i < 10; i++) {
+        u64 p0 = (u64)c0 * 0xD2511F53u, p1 = (u64)c2 * 0xCD9E8D57u;
+        c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
+        c1 = (u32)p1;
+        c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
+        c3 = (u32)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+}
+
+FN float radius(u32 w) {
+    float u = (float)w * 0x1p-32f + 0x1p-33f;
+    int i = (int)as_uint(u);
+    i = i < 0x3f7fffff ? i : 0x3f7fffff;  // an integer minimum: a float one stops GCC's SIMD
+    int e = (i - 0x3f2aaaab) & (int)0xff800000;
+    float t = as_float((u32)(i - e)) - 1.f;
+    float p = -.280527225337371f;
+    p = p * t + .30777078035381056f;
+    p = p * t + -.2799161311212554f;
+    p = p * t + .32831921841281836f;
+    p = p * t + -.40022337369302013f;
+    p = p * t + .5001563777039499f;
+    p = p * t + -.666663962746524f;
+    p = p * t + .9999987215778645f;
+    return root(((t * t) * p - 2.f * t) + (float)e * (float)(-2 * 0.693147180559945309417 * 0x1p-23));
+}
+
+FN void cos_sin(u32 w, float &c, float &s) {
+    u32 q = (w + (1u << 29)) >> 30;
+    float a = (float)(int)(w - (q << 30)) * (float)(1.57079632679489661923 * 0x1p-30);
+    float a2 = a * a;
+    float p = -.00019515283191224998f;
+    p = p * a2 + .008332160761852269f;
+    p = p * a2 + -.16666654609548479f;
+    u32 sin = as_uint(((p * a2) * a) + a);
+    p = -.0013591853552147096f;
+    p = p * a2 + .04165577704174116f;
+    p = p * a2 + -.49999884745877027f;
+    p = p * a2 + 1.f;
+    u32 cos = as_uint(p);
+    u32 swap = (cos ^ sin) & (0u - (q & 1));
+    c = as_float(cos ^ swap ^ (((q + 1) & 2) << 30));
+    s = as_float(sin ^ swap ^ ((q & 2) << 30));
+}
+
+FN void normal4(u32 quad, u32 sample, u32 step, u32 tag, u32 k0, u32 k1, float *z) {
+    philox(quad, sample, step, tag, k0, k1);
+    float r0 = radius(quad), r1 = radius(step), c0, s0, c1, s1;
+    cos_sin(sample, c0, s0);
+    cos_sin(tag, c1, s1);
+    z[0] = r0 * c0;
+    z[1] = r0 * s0;
+    z[2] = r1 * c1;
+    z[3] = r1 * s1;
+}
+
+// ---- storage: F32, BF16 and F16 hold 32 or 16 bits; arithmetic is float32 ----
+
+struct F32 {
+    float v;
+    static FN float load(F32 x) { return x.v; }
+    static FN F32 store(float f) { F32 x; x.v = f; return x; }
+};
+
+struct BF16 {
+    unsigned short v;
+    static FN float load(BF16 x) { return as_float((u32)x.v << 16); }
+    static FN BF16 store(float f) {
+        BF16 x;
+#ifdef __CUDACC_RTC__
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(x.v) : "f"(f));
+#else
+        u32 i = as_uint(f), r = (i + 0x7fff + ((i >> 16) & 1)) >> 16;
+        x.v = (unsigned short)((i & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : r);
+#endif
+        return x;
+    }
+};
+
+struct F16 {
+    unsigned short v;
+    static FN float load(F16 x) {
+#ifdef __CUDACC_RTC__
+        float f;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.v));
+        return f;
+#else
+        u32 m = (u32)(x.v & 0x7fff) << 13, finite = as_uint(as_float(m) * 0x1p112f);
+        return as_float((m >= 0x0f800000 ? m | 0x7f800000 : finite) | (u32)(x.v & 0x8000) << 16);
+#endif
+    }
+    static FN F16 store(float f) {
+        F16 x;
+#ifdef __CUDACC_RTC__
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(x.v) : "f"(f));
+#else
+        u32 i = as_uint(f), m = i & 0x7fffffff;
+        u32 normal = (m + 0xfff + ((m >> 13) & 1) - 0x38000000) >> 13;
+        u32 subnormal = as_uint(as_float(m) + .5f) - 0x3f000000;  // the sum rounds at 2^-24
+        u32 r = m < 0x38800000 ? subnormal : normal;
+        r = m >= 0x47800000 ? (m > 0x7f800000 ? 0x7e00 : 0x7c00) : r;
+        x.v = (unsigned short)(r | (i >> 16 & 0x8000));
+#endif
+        return x;
+    }
+};
+
+FN float clip(float d, float lo, float hi) {  // NaN passes
+    d = d < lo ? lo : d;
+    return d > hi ? hi : d;
+}
+
+#ifdef __CUDACC_RTC__
+// ---- GPU: STORAGE, OPERANDS, DRAWS, CLIP are macros; a thread moves packs of 16 bytes ----
+
+#define PACK (16 / (int)sizeof(STORAGE))
+#define WIDTH (OPERANDS + DRAWS + 4 * CLIP)
+struct alignas(16) Pack { STORAGE e[PACK]; };
+
+// One axis of blocks (grid.y ends at 65,535): block = (row tile, column tile). A block is
+// blockDim.x >> columns rows by 1 << columns threads, each with `packs` packs of its row.
+// coef is [1, WIDTH], [batch, WIDTH] (per_sample) or a table whose row is *counter.
+extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
+        const STORAGE *u2, const STORAGE *u3, const float *coef, int per_sample,
+        const i64 *counter, i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 step,
+        u32 tag, int columns, int packs, i64 column_tiles, int aligned) {
+    i64 b = (blockIdx.x / column_tiles) * (blockDim.x >> columns) + (threadIdx.x >> columns);
+    if (b >= batch) return;
+    i64 pack = ((blockIdx.x % column_tiles) * packs << columns)
+        + (threadIdx.x & ((1 << columns) - 1));
+    i64 row = per_sample ? b : 0;
+    if (counter) {
+        row = *counter < rows ? *counter : rows - 1;
+        step = (u32)*counter;
+    }
+    float c[WIDTH];
+#pragma unroll
+    for (int k = 0; k < WIDTH; k++) c[k] = coef[row * WIDTH + k];
+    const STORAGE *u[4] = {u0 + b * size, u1 + b * size, u2 + b * size, u3 + b * size};
+    out += b * size;
+    for (int n = 0; n < packs; n++, pack += 1 << columns) {
+        i64 j = pack * PACK;
+        int count = size - j < PACK ? (int)(size - j) : PACK;
+        if (count <= 0) return;
+        Pack in[OPERANDS + 1], result;
+#pragma unroll
+        for (int k = 0; k < OPERANDS; k++)
+            if (aligned) in[k] = *(const Pack *)(u[k] + j);
+            else for (int e = 0; e < count; e++) in[k].e[e] = u[k][j + e];
+        float z[PACK];
+#pragma unroll
+        for (int v = 0; v < PACK / 4 && DRAWS; v++)
+            normal4((u32)(pack * (PACK / 4) + v), sample + (u32)b, step, tag, (u32)seed,
+                    (u32)(seed >> 32), z + 4 * v);
+#pragma unroll
+        for (int e = 0; e < PACK; e++) {
+            float value[OPERANDS + 1], sum = 0.f;
+            for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
+            if (CLIP) value[1] = clip(c[WIDTH - 4] * value[0] + c[WIDTH - 3] * value[1],
+                                      c[WIDTH - 2], c[WIDTH - 1]);
+            for (int k = 0; k < OPERANDS; k++)
+                sum = k ? sum + c[k] * value[k] : c[k] * value[k];
+            if (DRAWS) sum = OPERANDS ? sum + c[OPERANDS] * z[e] : c[OPERANDS] * z[e];
+            result.e[e] = STORAGE::store(sum);
+        }
+        if (aligned) *(Pack *)(out + j) = result;
+        else for (int e = 0; e < count; e++) out[j + e] = result.e[e];
+    }
+}
+
+#else
+// ---- CPU: blocks of up to 256 quads, the noise to the stack, then a pass an operand ----
+
+enum { QUADS = 256 };
+
+FN float at(float c, i64) { return c; }
+FN float at(const float *c, i64 i) { return c[i]; }
+
+// C is a float, one coefficient for the block, or a pointer, one an element
+template <class T, class C>
+static void affine(T *out, const T **u, int operands, const float *z, const C *c,
+                   const C *clips, i64 n) {
+    float sum[4 * QUADS], d[4 * QUADS];
+    if (clips)
+        for (i64 i = 0; i < n; i++)
+            d[i] = clip(at(clips[0], i) * T::load(u[0][i]) + at(clips[1], i) * T::load(u[1][i]),
+                        at(clips[2], i), at(clips[3], i));
+    for (int k = 0; k < operands; k++)
+        if (!k) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * T::load(u[0][i]);
+        else if (k == 1 && clips)
+            for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[1], i) * d[i];
+        else for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[k], i) * T::load(u[k][i]);
+    if (z && !operands) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * z[i];
+    else if (z) for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[operands], i) * z[i];
+    for (i64 i = 0; i < n; i++) out[i] = T::store(sum[i]);
+}
+
+struct Job {
+    void *out;
+    const void *u[4];
+    const float *coef;
+    i64 per_sample, operands, draws, clips, batch, size;
+    u64 seed;
+    i64 sample, step, tag, threads;
+};
+
+// `rows` rows from b, elements j ... j+n of each (a whole row unless rows is 1)
+template <class T> static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n) {
+    u32 quad[QUADS], sample[QUADS];
+    float z[4 * QUADS], wide[9][4 * QUADS];
+    i64 quads = (n + 3) / 4, width = job.operands + job.draws + 4 * job.clips;
+    if (job.draws) {
+        for (i64 r = 0; r < rows; r++)
+            for (i64 q = 0; q < quads; q++) {
+                quad[r * quads + q] = (u32)(j / 4 + q);
+                sample[r * quads + q] = (u32)(job.sample + b + r);
+            }
+#pragma omp simd
+        for (i64 i = 0; i < rows * quads; i++)
+            normal4(quad[i], sample[i], (u32)job.step, (u32)job.tag, (u32)job.seed,
+                    (u32)(job.seed >> 32), z + 4 * i);
+        if (n % 4)  // close the gap after each row's last quad
+            for (i64 r = 1; r < rows; r++)
+                for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
+    }
+    const T *u[4];
+    for (int k = 0; k < job.operands; k++) u[k] = (const T *)job.u[k] + b * job.size + j;
+    T *out = (T *)job.out + b * job.size + j;
+    const float *zs = job.draws ? z : 0, *c = job.coef + (job.per_sample ? b * width : 0);
+    i64 clips = job.operands + job.draws;
+    if (rows == 1 || !job.per_sample) {
+        affine<T>(out, u, (int)job.operands, zs, c, job.clips ? c + clips : 0, rows * n);
+        return;
+    }
+    const float *wides[9];
+    for (i64 k = 0; k < width; k++) {
+        wides[k] = wide[k];
+        for (i64 r = 0; r < rows; r++)
+            for (i64 i = 0; i < n; i++) wide[k][r * n + i] = c[r * width + k];
+    }
+    affine<T, const float *>(out, u, (int)job.operands, zs, wides,
+                             job.clips ? wides + clips : 0, rows * n);
+}
+
+template <class T> static void run(const Job &job) {
+    i64 quads = (job.size + 3) / 4;
+    i64 rows = quads < QUADS ? QUADS / quads : 1;             // rows a block, or
+    i64 columns = (quads + QUADS - 1) / QUADS;                // blocks a row
+    i64 blocks = (job.batch + rows - 1) / rows * columns;
+#pragma omp parallel for schedule(static) num_threads((int)job.threads) if (job.threads > 1)
+    for (i64 i = 0; i < blocks; i++) {
+        i64 b = i / columns * rows, j = i % columns * 4 * QUADS;
+        i64 r = job.batch - b < rows ? job.batch - b : rows;
+        i64 n = job.size - j < 4 * QUADS ? job.size - j : 4 * QUADS;
+        block<T>(job, b, r, j, n);
+    }
+}
+
+extern "C" void minidiff_update(const Job *job, int dtype) {
+    dtype == 0 ? run<F32>(*job) : dtype == 1 ? run<BF16>(*job) : run<F16>(*job);
+}
+#endif

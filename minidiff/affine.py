@@ -1,0 +1,69 @@
+"""The one idea: a step is affine in its operands, so the step itself tells its coefficients.
+
+A step is a function whose operands are positional-only and come first, noise `z` last:
+
+    def langevin_step(x, s, z, /, eps): return x + eps / 2 * s + eps ** 0.5 * z
+
+Operands meet only + - * / and parameters, so x' = a x + b s + c z with
+
+    a = step(1, 0, 0),  b = step(0, 1, 0),  c = step(0, 0, 1)            in float64.
+"""
+
+from inspect import signature
+
+import numpy as np
+
+_INF = float("inf")
+# parameter -> lowest, highest, whether each end is allowed
+DOMAIN = {
+    "eps": (0, _INF, False, False), "sigma": (0, _INF, False, False),
+    "dt": (0, _INF, False, False), "a": (0, _INF, False, False),
+    "beta": (0, 1, False, False), "variance": (0, _INF, True, False),
+    "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True),
+    "eta": (0, 1, True, True),
+}
+
+
+def operands(step):
+    """The names of a step's operands: its positional-only parameters."""
+    return tuple(p.name for p in signature(step).parameters.values()
+                 if p.kind is p.POSITIONAL_ONLY)
+
+
+def check_domain(**parameters):
+    """ValueError naming the first parameter that is NaN or outside its range.
+
+    `t` is held to [0, T] of the `sde` beside it; other names as DOMAIN says.
+    """
+    domain = DOMAIN
+    if "sde" in parameters:
+        domain = DOMAIN | {"t": (0, parameters["sde"].T, True, True)}
+    for name, value in parameters.items():
+        if name not in domain:
+            continue
+        low, high, low_in, high_in = domain[name]
+        v = np.asarray(value, np.float64)
+        good = (v >= low if low_in else v > low) & (v <= high if high_in else v < high)
+        if not good.all():
+            bad = v[~good].flat[0]
+            raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
+                             f"{']' if high_in else ')'}, got {bad:g}")
+
+
+def coefficients(step, **parameters):
+    """A step's coefficients: the step at the unit vectors, in float64.
+
+    parameters: the step's own, floats or arrays that broadcast to none, (B,) for one a
+    sample or (N,) for a schedule. Returns float64 [..., operands], z's last, in the order of
+    the step's arguments. Raises ValueError for a parameter outside its range or a
+    coefficient that is not finite.
+
+    Example: coefficients(langevin_step, eps=0.01) -> [1, 0.005, 0.1]
+    """
+    check_domain(**parameters)
+    n = len(operands(step))
+    rows = [step(*unit, **parameters) for unit in np.eye(n).tolist()]
+    table = np.stack(np.broadcast_arrays(*rows), -1).astype(np.float64)
+    if not np.isfinite(table).all():
+        raise ValueError(f"{step.__name__}: a coefficient is not finite at these parameters")
+    return table

@@ -1,0 +1,82 @@
+"""Denoising diffusion: N small Gaussian steps that destroy data, and their reversal.
+
+Index i = 0 ... N-1; alpha = 1 - beta, alpha_bar = prod alpha, alpha_bar_prev = 1 at i = 0.
+The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al. 2020]
+"""
+
+import numpy as np
+
+
+def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
+    """beta_i from beta_min to beta_max, evenly, (n,). [DDPM sec. 4]"""
+    if n < 1 or not 0 < beta_min <= beta_max < 1:
+        raise ValueError(f"need n >= 1 and 0 < beta_min <= beta_max < 1, got n={n}, "
+                         f"beta_min={beta_min}, beta_max={beta_max}")
+    return np.linspace(beta_min, beta_max, n)
+
+
+def alpha_bars(betas):
+    """alpha_bar_i = prod_{j <= i} (1 - beta_j), (N,) in float64. [DDPM sec. 2]"""
+    return np.cumprod(1 - np.asarray(betas, np.float64))
+
+
+def previous(alpha_bar):
+    """alpha_bar_{i-1}, with alpha_bar_{-1} = 1."""
+    return np.concatenate(([1.], alpha_bar[:-1]))
+
+
+def subset_betas(alpha_bar, indices):
+    """The betas of the chain that visits only these indices, so that its own alpha_bar
+    are the given ones: beta_k = 1 - alpha_bar_k / alpha_bar_{k-1}. [iDDPM eq. 19]
+
+    alpha_bar: (N,); indices: rising. Returns (len(indices),).
+    """
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not indices.size or not (np.diff(indices) > 0).all() \
+            or indices[0] < 0 or indices[-1] >= len(alpha_bar):
+        raise ValueError(f"indices must rise within 0 ... {len(alpha_bar) - 1}")
+    return 1 - alpha_bar[indices] / previous(alpha_bar[indices])
+
+
+def forward_step(x, z, /, beta):
+    """x_i = sqrt(1 - beta) x_{i-1} + sqrt(beta) z. [DDPM eq. 2]
+
+    x, z: same shape, z ~ N(0, I); 0 < beta < 1.
+    """
+    return (1 - beta)**.5 * x + beta**.5 * z
+
+
+def forward(x0, z, /, alpha_bar):
+    """x_i = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) z: many steps at once. [DDPM eq. 4]"""
+    return alpha_bar**.5 * x0 + (1 - alpha_bar)**.5 * z
+
+
+def ancestral_step(x, s, z, /, beta, variance):
+    """x_{i-1} = (x_i + beta s) / sqrt(1 - beta) + sqrt(variance) z. [DDPM eq. 11, in s]
+
+    x, s, z: same shape, s the score at x_i. variance: beta or `posterior_variances`, the two
+    choices of DDPM sec. 3.2; 0 gives the mean.
+    """
+    return (x + beta * s) / (1 - beta)**.5 + variance**.5 * z
+
+
+def posterior_variances(betas):
+    """beta~_i = beta_i (1 - alpha_bar_{i-1}) / (1 - alpha_bar_i); 0 at i = 0. [DDPM eq. 7]"""
+    alpha_bar = alpha_bars(betas)
+    return betas * (1 - previous(alpha_bar)) / (1 - alpha_bar)
+
+
+def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
+    """From alpha_bar to alpha_bar_prev through the predicted x_0. [DDIM eqs. 12 and 16]
+
+        x' = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z
+        sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar))
+                    sqrt(1 - alpha_bar / alpha_bar_prev)
+
+    x, s, z: same shape. eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
+    """
+    eps = -(1 - alpha_bar)**.5 * s
+    x0_hat = (x - (1 - alpha_bar)**.5 * eps) / alpha_bar**.5
+    sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar))**.5 \
+        * (1 - alpha_bar / alpha_bar_prev)**.5
+    return alpha_bar_prev**.5 * x0_hat + (1 - alpha_bar_prev - sigma**2)**.5 * eps + sigma * z

@@ -1,0 +1,31 @@
+"""Langevin dynamics, and its annealed form: with denoising score matching, SMLD."""
+
+import numpy as np
+
+
+def langevin_step(x, s, z, /, eps):
+    """x' = x + (eps / 2) grad log p(x) + sqrt(eps) z. [SMLD: Song & Ermon 2019, eq. 4]
+
+    x, s, z: same shape, s the score at x, z ~ N(0, I); eps > 0 the step size.
+    """
+    return x + eps / 2 * s + eps**.5 * z
+
+
+def noise_levels(n=10, sigma_max=1., sigma_min=.01):
+    """n levels from sigma_max down to sigma_min, a geometric sequence. [SMLD sec. 3.1]"""
+    if n < 1 or not 0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(f"need n >= 1 and 0 < sigma_min < sigma_max, got n={n}, "
+                         f"sigma_min={sigma_min}, sigma_max={sigma_max}")
+    return np.geomspace(sigma_max, sigma_min, n)
+
+
+def step_sizes(sigmas, eps=2e-5):
+    """alpha_i = eps sigma_i^2 / sigma_L^2, one a level. [SMLD Algorithm 1]
+
+    sigmas: (L,) positive and falling. The published code steps x + alpha s + sqrt(2 alpha) z,
+    which is Algorithm 1 with twice this eps.
+    """
+    sigmas = np.asarray(sigmas, np.float64)
+    if sigmas.size < 1 or not (sigmas > 0).all() or not (np.diff(sigmas) < 0).all():
+        raise ValueError("sigmas must be positive and fall from level to level")
+    return eps * sigmas**2 / sigmas[-1]**2

@@ -1,0 +1,33 @@
+"""pip install --use-pep517 -e .   (see README.md)"""
+
+import os
+import sys
+
+from setuptools import setup
+
+if "develop" in sys.argv and "bdist_wheel" not in sys.argv:
+    sys.exit("this layout needs a PEP 517 install: pip install --use-pep517 -e .")
+
+os.makedirs(".build", exist_ok=True)
+setup(
+    name="minidiff",
+    version="0.1.0",
+    description="Score-based generative modelling from scratch, with kernels that return "
+                "NumPy's bits",
+    python_requires=">=3.11",
+    packages=["minidiff", "minidiff.kernels", "minidiff.bench"],
+    package_dir={"minidiff.kernels": "kernels", "minidiff.bench": "bench"},
+    package_data={"minidiff.kernels": ["*.cu"]},
+    install_requires=["numpy>=2.0,<2.6", "torch>=2.11,<2.14", "scikit-learn>=1.5,<1.10",
+                      "matplotlib>=3.9,<4", "safetensors>=0.4,<0.9", "tqdm>=4.66,<5"],
+    extras_require={
+        "test": ["pytest>=8,<10", "pytest-benchmark>=5,<6", "hypothesis>=6.100,<7",
+                 "scipy>=1.13,<2", "ruff>=0.6,<1",
+                 "triton>=3.6,<3.10; platform_system == 'Linux'"],
+        "cuda12": ["cupy-cuda12x>=13,<15"],
+        "cuda13": ["cupy-cuda13x>=14,<15", "nvidia-cuda-nvrtc>=13,<14"],
+    },
+    entry_points={"console_scripts": ["minidiff = minidiff.__main__:main"]},
+    options={"egg_info": {"egg_base": ".build"}, "build": {"build_base": ".build/build"},
+             "bdist_wheel": {"dist_dir": ".build/dist"}},
+)
