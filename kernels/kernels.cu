@@ -7,6 +7,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 #define FN __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
 FN float as_float(u32 i) { return __uint_as_float(i); }
 FN u32 as_uint(float f) { return __float_as_uint(f); }
 // sqrt.rn without its range check: 1e-7 < x < 46 here, and the check costs seven instructions
@@ -24,6 +25,7 @@ typedef uint32_t u32;
 typedef uint64_t u64;
 typedef int64_t i64;
 #define FN inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 10")
 FN float as_float(u32 i) { float f; memcpy(&f, &i, 4); return f; }
 FN u32 as_uint(float f) { u32 i; memcpy(&i, &f, 4); return i; }
 FN float root(float x) { return sqrtf(x); }
@@ -32,8 +34,7 @@ FN float root(float x) { return sqrtf(x); }
 // ---- the noise contract (minidiff/noise.py) ----
 
 FN void philox(u32 &c0, u32 &c1, u32 &c2, u32 &c3, u32 k0, u32 k1) {
-#pragma GCC unroll 10
-    for (int i = 0; i < 10; i++) {
+    UNROLL for (int i = 0; i < 10; i++) {
         u64 p0 = (u64)c0 * 0xD2511F53u, p1 = (u64)c2 * 0xCD9E8D57u;
         c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
         c1 = (u32)p1;
@@ -159,10 +160,11 @@ struct alignas(16) Pack { STORAGE e[PACK]; };
 extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
         const STORAGE *u2, const STORAGE *u3, const float *coef, int per_sample,
         const i64 *counter, i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 step,
-        u32 tag, int columns, int packs, i64 column_tiles, int aligned) {
-    i64 b = (blockIdx.x / column_tiles) * (blockDim.x >> columns) + (threadIdx.x >> columns);
+        u32 tag, int columns, int packs, u32 column_tiles, int aligned) {
+    i64 tile = blockIdx.x / column_tiles;
+    i64 b = tile * (blockDim.x >> columns) + (threadIdx.x >> columns);
     if (b >= batch) return;
-    i64 pack = ((blockIdx.x % column_tiles) * packs << columns)
+    i64 pack = ((i64)(blockIdx.x % column_tiles) * packs << columns)
         + (threadIdx.x & ((1 << columns) - 1));
     i64 row = per_sample ? b : 0;
     if (counter) {
@@ -170,8 +172,7 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
         step = (u32)*counter;
     }
     float c[WIDTH];
-#pragma unroll
-    for (int k = 0; k < WIDTH; k++) c[k] = coef[row * WIDTH + k];
+    UNROLL for (int k = 0; k < WIDTH; k++) c[k] = coef[row * WIDTH + k];
     const STORAGE *u[4] = {u0 + b * size, u1 + b * size, u2 + b * size, u3 + b * size};
     out += b * size;
     for (int n = 0; n < packs; n++, pack += 1 << columns) {
@@ -179,28 +180,27 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
         int count = size - j < PACK ? (int)(size - j) : PACK;
         if (count <= 0) return;
         Pack in[OPERANDS + 1], result;
-#pragma unroll
-        for (int k = 0; k < OPERANDS; k++)
+        UNROLL for (int k = 0; k < OPERANDS; k++)
             if (aligned) in[k] = *(const Pack *)(u[k] + j);
-            else for (int e = 0; e < count; e++) in[k].e[e] = u[k][j + e];
+            else UNROLL for (int e = 0; e < PACK; e++)
+                if (e < count) in[k].e[e] = u[k][j + e];
         float z[PACK];
-#pragma unroll
-        for (int v = 0; v < PACK / 4 && DRAWS; v++)
+        UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++)
             normal4((u32)(pack * (PACK / 4) + v), sample + (u32)b, step, tag, (u32)seed,
                     (u32)(seed >> 32), z + 4 * v);
-#pragma unroll
-        for (int e = 0; e < PACK; e++) {
+        UNROLL for (int e = 0; e < PACK; e++) {
             float value[OPERANDS + 1], sum = 0.f;
-            for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
+            UNROLL for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
             if (CLIP) value[1] = clip(c[WIDTH - 4] * value[0] + c[WIDTH - 3] * value[1],
                                       c[WIDTH - 2], c[WIDTH - 1]);
-            for (int k = 0; k < OPERANDS; k++)
+            UNROLL for (int k = 0; k < OPERANDS; k++)
                 sum = k ? sum + c[k] * value[k] : c[k] * value[k];
             if (DRAWS) sum = OPERANDS ? sum + c[OPERANDS] * z[e] : c[OPERANDS] * z[e];
             result.e[e] = STORAGE::store(sum);
         }
         if (aligned) *(Pack *)(out + j) = result;
-        else for (int e = 0; e < count; e++) out[j + e] = result.e[e];
+        else UNROLL for (int e = 0; e < PACK; e++)
+            if (e < count) out[j + e] = result.e[e];
     }
 }
 

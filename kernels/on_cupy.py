@@ -76,5 +76,5 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
              np.int64(batch), np.int64(size), np.uint64(seed & (1 << 64) - 1),
              np.uint32(sample & 0xFFFFFFFF), np.uint32(0 if counter is not None
                                                        else step & 0xFFFFFFFF),
-             np.uint32(tag), np.int32(columns), np.int32(packs), np.int64(column_tiles),
+             np.uint32(tag), np.int32(columns), np.int32(packs), np.uint32(column_tiles),
              np.int32(aligned)))
