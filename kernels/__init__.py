@@ -153,7 +153,7 @@ def update(operands, coef, *, clip=None, seed=0, sample=0, step=0, tag=0, out=No
             raise ValueError("clip needs two operands, x and s")
         clip = np.broadcast_to(np.asarray(clip, np.float32), (rows, 4))
         coef = np.concatenate((np.reshape(coef, (rows, width)), clip), 1)
-    table = _table(coef, (rows, -1), first)
+    table = _table(coef, (rows, np.shape(coef)[-1]), first)
 
     operands = [u if _contiguous(u) else module.contiguous(u) for u in operands]
     if out is None:

@@ -148,6 +148,15 @@ FN float clip(float d, float lo, float hi) {  // NaN passes
 }
 
 #ifdef __CUDACC_RTC__
+extern "C" __global__ void words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    u32 c0 = counters[4 * i], c1 = counters[4 * i + 1], c2 = counters[4 * i + 2],
+        c3 = counters[4 * i + 3];
+    philox(c0, c1, c2, c3, k0, k1);
+    out[4 * i] = c0; out[4 * i + 1] = c1; out[4 * i + 2] = c2; out[4 * i + 3] = c3;
+}
+
 // ---- GPU: STORAGE, OPERANDS, DRAWS, CLIP are macros; a thread moves packs of 16 bytes ----
 
 #define PACK (16 / (int)sizeof(STORAGE))
@@ -290,6 +299,11 @@ template <class T> static void run(const Job &job) {
         i64 n = job.size - j < 4 * QUADS ? job.size - j : 4 * QUADS;
         block<T>(job, b, r, j, n);
     }
+}
+
+extern "C" void minidiff_words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
+    memcpy(out, counters, 16 * n);
+    for (u32 *c = out; c < out + 4 * n; c += 4) philox(c[0], c[1], c[2], c[3], k0, k1);
 }
 
 extern "C" void minidiff_update(const Job *job, int dtype) {

@@ -41,9 +41,21 @@ def options(dtype, operands, draws, clips):
 
 
 @cache
-def kernel(device, *variant):
+def kernel(device, name, *variant):
     import cupy
-    return cupy.RawKernel(SOURCE.read_text(), "update", options(*variant))
+    return cupy.RawKernel(SOURCE.read_text(), name, options(*variant))
+
+
+def philox(counters, key):
+    """The words of (n, 4) uint32 counters, (n, 4), NumPy in and out."""
+    import cupy
+    import numpy as np
+    c = cupy.asarray(counters)
+    out = cupy.empty_like(c)
+    kernel(c.device.id, "words", "float32", 0, True, False)(
+        (-(-len(c) // THREADS),), (THREADS,),
+        (c, out, np.int64(len(c)), np.uint32(key[0]), np.uint32(key[1])))
+    return out.get()
 
 
 def tile(size, pack):
@@ -69,7 +81,7 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
     stream = torch.cuda.current_stream(out.device)
     with cupy.cuda.Device(out.device.index), \
             cupy.cuda.Stream.from_external(stream):
-        kernel(out.device.index, dtype, len(operands), draws, clips)(
+        kernel(out.device.index, "update", dtype, len(operands), draws, clips)(
             (-(-batch // (THREADS >> columns)) * column_tiles,), (THREADS,),
             (*pointers, coef.data_ptr(), np.int32(counter is None and len(coef) > 1),
              counter.data_ptr() if counter is not None else 0, np.int64(len(coef)),

@@ -67,9 +67,11 @@ def library(flags=NATIVE):
             os.replace(part, built)  # whole or not at all, also between two processes
         finally:
             Path(part).unlink(missing_ok=True)
-    run = ctypes.CDLL(str(built)).minidiff_update
-    run.argtypes, run.restype = [ctypes.POINTER(Job), ctypes.c_int], None
-    return run
+    lib = ctypes.CDLL(str(built))
+    lib.minidiff_update.argtypes = [ctypes.POINTER(Job), ctypes.c_int]
+    lib.minidiff_words.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] + [ctypes.c_uint32] * 2
+    lib.minidiff_update.restype = lib.minidiff_words.restype = None
+    return lib
 
 
 @cache
@@ -95,6 +97,14 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
 
 
+def philox(counters, key):
+    """The words of (n, 4) uint32 counters, (n, 4)."""
+    counters = np.ascontiguousarray(counters)
+    out = np.empty_like(counters)
+    library(NATIVE).minidiff_words(counters.ctypes.data, out.ctypes.data, len(out), *key)
+    return out
+
+
 def _pointer(array):
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
@@ -109,4 +119,4 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, fl
     job = Job(_pointer(out), (ctypes.c_void_p * 4)(*map(_pointer, operands)), coef.ctypes.data,
               per_sample, len(operands), draws, clips, batch, size, seed & (1 << 64) - 1, sample,
               step, tag, threads() if batch * size > SMALL else 1)
-    library(flags or NATIVE)(job, DTYPES[str(out.dtype).removeprefix("torch.")])
+    library(flags or NATIVE).minidiff_update(job, DTYPES[str(out.dtype).removeprefix("torch.")])

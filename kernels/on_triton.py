@@ -50,7 +50,7 @@ def empty_like(array):
 
 if not _absent:
     @triton.jit
-    def philox(c0, c1, c2, c3, k0, k1):
+    def _philox(c0, c1, c2, c3, k0, k1):
         for _ in tl.static_range(10):
             p0 = c0.to(tl.uint64) * 0xD2511F53
             p1 = c2.to(tl.uint64) * 0xCD9E8D57
@@ -61,6 +61,21 @@ if not _absent:
             k0 += 0x9E3779B9
             k1 += 0xBB67AE85
         return c0, c1, c2, c3
+
+    @triton.jit
+    def words(counters, out, n, k0, k1, BLOCK: tl.constexpr):
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        at = counters + 4 * i
+        c0 = tl.load(at, mask=i < n).to(tl.uint32)
+        c1 = tl.load(at + 1, mask=i < n).to(tl.uint32)
+        c2 = tl.load(at + 2, mask=i < n).to(tl.uint32)
+        c3 = tl.load(at + 3, mask=i < n).to(tl.uint32)
+        c0, c1, c2, c3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32), k1.to(tl.uint32))
+        at = out + 4 * i
+        tl.store(at, c0.to(tl.int32, bitcast=True), mask=i < n)
+        tl.store(at + 1, c1.to(tl.int32, bitcast=True), mask=i < n)
+        tl.store(at + 2, c2.to(tl.int32, bitcast=True), mask=i < n)
+        tl.store(at + 3, c3.to(tl.int32, bitcast=True), mask=i < n)
 
     @triton.jit
     def radius(w, INTERPRETED: tl.constexpr):
@@ -104,7 +119,7 @@ if not _absent:
     def normal4(quad, sample, step, tag, k0, k1, INTERPRETED: tl.constexpr):
         """[rows, quads, 2, 2]: z0 z1 z2 z3 of each quad."""
         quad, sample = tl.broadcast(quad, sample)
-        w0, w1, w2, w3 = philox(quad, sample, step, tag, k0, k1)
+        w0, w1, w2, w3 = _philox(quad, sample, step, tag, k0, k1)
         r0 = radius(w0, INTERPRETED)
         r1 = radius(w2, INTERPRETED)
         c0, s0 = cos_sin(w1)
@@ -204,6 +219,17 @@ def tile(size, v):
 
 def _signed(word):
     return (word + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def philox(counters, key):
+    """The words of (n, 4) uint32 counters, (n, 4), NumPy in and out."""
+    import torch
+    device = "cpu" if INTERPRET else "cuda"
+    c = torch.from_numpy(counters.view("int32")).to(device)
+    out = torch.empty_like(c)
+    block = 1 << 16 if INTERPRET else 256
+    words[(-(-len(c) // block),)](c, out, len(c), *map(_signed, key), BLOCK=block)
+    return out.cpu().numpy().view("uint32")
 
 
 def arguments(out, operands, coef, draws, clips, shape, seed, sample, step, tag):

@@ -1,7 +1,7 @@
 """One row an op. Kernels, checks, tests and benchmarks are generated from these rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
 
 from .. import ddpm, langevin, sde
 from ..affine import operands

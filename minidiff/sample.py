@@ -11,7 +11,8 @@ Example: *_, x = reverse_sde(score, x, VP(), times, Reference(seed=0))
 
 import numpy as np
 
-from . import ddpm, langevin, noise, sde as sdes
+from . import ddpm, langevin, noise
+from . import sde as sdes
 from .affine import check_domain, operands
 
 

@@ -1,0 +1,226 @@
+"""Every op on every backend against NumPy, bit for bit; and a kernel of your own.
+
+A row: op, backend, dtype, shape, max_ulp, passed, reason. `passed` is None where the backend
+cannot run here; it never counts as passed.
+"""
+
+import inspect
+import runpy
+from pathlib import Path
+
+import numpy as np
+
+from .. import noise
+from . import BACKENDS, FLOATS, OPS, backend, coefficients, missing, on_numpy, update
+
+SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
+          (300, 2), (17, 1024)]
+ANSWERS = (  # Random123's known answers: counter, key, words
+    ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
+     (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)))
+COUNTER = {"seed": 0x123456789ABCDEF, "sample": 5, "step": 3, "tag": 2}
+
+
+def ulps(got, expected):
+    """Distance in units in the last place of two NumPy arrays, element by element.
+
+    Any NaN equals any NaN; -0 is one away from +0. Bits of a 16-bit float come as int16.
+    """
+    nan = np.isnan(got) & np.isnan(expected) if got.dtype.kind == "f" else False
+    bits = np.dtype(f"i{got.itemsize}")
+
+    def ordered(a):
+        i = a.view(bits).astype(np.int64)
+        return np.where(i < 0, -(i & np.iinfo(bits).max) - 1, i)
+    return np.where(nan, 0, np.abs(ordered(got) - ordered(expected)))
+
+
+def _numpy(tensor):
+    """A tensor's values, or for bfloat16 its bits with every NaN made one."""
+    import torch
+    if tensor.dtype == torch.bfloat16:
+        nan = tensor.isnan()
+        return torch.where(nan, torch.tensor(0x7FC0, dtype=torch.int16),
+                           tensor.view(torch.int16)).numpy()
+    return tensor.numpy()
+
+
+def _row(op, name, dtype, shape, got, expected, variant=""):
+    """Compare two CPU tensors; the reason names the worst element."""
+    shown = {"op": op, "backend": name, "dtype": dtype, "shape": list(shape)}
+    if tuple(got.shape) != tuple(expected.shape) or got.dtype != expected.dtype:
+        return shown | {"max_ulp": None, "passed": False, "reason":
+                        f"returned {got.dtype} {tuple(got.shape)}, not {expected.dtype} "
+                        f"{tuple(expected.shape)}"}
+    d = ulps(_numpy(got.contiguous()), _numpy(expected))
+    if not d.size or not d.max():
+        return shown | {"max_ulp": 0, "passed": True, "reason": variant}
+    at = tuple(int(i) for i in np.unravel_index(d.argmax(), d.shape))
+    a, b = float(got[at]), float(expected[at])
+    return shown | {"max_ulp": int(d.max()), "passed": False, "reason":
+                    f"{variant}: {int((d > 0).sum())} of {d.size} elements differ, most at {at}: "
+                    f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {int(d.max())} ulp)"}
+
+
+def _cases(op, dtypes, shapes):
+    """dtype, shape, operands, parameters, coef, result rounded from the float32 oracle."""
+    import torch
+    rng = np.random.default_rng(0)
+    for dtype in dtypes:
+        for shape in shapes:
+            for variant in ("per call", "per sample"):
+                u = [torch.from_numpy(rng.standard_normal(shape, np.float32))
+                     .to(getattr(torch, dtype)) for _ in op.operands]
+                p = op.parameters(rng, shape[0] if variant == "per sample" else None)
+                coef = coefficients(op.step, **p)
+                if variant == "per sample":
+                    coef = np.broadcast_to(coef, (shape[0], coef.shape[-1]))
+                out = torch.empty(shape)
+                update([v.float() for v in u], coef, out=out, backend="numpy", **COUNTER)
+                yield dtype, shape, variant, u, p, coef, out.to(getattr(torch, dtype))
+
+
+def _device(name):
+    import torch
+    return "cuda" if name in ("triton", "cupy") and torch.cuda.is_available() else "cpu"
+
+
+def check_op(op, name, dtypes=FLOATS, shapes=SHAPES):
+    """Rows of one op on one backend: per call and per sample, out of place and in place."""
+    import torch
+    for dtype, shape, variant, u, _, coef, expected in _cases(op, dtypes, shapes):
+        u = [v.to(_device(name)) for v in u]
+        out = torch.full(shape, float("nan"), dtype=expected.dtype, device=_device(name))
+        update(u, coef, out=out, backend=name, **COUNTER)
+        yield _row(op.name, name, dtype, shape, out.cpu(), expected, f"{variant}, out of place")
+        if u:
+            update(u, coef, out=u[0], backend=name, **COUNTER)
+            yield _row(op.name, name, dtype, shape, u[0].cpu(), expected, f"{variant}, in place")
+
+
+def check_words(name):
+    """Philox on a backend: the known answers, and 10^5 random counters against NumPy."""
+    counters = np.random.default_rng(1).integers(0, 2**32, (100_000, 4), np.uint32)
+    key = 0x9ABCDEF0, 0x12345678
+    good = all((backend(name).philox(np.array([c], np.uint32), k)[0] == w).all()
+               for c, k, w in ANSWERS)
+    same = (backend(name).philox(counters, key) == on_numpy.philox(counters, key)).all()
+    yield {"op": "philox", "backend": name, "dtype": "uint32", "shape": list(counters.shape),
+           "max_ulp": None, "passed": bool(good and same), "reason":
+           "Random123's answers and random counters" if good and same else
+           "Random123's answers differ" if not good else "random counters differ from NumPy's"}
+
+
+def check_equation(op, trials=100, shape=(64, 5)):
+    """A row's step against its own coefficients, and the float32 update against both.
+
+    In float64 step(u, z) = sum c_k u_k to 1e-12 of the terms and step(0) = 0. The float32
+    update of n terms rounds each coefficient, product and sum once, so it lies within
+    gamma_{n+1} sum |c_k u_k|, gamma_m = m e / (1 - m e), e = 2^-24, of the float64 step.
+    """
+    rng = np.random.default_rng(2)
+    worst, bound, zero = 0., 0., 0.
+    for _ in range(trials):
+        p = op.parameters(rng)
+        c = coefficients(op.step, **p)
+        u = [rng.standard_normal(shape, np.float32) for _ in op.operands]
+        terms = [*u, noise.normal(shape, **COUNTER)] if op.noise else u
+        exact = op.step(*(t.astype(np.float64) for t in terms), **p)
+        scale = sum(abs(c_k * t) for c_k, t in zip(c, terms))
+        total = sum(c_k * t.astype(np.float64) for c_k, t in zip(c, terms))
+        worst = max(worst, (abs(exact - total) / np.maximum(scale, 1)).max())
+        zero = max(zero, np.abs(op.step(*(0. * t for t in terms), **p)).max())
+        m = (len(c) + 1) * 2.**-24
+        out = update(u, c, out=np.empty(shape, np.float32), backend="numpy", **COUNTER)
+        bound = max(bound, (abs(out - exact) / (m / (1 - m) * scale + 1e-44)).max())
+    passed = worst <= 1e-12 and zero == 0 and bound <= 1
+    yield {"op": op.name, "backend": "equation", "dtype": "float64", "shape": list(shape),
+           "max_ulp": None, "passed": bool(passed), "reason":
+           f"|step - sum c u| {worst:.1e} (1e-12), step(0) {zero:g} (0), "
+           f"float32 error / bound {bound:.2f} (1)"}
+
+
+def check(ops=None, backends=None, dtypes=FLOATS):
+    """All rows, one by one, for names of ops and backends (default: all)."""
+    ops = [OPS[name] for name in ops or OPS]
+    for op in ops:
+        yield from check_equation(op)
+    for name in backends or BACKENDS:
+        reason = missing(name)
+        if reason and backends:
+            raise RuntimeError(f"backend {name!r}: {reason}")
+        if reason:
+            yield from ({"op": op.name, "backend": name, "dtype": dtype, "shape": None,
+                         "max_ulp": None, "passed": None, "reason": reason}
+                        for op in ops for dtype in dtypes)
+            continue
+        yield from check_words(name)
+        for op in ops:
+            yield from check_op(op, name, dtypes)
+
+
+def load_kernels(file):
+    """A user's file as {op name: function}, and the arrays its functions take.
+
+    ValueError in one line where the file cannot be used.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        names = runpy.run_path(str(file))
+    except Exception as e:
+        raise ValueError(f"{file}: {type(e).__name__}: {e}") from e
+    kernels = {n: f for n, f in names.items() if n in OPS and callable(f)}
+    if not kernels:
+        raise ValueError(f"{file} defines no function named like an op: {', '.join(OPS)}")
+    arrays = names.get("ARRAYS", "numpy")
+    if arrays not in ("numpy", "torch"):
+        raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', got {arrays!r}")
+    return kernels, arrays
+
+
+def arguments(function, op, u, p, coef, shape):
+    """What a user's function asks for by name: operands, z, parameters, coef, the counter."""
+    have = dict(zip(op.operands, u)) | p | COUNTER | {"coef": coef, "shape": shape}
+    wanted = inspect.signature(function).parameters
+    if "z" in wanted:
+        have["z"] = noise.normal(shape, **COUNTER)
+    unknown = [n for n, w in wanted.items() if n not in have and w.default is w.empty]
+    if unknown:
+        raise ValueError(f"{op.name}: unknown argument {unknown[0]!r}; there are z, "
+                         f"{', '.join(have)}")
+    return {n: have[n] for n in wanted if n in have}
+
+
+def check_kernels(file, ops=None, dtypes=("float32",)):
+    """Rows of a user's own kernels: functions named like ops, in a Python file.
+
+    Each is called with the arguments it names and returns the result: operands (x, s, ...),
+    coef (float32, (K,) or one row a sample), z, the step's parameters, shape, seed, sample,
+    step, tag. Arrays are NumPy's, or with ARRAYS = "torch" tensors (CUDA if there is one).
+    """
+    import torch
+    kernels, arrays = load_kernels(file)
+    device = "cuda" if arrays == "torch" and torch.cuda.is_available() else "cpu"
+
+    def give(v):
+        v = v if hasattr(v, "data_ptr") else torch.from_numpy(np.ascontiguousarray(v))
+        return v.to(device) if arrays == "torch" else v.numpy()
+    for name, function in kernels.items():
+        for dtype, shape, variant, u, p, coef, expected in _cases(OPS[name], dtypes, SHAPES) \
+                if not ops or name in ops else ():
+            args = arguments(function, OPS[name], u, p, coef.astype(np.float32), shape)
+            args = {n: give(v) if isinstance(v, np.ndarray) or hasattr(v, "data_ptr") else v
+                    for n, v in args.items()}
+            try:
+                got = function(**args)
+                got = got.detach().cpu() if hasattr(got, "data_ptr") \
+                    else torch.from_numpy(np.asarray(got))
+            except Exception as e:
+                yield {"op": name, "backend": str(file), "dtype": dtype, "shape": list(shape),
+                       "max_ulp": None, "passed": False,
+                       "reason": f"{variant}: raised {type(e).__name__}: {e}"}
+                continue
+            yield _row(name, str(file), dtype, shape, got, expected, variant)
