@@ -1,0 +1,1 @@
+"""Benchmarks: contract backends against what users write today. Import name minidiff.bench."""

@@ -224,3 +224,24 @@ def check_kernels(file, ops=None, dtypes=("float32",)):
                        "reason": f"{variant}: raised {type(e).__name__}: {e}"}
                 continue
             yield _row(name, str(file), dtype, shape, got, expected, variant)
+
+
+def report(rows):
+    """Print failures as they come, then a line an op and backend; returns the rows."""
+    groups, kept = {}, []
+    for row in rows:
+        kept.append(row)
+        if row["passed"] is False:
+            print(f"FAILED {row['op']} {row['backend']} {row['dtype']} {row['shape']}: "
+                  f"{row['reason']}")
+        groups.setdefault((row["backend"], row["op"]), []).append(row)
+    for (name, op), group in groups.items():
+        ran = [r for r in group if r["passed"] is not None]
+        ulp = max((r["max_ulp"] for r in ran if r["max_ulp"] is not None), default=None)
+        print(f"{name:<10}{op:<20}{sum(r['passed'] for r in ran):>5} of {len(ran):>4} passed  "
+              + (f"{ulp} ulp" if ulp is not None else group[-1]["reason"]) if ran else
+              f"{name:<10}{op:<20}not run: {group[0]['reason']}")
+    failed = sum(r["passed"] is False for r in kept)
+    print(f"{sum(r['passed'] is True for r in kept)} passed, {failed} failed, "
+          f"{sum(r['passed'] is None for r in kept)} not run")
+    return kept

@@ -19,6 +19,15 @@ def noise_levels(n=10, sigma_max=1., sigma_min=.01):
     return np.geomspace(sigma_max, sigma_min, n)
 
 
+def rho_levels(n, sigma_max, sigma_min, rho=7.):
+    """(smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho, n levels that fall and crowd
+    at the small end. [EDM: Karras et al. 2022, eq. 5]"""
+    if n < 2 or not 0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(f"need n >= 2 and 0 < sigma_min < sigma_max, got n={n}, "
+                         f"sigma_min={sigma_min}, sigma_max={sigma_max}")
+    return np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n)**rho
+
+
 def step_sizes(sigmas, eps=2e-5):
     """alpha_i = eps sigma_i^2 / sigma_L^2, one a level. [SMLD Algorithm 1]
 

@@ -14,6 +14,7 @@ import numpy as np
 from . import ddpm, langevin, noise
 from . import sde as sdes
 from .affine import check_domain, operands
+from .score_matching import posterior_mean
 
 
 class Reference:
@@ -55,11 +56,15 @@ def iterate(step, score, x, levels, op, check_finite=False, **parameters):
         yield x
 
 
+def denoise(score, x, level, op, a, sigma):
+    """E[x_0 | x], the last step of a sampler, without noise. `score_matching.posterior_mean`."""
+    return op(posterior_mean, noise.PREDICTOR, a=a, sigma=sigma)(0, x, score(x, level))
+
+
 def annealed_langevin(score, x, sigmas, op, eps=2e-5, n_steps=100, **kw):
     """SMLD: n_steps Langevin steps a level, from the largest sigma down. [SMLD Alg. 1]
 
-    score(x, sigma). `score_matching.posterior_mean` at sigmas[-1] ends it without noise
-    [NCSNv2 sec. 3.4].
+    score(x, sigma). `denoise` at sigmas[-1] ends it without noise. [NCSNv2 sec. 3.4]
     """
     _at_least_one(n_steps)
     alphas = langevin.step_sizes(sigmas, eps)

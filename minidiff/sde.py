@@ -38,6 +38,10 @@ class VE:
         t = np.asarray(t, np.float64)
         return 1. + 0. * t, self.sigma_min * (self.sigma_max / self.sigma_min)**t
 
+    def time(self, ratio):
+        """The t at which sigma / a = ratio."""
+        return np.log(ratio / self.sigma_min) / np.log(self.sigma_max / self.sigma_min)
+
     def discretize(self, x, i, n):
         """(f_i, G_i) of n steps: f = 0, G = sqrt(sigma_i^2 - sigma_{i-1}^2), sigma_{-1} = 0,
         sigma_i = sigma(i / (n - 1)); sum G_i^2 = sigma_max^2. [SDE eq. 6, n > 1]"""
@@ -69,6 +73,12 @@ class _LinearBeta:
         """f(x, t) = -1/2 beta(t) x."""
         return -.5 * self.beta(t) * x
 
+    def time(self, ratio):
+        """The t at which sigma / a = ratio, from int_0^t beta = -2 ln a(ratio)."""
+        slope = self.beta_max - self.beta_min
+        integral = -2 * self.log_a_at(np.asarray(ratio, np.float64))
+        return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral)**.5)
+
 
 @dataclass(frozen=True)
 class VP(_LinearBeta):
@@ -84,6 +94,10 @@ class VP(_LinearBeta):
     def marginal(self, t):
         """(a, sigma), sigma = sqrt(1 - a^2), by expm1 so that small t keeps its digits."""
         return np.exp(self.log_a(t)), (-np.expm1(2 * self.log_a(t)))**.5
+
+    def log_a_at(self, ratio):
+        """ln a where sqrt(1 - a^2) / a = ratio."""
+        return -.5 * np.log1p(ratio**2)
 
     def discretize(self, x, i, n):
         """(f_i, G_i) of n steps: f = sqrt(1 - beta_i) x - x, G = sqrt(beta_i), with
@@ -106,6 +120,10 @@ class SubVP(_LinearBeta):
     def marginal(self, t):
         """(a, sigma), sigma = 1 - a^2. [SDE eq. 29: the variance is its square]"""
         return np.exp(self.log_a(t)), -np.expm1(2 * self.log_a(t))
+
+    def log_a_at(self, ratio):
+        """ln a where (1 - a^2) / a = ratio."""
+        return -np.arcsinh(ratio / 2)
 
     def discretize(self, x, i, n):
         """(f_i, G_i) of n steps by Euler-Maruyama, dt = 1 / n: sub-VP has no betas."""

@@ -1,0 +1,34 @@
+"""What a figure came from: processor, cores, versions."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+                 platform.processor())
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    simd = [f for f in ("avx512f", "avx2") if f in flags]
+    return f"{model} ({simd[0] if simd else platform.machine()})"
+
+
+def machine():
+    """A dict of strings, stamped on every result."""
+    import torch
+    versions = {}
+    for name in ("minidiff", "numpy", "torch", "triton", "cupy-cuda13x", "cupy-cuda12x",
+                 "diffusers"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": _processor(), "cores": str(cores), "gpu": gpu,
+            "python": platform.python_version(), "system": platform.platform(), **versions}

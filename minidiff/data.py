@@ -1,0 +1,124 @@
+"""Data sets as arrays within [-1, 1]: handwritten digits, three 2-D sets, any .npz file."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import noise
+from .targets import Mixture
+
+HELD_OUT = 360
+
+
+@dataclass(frozen=True)
+class Data:
+    """train, held: (n, *shape) float32; levels: grey levels between -1 and 1, or None."""
+
+    name: str
+    train: np.ndarray
+    held: np.ndarray
+    levels: int | None = None
+
+    @property
+    def shape(self):
+        """One sample's shape."""
+        return self.train.shape[1:]
+
+    def quantize(self, x):
+        """Clip to [-1, 1] and round to the grey levels; points pass through."""
+        if not self.levels:
+            return x
+        steps = (self.levels - 1) / 2
+        return np.round((np.clip(x, -1, 1) + 1) * steps) / steps - 1
+
+
+def _order(n, seed, step=0):
+    """A random permutation of n, a function of seed and step."""
+    return np.argsort(noise.words((n,), seed, step=step, tag=noise.DATA)[:, 0, 0], kind="stable")
+
+
+def _uniform(shape, seed):
+    return noise.uniform(shape, seed, tag=noise.DATA)
+
+
+def mixture(n, seed):
+    """Eight Gaussians of deviation .05 on a circle of radius .8."""
+    angle = 2 * np.pi * np.arange(8) / 8
+    means = .8 * np.stack((np.cos(angle), np.sin(angle)), 1)
+    return Mixture(np.ones(8), means, .05**2).sample(n, seed)
+
+
+def moons(n, seed):
+    """Two half circles, one in the other's arms, with noise."""
+    u, z = _uniform((n, 2), seed), noise.normal((n, 2), seed, tag=noise.CHOICE)
+    angle, upper = np.pi * u[:, 0], u[:, 1] < .5
+    x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - .5
+    y = np.where(upper, np.sin(angle), .5 - np.sin(angle)) - .25
+    return (np.stack((x, y), 1) + .05 * z) * .55
+
+
+def checkerboard(n, seed):
+    """The eight dark squares of a four by four board on [-1, 1]^2."""
+    u = _uniform((n, 3), seed)
+    square = np.minimum((8 * u[:, 2]).astype(int), 7)
+    row, column = square // 2, 2 * (square % 2) + square // 2 % 2
+    return (np.stack((column, row), 1) + u[:, :2]) / 2 - 1
+
+
+def digits():
+    """scikit-learn's 1,797 handwritten digits, 8 by 8, 17 grey levels."""
+    from sklearn.datasets import load_digits
+    return load_digits().images[:, None] / 8 - 1
+
+
+SETS = {"mixture": mixture, "moons": moons, "checkerboard": checkerboard}
+
+
+def load(name, seed=0):
+    """A data set by name (digits, mixture, moons, checkerboard) or the path of a .npz file.
+
+    A file's first numeric array of two or more axes is taken, (n, D), (n, H, W) or
+    (n, C, H, W), and scaled to [-1, 1]; uint8 counts as 256 grey levels. ValueError in one
+    line where a file cannot be used.
+    """
+    if name == "digits":
+        x, levels = digits(), 17
+    elif name in SETS:
+        x, levels = SETS[name](8192 + HELD_OUT, seed), None
+    else:
+        x, levels = _read(name)
+    x = x.astype(np.float32)[_order(len(x), seed)]
+    return Data(str(name), x[HELD_OUT:], x[:HELD_OUT], levels)
+
+
+def _read(file):
+    if not str(file).endswith(".npz"):
+        raise ValueError(f"{file}: not digits, {', '.join(SETS)} or a .npz file")
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = {k: arrays[k] for k in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as e:
+        raise ValueError(f"{file}: not a readable .npz file ({e})") from e
+    good = [v for v in found.values() if v.dtype.kind in "fiu" and v.ndim in (2, 3, 4)]
+    if not good:
+        raise ValueError(f"{file}: no numeric array of 2 to 4 axes; it holds "
+                         f"{ {k: (v.shape, str(v.dtype)) for k, v in found.items()} }")
+    # the largest array is the data; labels and the like are smaller
+    x = max(good, key=lambda v: v.size)
+    if len(x) < 2 * HELD_OUT:
+        raise ValueError(f"{file}: {len(x)} samples, at least {2 * HELD_OUT} are needed")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{file}: holds NaN or inf")
+    levels, low, high = (256, 0, 255) if x.dtype == np.uint8 else (None, x.min(), x.max())
+    if not low < high:
+        raise ValueError(f"{file}: every value is {low}")
+    x = (x - np.float64(low)) / (np.float64(high) - low) * 2 - 1
+    x = x[:, None] if x.ndim == 3 else x
+    if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):
+        raise ValueError(f"{file}: images of {x.shape[2]} by {x.shape[3]}; height and width "
+                         "must be even")
+    return x, levels

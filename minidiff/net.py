@@ -1,0 +1,134 @@
+"""A lean noise-conditional score network: one constructor for images and for vectors."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class NoiseFeatures(nn.Module):
+    """Cosines and sines of c_noise, then two small layers: the conditioning vector e."""
+
+    def __init__(self, width, n_freq=16):
+        super().__init__()
+        self.register_buffer("freq", math.pi * torch.logspace(-1, 1, n_freq, base=4.0))
+        self.fc1, self.fc2 = nn.Linear(2 * n_freq, width), nn.Linear(width, width)
+
+    def forward(self, c_noise):
+        phase = c_noise[:, None] * self.freq
+        e = torch.cat([phase.cos(), phase.sin()], dim=1)
+        return F.silu(self.fc2(F.silu(self.fc1(e))))
+
+
+class DenseBlock(nn.Module):
+    """h + W2 silu((1 + scale(e)) W1 norm(h) + shift(e))."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.cond = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, h, e):
+        scale, shift = self.cond(e).chunk(2, dim=1)
+        return h + self.fc2(F.silu((1 + scale) * self.fc1(self.norm(h)) + shift))
+
+
+class VectorNet(nn.Module):
+    """F_x on vectors: a residual multilayer perceptron."""
+
+    def __init__(self, shape, width=128, depth=3):
+        super().__init__()
+        self.embed, self.inp = NoiseFeatures(width), nn.Linear(shape[0], width)
+        self.blocks = nn.ModuleList(DenseBlock(width) for _ in range(depth))
+        self.out = nn.Linear(width, shape[0])
+
+    def forward(self, x, c_noise):
+        e, h = self.embed(c_noise), self.inp(x)
+        for block in self.blocks:
+            h = block(h, e)
+        return self.out(F.silu(h))
+
+
+class ConvBlock(nn.Module):
+    """h + conv(silu((1 + scale(e)) norm(conv(silu(norm(h)))) + shift(e)))."""
+
+    def __init__(self, width, emb):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.cond = nn.Linear(emb, 2 * width)
+
+    def forward(self, h, e):
+        scale, shift = self.cond(e)[:, :, None, None].chunk(2, dim=1)
+        r = self.norm2(self.conv1(F.silu(self.norm1(h))))
+        return h + self.conv2(F.silu((1 + scale) * r + shift))
+
+
+class Attention(nn.Module):
+    """Residual self-attention between all positions of a feature map."""
+
+    def __init__(self, width, heads=4):
+        super().__init__()
+        self.norm, self.heads = nn.GroupNorm(8, width), heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, h):
+        tokens = self.norm(h).flatten(2).mT  # (B, positions, width)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        r = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return h + self.proj(r).mT.unflatten(2, h.shape[2:])
+
+
+class ImageNet(nn.Module):
+    """F_x on images: a U of two resolutions, with attention at the lower one.
+
+    A learned map, added after the first convolution, tells every pixel where it is.
+    """
+
+    def __init__(self, shape, width=48):
+        super().__init__()
+        channels, low = shape[0], 2 * width
+        self.embed, self.inp = NoiseFeatures(low), nn.Conv2d(channels, width, 3, padding=1)
+        self.place = nn.Parameter(0.1 * torch.randn(1, width, *shape[1:]))
+        self.enter, self.leave = ConvBlock(width, low), ConvBlock(width, low)
+        self.down = nn.Conv2d(width, low, 2, stride=2)
+        self.low1, self.mix, self.low2 = ConvBlock(low, low), Attention(low), ConvBlock(low, low)
+        self.up = nn.ConvTranspose2d(low, width, 2, stride=2)
+        self.norm, self.out = nn.GroupNorm(8, width), nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, x, c_noise):
+        e = self.embed(c_noise)
+        top = self.enter(self.inp(x) + self.place, e)
+        h = self.low2(self.mix(self.low1(self.down(top), e)), e)
+        h = self.leave(top + self.up(h), e)
+        return self.out(F.silu(self.norm(h)))
+
+
+class ScoreNet(nn.Module):
+    """The score s(x, sigma) = (D_x - x) / sigma^2 of data blurred by N(0, sigma^2).
+
+    shape is one sample's: (D,) for vectors; (channels, H, W), H and W even, for images.
+    The denoiser is D_x = c_skip x + c_out F_x(c_in x; c_noise), all four c's functions
+    of sigma that keep the network's input and target at unit variance.
+    """
+
+    def __init__(self, shape, sigma_data=0.5, **options):
+        super().__init__()
+        self.sigma_data = sigma_data
+        self.F_x = (VectorNet if len(shape) == 1 else ImageNet)(shape, **options)
+        nn.init.zeros_(self.F_x.out.weight)
+        nn.init.zeros_(self.F_x.out.bias)
+        self.to(memory_format=torch.channels_last)
+
+    def denoise(self, x, sigma):
+        """D_x: the expected clean sample, given x (B, ...) at noise levels sigma (B,)."""
+        s, sd = sigma.view(-1, *[1] * (x.dim() - 1)), self.sigma_data
+        total = (s**2 + sd**2).sqrt()
+        c_skip, c_out, c_in, c_noise = (sd / total) ** 2, s * sd / total, 1 / total, sigma.log() / 4
+        return c_skip * x + c_out * self.F_x(c_in * x, c_noise)
+
+    def forward(self, x, sigma):
+        s = sigma.view(-1, *[1] * (x.dim() - 1))
+        return (self.denoise(x, sigma) - x) / s**2

@@ -1,0 +1,52 @@
+"""The demo's picture: data, samples of each family, one trajectory from noise to data."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+
+def _images(axis, x, title):
+    """A row of images, side by side with a gap."""
+    x = np.pad(x[:, 0] if x.shape[1] == 1 else x.mean(1), ((0, 0), (1, 1), (1, 1)),
+               constant_values=1.)
+    axis.imshow(np.concatenate(list(x), 1), cmap="gray_r", vmin=-1, vmax=1,
+                interpolation="nearest")
+    axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def _points(axis, x, title):
+    axis.scatter(x[:, 0], x[:, 1], s=2, color="black", linewidths=0)
+    axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal")
+    axis.set_title(title, fontsize=9)
+
+
+def picture(file, data, samples, trajectory, columns=16):
+    """Write a PNG. samples: {family: (n, *shape)}; trajectory: states of one family's first
+    sample, noise to data, (k, *shape)."""
+    rows = {"data": data.held, **samples}
+    if len(data.shape) == 3:
+        rows = {name: x[:columns] for name, x in rows.items()}
+        pick = np.linspace(0, len(trajectory) - 1, columns).round().astype(int)
+        rows["one trajectory"] = trajectory[pick]
+        figure, axes = plt.subplots(len(rows), 1, figsize=(9, .6 * len(rows)))
+        for axis, (name, x) in zip(axes, rows.items()):
+            _images(axis, np.clip(x, -1, 1), name.replace("_", " "))
+    else:
+        across = -(-(len(rows) + 1) // 3)
+        figure, axes = plt.subplots(3, across, figsize=(2.6 * across, 8))
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, (name, x) in zip(axes.flat, rows.items()):
+            axis.axis("on")
+            _points(axis, x, name.replace("_", " "))
+        axis = axes.flat[len(rows)]
+        axis.axis("on")
+        _points(axis, data.held, "one trajectory")
+        axis.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
+    figure.tight_layout(pad=.4)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,196 @@
+"""Training by denoising score matching, and the files it leaves.
+
+Data order, noise levels and noise are functions of (seed, iteration) alone, so a run that
+was stopped and resumed returns the bits of one that was not.
+"""
+
+import json
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import noise
+from .data import _order
+from .net import ScoreNet
+from .score_matching import denoising
+from .sde import perturb
+
+
+def noise_levels(n, seed, step, mean=-1.2, std=1.2):
+    """ln sigma ~ N(mean, std^2), (n,) float64. [EDM table 1]"""
+    return np.exp(mean + std * noise.normal((n,), seed, step=step, tag=noise.TIME).astype(float))
+
+
+def weights(sigma, sigma_data):
+    """lambda(sigma) of |s - grad log q|^2 that makes it EDM's weighted |D - x_0|^2:
+    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 * sigma^4. [EDM table 1]"""
+    return (sigma**2 + sigma_data**2) * sigma**2 / sigma_data**2
+
+
+def batch_indices(n, batch, seed, step):
+    """The batch of iteration `step`: epochs of a fresh permutation each, drop the rest."""
+    per_epoch = max(1, n // batch)
+    return _order(n, seed, 1 + step // per_epoch)[step % per_epoch * batch:][:batch]
+
+
+class Trainer:
+    """One training run: the network, its average (EMA), Adam and the iteration count.
+
+    `kernels` is minidiff.kernels, handed in: it perturbs in one fused kernel.
+    """
+
+    def __init__(self, x, kernels, steps=1250, batch=128, lr=2e-3, decay=.995,
+                 seed=0, device="cpu", backend="auto"):
+        torch.manual_seed(seed)
+        self.net = ScoreNet(x.shape[1:]).to(device)
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.adam = torch.optim.Adam(self.net.parameters(), lr=lr, betas=(.9, .99))
+        self.x, self.steps, self.batch, self.lr, self.seed = x, steps, batch, lr, seed
+        self.kernels, self.backend, self.device = kernels, backend, device
+        self.step = 0
+
+    def loss(self):
+        """The objective of this iteration's batch, a mean over elements."""
+        k = self.step
+        x0 = torch.from_numpy(self.x[batch_indices(len(self.x), self.batch, self.seed, k)])
+        x0 = x0.to(self.device)
+        sigma = noise_levels(len(x0), self.seed, k)
+        draw = {"seed": self.seed, "step": k, "tag": noise.PERTURBATION, "backend": self.backend}
+        x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
+        z = self.kernels.normal(x.shape, device=self.device, **draw).flatten(1)
+        column = torch.from_numpy(sigma.astype(np.float32)).to(self.device)[:, None]
+        s = self.net(x, column[:, 0]).flatten(1)
+        return denoising(s, z, column, weights(column, self.net.sigma_data) * (2 / s.shape[1]))
+
+    def rate(self):
+        """Learning rate: 50 steps of warm-up, then half a cosine down to 0."""
+        return self.lr * min(1, (self.step + 1) / 50) \
+            * .5 * (1 + np.cos(np.pi * self.step / self.steps))
+
+    def advance(self):
+        """One iteration; returns its loss."""
+        for group in self.adam.param_groups:
+            group["lr"] = self.rate()
+        loss = self.loss()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.step}; "
+                                     "lower --lr")
+        self.adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
+        self.adam.step()
+        self.average.update_parameters(self.net)
+        self.step += 1
+        return loss.item()
+
+    def state(self):
+        """All that a resumed run needs, as flat tensors."""
+        flat = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        flat |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, slots in self.adam.state_dict()["state"].items():
+            flat |= {f"adam.{i}.{k}": v for k, v in slots.items()}
+        return flat
+
+    def restore(self, flat, step):
+        """Continue from `state()`."""
+        def part(prefix):
+            return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+        self.net.load_state_dict(part("net."))
+        self.average.load_state_dict(part("average."))
+        adam = self.adam.state_dict()
+        for key, value in part("adam.").items():
+            i, name = key.split(".")
+            adam["state"].setdefault(int(i), {})[name] = value
+        self.adam.load_state_dict(adam)
+        self.step = step
+
+
+def save(file, tensors, metadata):
+    """Write safetensors whole or not at all; the file it replaces stays as *.previous."""
+    file = Path(file)
+    part = file.with_suffix(".part")
+    data = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()},
+                                  {"minidiff": json.dumps(metadata)})
+    try:
+        with open(part, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if file.exists():
+            previous = file.with_suffix(".previous")
+            previous.unlink(missing_ok=True)
+            os.link(file, previous)
+        os.replace(part, file)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{file}: not saved, the old file is untouched ({e.strerror})") from e
+
+
+def read(file):
+    """(tensors, metadata) of a file `save` wrote; ValueError in one line otherwise."""
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
+    try:
+        with safe_open(file, "pt") as f:
+            metadata = json.loads((f.metadata() or {})["minidiff"])
+            return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118
+    except KeyError:
+        raise ValueError(f"{file}: a safetensors file, but not minidiff's") from None
+    except (SafetensorError, OSError, ValueError) as e:
+        raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
+
+
+def load_model(file, device="cpu"):
+    """(score network ready to sample, metadata) from a model file."""
+    tensors, metadata = read(file)
+    net = ScoreNet(tuple(metadata.get("shape", (0,))))
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError:
+        raise ValueError(f"{file}: weights of another architecture") from None
+    return net.to(device).eval().requires_grad_(False), metadata
+
+
+@contextmanager
+def stop_on_interrupt():
+    """A list that Ctrl-C fills, so that a loop can finish its iteration and save."""
+    stopped = []
+    old = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def run(trainer, out, metadata, save_every):
+    """Train to the end, saving `state` every so often and `model` last. Returns the exit code:
+    130 after Ctrl-C, which finishes the iteration and saves first."""
+    from tqdm import tqdm
+    state = Path(out) / "state.safetensors"
+
+    def keep():
+        save(state, trainer.state(), metadata | {"step": trainer.step})
+    with stop_on_interrupt() as stopped, tqdm(total=trainer.steps, initial=trainer.step,
+                                              unit="it", mininterval=.5) as bar:
+        while trainer.step < trainer.steps and not stopped:
+            loss = trainer.advance()
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if trainer.step % save_every == 0:
+                keep()
+        if stopped:
+            keep()
+            print(f"\nstopped at iteration {trainer.step}; --resume goes on from {state}")
+            return 130
+    keep()
+    model = Path(out) / "model.safetensors"
+    save(model, trainer.average.module.state_dict(), metadata)
+    print(f"{model}: {trainer.steps} iterations")
+    return 0
