@@ -29,17 +29,41 @@ typedef int64_t i64;
 FN float as_float(u32 i) { float f; memcpy(&f, &i, 4); return f; }
 FN u32 as_uint(float f) { u32 i; memcpy(&i, &f, 4); return i; }
 FN float root(float x) { return sqrtf(x); }
+
+// eight, four or two counters at once: 64-bit products of the low halves. GCC would take three
+// instructions for one if it were left to find them.
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { LANES = 8 };
+#define MUL_LOW(a, m) _mm512_mul_epu32((__m512i)(a), _mm512_set1_epi64(m))
+#elif defined(__AVX2__)
+#include <immintrin.h>
+enum { LANES = 4 };
+#define MUL_LOW(a, m) _mm256_mul_epu32((__m256i)(a), _mm256_set1_epi64x(m))
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+enum { LANES = 2 };
+#define MUL_LOW(a, m) _mm_mul_epu32((__m128i)(a), _mm_set1_epi64x(m))
+#else
+enum { LANES = 2 };
+#define MUL_LOW(a, m) (((a) & 0xffffffffu) * m)
 #endif
+typedef u64 Lanes __attribute__((vector_size(8 * LANES)));
+typedef u32 Words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+FN Lanes mul32(Lanes a, u32 m) { return (Lanes)MUL_LOW(a, m); }
+#endif
+FN u64 mul32(u64 a, u32 m) { return (u64)(u32)a * m; }
 
 // ---- the noise contract (minidiff/noise.py) ----
 
-FN void philox(u32 &c0, u32 &c1, u32 &c2, u32 &c3, u32 k0, u32 k1) {
+// W is u64, or on the CPU a vector of them; only the low 32 bits of a word count
+template <class W> FN void philox(W &c0, W &c1, W &c2, W &c3, u32 k0, u32 k1) {
     UNROLL for (int i = 0; i < 10; i++) {
-        u64 p0 = (u64)c0 * 0xD2511F53u, p1 = (u64)c2 * 0xCD9E8D57u;
-        c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
-        c1 = (u32)p1;
-        c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
-        c3 = (u32)p0;
+        W p0 = mul32(c0, 0xD2511F53u), p1 = mul32(c2, 0xCD9E8D57u);
+        c0 = (p1 >> 32) ^ c1 ^ k0;
+        c1 = p1;
+        c2 = (p0 >> 32) ^ c3 ^ k1;
+        c3 = p0;
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
@@ -80,11 +104,10 @@ FN void cos_sin(u32 w, float &c, float &s) {
     s = as_float(sin ^ swap ^ ((q & 2) << 30));
 }
 
-FN void normal4(u32 quad, u32 sample, u32 step, u32 tag, u32 k0, u32 k1, float *z) {
-    philox(quad, sample, step, tag, k0, k1);
-    float r0 = radius(quad), r1 = radius(step), c0, s0, c1, s1;
-    cos_sin(sample, c0, s0);
-    cos_sin(tag, c1, s1);
+FN void box_muller(u32 w0, u32 w1, u32 w2, u32 w3, float *z) {
+    float r0 = radius(w0), r1 = radius(w2), c0, s0, c1, s1;
+    cos_sin(w1, c0, s0);
+    cos_sin(w3, c1, s1);
     z[0] = r0 * c0;
     z[1] = r0 * s0;
     z[2] = r1 * c1;
@@ -151,10 +174,10 @@ FN float clip(float d, float lo, float hi) {  // NaN passes
 extern "C" __global__ void words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
-    u32 c0 = counters[4 * i], c1 = counters[4 * i + 1], c2 = counters[4 * i + 2],
-        c3 = counters[4 * i + 3];
-    philox(c0, c1, c2, c3, k0, k1);
-    out[4 * i] = c0; out[4 * i + 1] = c1; out[4 * i + 2] = c2; out[4 * i + 3] = c3;
+    u64 c[4];
+    UNROLL for (int k = 0; k < 4; k++) c[k] = counters[4 * i + k];
+    philox(c[0], c[1], c[2], c[3], k0, k1);
+    UNROLL for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
 }
 
 // ---- GPU: STORAGE, OPERANDS, DRAWS, CLIP are macros; a thread moves packs of 16 bytes ----
@@ -194,9 +217,11 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
             else UNROLL for (int e = 0; e < PACK; e++)
                 if (e < count) in[k].e[e] = u[k][j + e];
         float z[PACK];
-        UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++)
-            normal4((u32)(pack * (PACK / 4) + v), sample + (u32)b, step, tag, (u32)seed,
-                    (u32)(seed >> 32), z + 4 * v);
+        UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++) {
+            u64 w0 = pack * (PACK / 4) + v, w1 = sample + b, w2 = step, w3 = tag;
+            philox(w0, w1, w2, w3, (u32)seed, (u32)(seed >> 32));
+            box_muller((u32)w0, (u32)w1, (u32)w2, (u32)w3, z + 4 * v);
+        }
         UNROLL for (int e = 0; e < PACK; e++) {
             float value[OPERANDS + 1], sum = 0.f;
             UNROLL for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
@@ -249,6 +274,22 @@ struct Job {
     i64 sample, step, tag, threads;
 };
 
+static void noise(const Job &job, const u32 *quad, const u32 *sample, float *z, i64 n) {
+    u32 w[4][QUADS];
+    for (i64 i = 0; i < n; i += LANES) {
+        Lanes c0 = __builtin_convertvector(*(const Words *)(quad + i), Lanes);
+        Lanes c1 = __builtin_convertvector(*(const Words *)(sample + i), Lanes);
+        Lanes c2 = c0 * 0 + (u32)job.step, c3 = c0 * 0 + (u32)job.tag;
+        philox(c0, c1, c2, c3, (u32)job.seed, (u32)(job.seed >> 32));
+        *(Words *)(w[0] + i) = __builtin_convertvector(c0, Words);
+        *(Words *)(w[1] + i) = __builtin_convertvector(c1, Words);
+        *(Words *)(w[2] + i) = __builtin_convertvector(c2, Words);
+        *(Words *)(w[3] + i) = __builtin_convertvector(c3, Words);
+    }
+#pragma omp simd
+    for (i64 i = 0; i < n; i++) box_muller(w[0][i], w[1][i], w[2][i], w[3][i], z + 4 * i);
+}
+
 // `rows` rows from b, elements j ... j+n of each (a whole row unless rows is 1)
 template <class T> static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n) {
     u32 quad[QUADS], sample[QUADS];
@@ -260,10 +301,7 @@ template <class T> static void block(const Job &job, i64 b, i64 rows, i64 j, i64
                 quad[r * quads + q] = (u32)(j / 4 + q);
                 sample[r * quads + q] = (u32)(job.sample + b + r);
             }
-#pragma omp simd
-        for (i64 i = 0; i < rows * quads; i++)
-            normal4(quad[i], sample[i], (u32)job.step, (u32)job.tag, (u32)job.seed,
-                    (u32)(job.seed >> 32), z + 4 * i);
+        noise(job, quad, sample, z, rows * quads);
         if (n % 4)  // close the gap after each row's last quad
             for (i64 r = 1; r < rows; r++)
                 for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
@@ -292,7 +330,7 @@ template <class T> static void run(const Job &job) {
     i64 rows = quads < QUADS ? QUADS / quads : 1;             // rows a block, or
     i64 columns = (quads + QUADS - 1) / QUADS;                // blocks a row
     i64 blocks = (job.batch + rows - 1) / rows * columns;
-#pragma omp parallel for schedule(static) num_threads((int)job.threads) if (job.threads > 1)
+#pragma omp parallel for schedule(dynamic, 4) num_threads((int)job.threads) if (job.threads > 1)
     for (i64 i = 0; i < blocks; i++) {
         i64 b = i / columns * rows, j = i % columns * 4 * QUADS;
         i64 r = job.batch - b < rows ? job.batch - b : rows;
@@ -302,8 +340,11 @@ template <class T> static void run(const Job &job) {
 }
 
 extern "C" void minidiff_words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
-    memcpy(out, counters, 16 * n);
-    for (u32 *c = out; c < out + 4 * n; c += 4) philox(c[0], c[1], c[2], c[3], k0, k1);
+    for (i64 i = 0; i < n; i++) {
+        u64 c[4] = {counters[4 * i], counters[4 * i + 1], counters[4 * i + 2], counters[4 * i + 3]};
+        philox(c[0], c[1], c[2], c[3], k0, k1);
+        for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
+    }
 }
 
 extern "C" void minidiff_update(const Job *job, int dtype) {

@@ -1,0 +1,265 @@
+"""The noise contract: its words, its floats and its statistics."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+
+from minidiff import kernels, noise
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+# Random123's known answers: counter, key, words
+ANSWERS = [
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
+     [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1])]
+# Philox inverted: counters whose words are the ends, quadrant edges and binade edges
+# (seed, sample, step, tag, quad): words
+EDGES = {
+}
+ALPHA = 1e-6
+Z = stats.norm.isf(ALPHA / 2)  # 4.89: a standard normal statistic stays within +-Z
+
+
+def bits(a):
+    return np.asarray(a).view(np.uint32)
+
+
+def every_kind_of_word():
+    """Random words, and 300 either side of each edge: ends, quadrants, binades, m = 2/3."""
+    near = np.arange(-300, 301)
+    edges = [k * 2**29 for k in range(8)] + [2**k for k in range(33)] \
+        + [2**k * 2 // 3 for k in range(33)]
+    random = np.random.default_rng(0).integers(0, 2**32, 1 << 20)
+    return np.concatenate([*((e + near) % 2**32 for e in edges), random]).astype(np.uint32)
+
+
+def ulps(got, exact):
+    """The largest error in units of the exact value's last float32 place."""
+    unit = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    return np.max(np.abs(got - exact) / unit)
+
+
+# ---- words ----
+
+def test_random123_known_answers():
+    for counter, key, words in ANSWERS:
+        assert [int(w) for w in noise.philox(counter, key)] == words
+
+
+def test_random123_known_answers_on_backends(place):
+    philox = kernels.backend(place[0]).philox
+    for counter, key, words in ANSWERS:
+        assert philox(np.array([counter], np.uint32), key).tolist() == [words]
+
+
+def test_words_of_a_million_random_counters(place):
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        counters = rng.integers(0, 2**32, (250_000, 4), np.uint32)
+        key = rng.integers(0, 2**32, 2).tolist()
+        got = kernels.backend(place[0]).philox(counters, key)
+        assert np.array_equal(got.T, noise.philox(counters.T, key))
+
+
+if triton:
+    @triton.jit
+    def tl_philox(counters, out, seed, BLOCK: tl.constexpr):
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        quad = tl.load(counters + 4 * at)
+        sample = tl.load(counters + 4 * at + 1)
+        step = tl.load(counters + 4 * at + 2)
+        tag = tl.load(counters + 4 * at + 3)
+        w0, w1, w2, w3 = tl.philox(seed, quad, sample, step, tag)
+        tl.store(out + 4 * at, w0.to(tl.int32, bitcast=True))
+        tl.store(out + 4 * at + 1, w1.to(tl.int32, bitcast=True))
+        tl.store(out + 4 * at + 2, w2.to(tl.int32, bitcast=True))
+        tl.store(out + 4 * at + 3, w3.to(tl.int32, bitcast=True))
+
+
+@pytest.mark.skipif(triton is None, reason="triton is not installed")
+def test_words_are_tritons_own():
+    """The contract's words are tl.philox(seed, quad, sample, step, tag)."""
+    seed = 0x123456789ABCDEF
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    counters = torch.from_numpy(np.random.default_rng(2).integers(
+        -2**31, 2**31, (4096, 4), np.int32)).to(device)
+    out = torch.empty_like(counters)
+    tl_philox[16,](counters, out, seed, BLOCK=256)
+    want = noise.philox(counters.cpu().numpy().view(np.uint32).T,
+                        (seed & 0xFFFFFFFF, seed >> 32))
+    assert np.array_equal(out.cpu().numpy().view(np.uint32).T, want)
+
+
+def test_the_counter_is_quad_sample_step_tag_and_the_key_the_seed():
+    got = noise.words((2, 7), seed=0x500000004, sample=3, step=2, tag=1)
+    assert got.shape == (2, 2, 4)
+    for row in range(2):
+        for quad in range(2):
+            want = noise.philox((quad, 3 + row, 2, 1), (4, 5))
+            assert np.array_equal(got[row, quad], want)
+
+
+def test_seed_sample_and_step_wrap():
+    """Seeds are taken modulo 2^64 (so may be negative), samples and steps modulo 2^32."""
+    z = noise.normal((5, 3), seed=2**64 - 7, sample=2**32 - 2, step=2**32 - 1)
+    assert np.array_equal(z, noise.normal((5, 3), seed=-7, sample=2**40 - 2, step=2**40 - 1))
+    assert np.array_equal(z[2:], noise.normal((3, 3), seed=-7, sample=0, step=2**32 - 1))
+    assert not np.array_equal(noise.normal((5, 3), seed=1), noise.normal((5, 3), seed=1 + 2**32))
+
+
+def test_a_shard_is_a_slice_of_the_whole():
+    whole = noise.normal((12, 3, 5), seed=5, step=2, tag=1)
+    for a, b in ((0, 1), (3, 4), (4, 12)):
+        shard = noise.normal((b - a, 3, 5), seed=5, sample=a, step=2, tag=1)
+        assert np.array_equal(bits(shard), bits(whole[a:b]))
+
+
+def test_a_quad_never_spans_two_samples():
+    """A sample's noise is the start of the same sample's longer noise, whatever its size."""
+    long = noise.normal((3, 12), seed=6)
+    for size in range(13):
+        assert np.array_equal(bits(noise.normal((3, size), seed=6)), bits(long[:, :size]))
+
+
+def test_empty():
+    for shape in ((0,), (0, 3), (3, 0), (2, 0, 5)):
+        for draw in (noise.normal, noise.uniform, noise.rademacher):
+            assert draw(shape).shape == shape
+
+
+# ---- floats ----
+
+def test_golden_bits():
+    z = noise.normal((2, 6), seed=2024, sample=7, step=3, tag=noise.CORRECTOR)
+    assert [f"{b:08x}" for b in bits(z).flat] == []
+
+
+def test_uniform_is_in_0_1():
+    ends = noise.to_uniform(np.array([0, 2**32 - 1], np.uint32))
+    assert ends.tolist() == [2.**-33, 1.]
+    u = noise.uniform((256, 256), seed=3)
+    words = noise.words((256, 256), seed=3).reshape(256, 256)
+    # one rounding of the word to 24 bits, one of the sum
+    assert np.abs(u - (words + .5) / 2**32).max() <= 2.**-24
+    assert (u > 0).all() and (u <= 1).all()
+
+
+def test_rademacher_is_the_top_bit():
+    words = noise.words((64, 10), seed=4).reshape(64, -1)[:, :10]
+    assert np.array_equal(noise.rademacher((64, 10), seed=4), np.where(words < 2**31, 1, -1))
+
+
+def test_minus_two_ln_u_is_within_1_2_ulp(monkeypatch):
+    words = every_kind_of_word()
+    u = np.minimum(noise.to_uniform(words), np.float32(1 - 2.**-24)).astype(np.float64)
+    assert ulps(noise.radius(words), np.sqrt(-2 * np.log(u))) < 1.2
+    monkeypatch.setattr(np, "sqrt", lambda v: v)
+    assert ulps(noise.radius(words), -2 * np.log(u)) < 1.2
+
+
+def test_cos_and_sin_are_within_2_8_ulp():
+    words = every_kind_of_word()
+    cos, sin = noise.cos_sin(words)
+    degrees = words * (360 / 2**32)  # exact in float64
+    assert ulps(cos, special.cosdg(degrees)) < 2.8
+    assert ulps(sin, special.sindg(degrees)) < 2.8
+
+
+def test_normals_are_box_muller_of_their_words():
+    """z0, z1 from w0, w1 and z2, z3 from w2, w3, against float64.
+
+    A product of r (1.2 ulp) and cos or sin (2.8 ulp), rounded (half an ulp): 4.5 ulp, each at
+    most 2^-23 of the value, and less than 1e-5 of that for the errors' product.
+    """
+    w = np.random.default_rng(3).permutation(every_kind_of_word())
+    w = w[:len(w) // 4 * 4].reshape(-1, 4)
+    u = np.minimum(noise.to_uniform(w[:, ::2]), np.float32(1 - 2.**-24)).astype(np.float64)
+    r, degrees = np.sqrt(-2 * np.log(u)), w[:, 1::2] * (360 / 2**32)
+    z = np.stack([r[:, 0] * special.cosdg(degrees[:, 0]), r[:, 0] * special.sindg(degrees[:, 0]),
+                  r[:, 1] * special.cosdg(degrees[:, 1]), r[:, 1] * special.sindg(degrees[:, 1])],
+                 -1)
+    assert (np.abs(noise.to_normal(w) - z) <= 4.6 * 2.**-23 * np.abs(z)).all()
+
+
+def test_normals_reach_6_76():
+    largest = float(noise.radius(np.uint32(0)))
+    assert abs(largest - 6.7637) < 1e-4  # sqrt(-2 ln 2^-33)
+    assert noise.radius(every_kind_of_word()).max() == largest
+    assert 0 < noise.radius(np.uint32(2**32 - 1)) < 1e-3  # u = 1 taken as the float below
+    assert noise.to_normal(np.array([0, 0, 0, 2**31], np.uint32)).tolist() == [
+        largest, 0, -largest, 0]
+
+
+def test_normals_of_edge_words_on_backends(place):
+    """Extreme words, quadrant edges and binade edges, reached by their counters."""
+    backend, device = place
+    for (seed, sample, step, tag, quad), words in EDGES.items():
+        counter = {"seed": seed, "sample": sample, "step": step, "tag": tag}
+        assert tuple(noise.words((1, 256), **counter)[0, quad].tolist()) == words
+        got = kernels.normal((1, 256), device=device, backend=backend, **counter).cpu()
+        assert np.array_equal(bits(got), bits(noise.normal((1, 256), **counter)))
+
+
+def test_normals_of_random_counters_on_backends(place):
+    """2^18 counters for each of four draws of seed, sample, step and tag: 2^20."""
+    backend, device = place
+    rng = np.random.default_rng(4)
+    for _ in range(4):
+        seed, (sample, step) = int(rng.integers(-2**63, 2**63)), rng.integers(0, 2**32, 2).tolist()
+        counter = {"seed": seed, "sample": sample, "step": step, "tag": int(rng.integers(32))}
+        got = kernels.normal((2048, 512), device=device, backend=backend, **counter).cpu()
+        assert np.array_equal(bits(got), bits(noise.normal((2048, 512), **counter)))
+
+
+# ---- statistics: fixed seeds, alpha 1e-6 a statistic ----
+
+def test_moments():
+    """For N(0, 1) the sample mean, variance, skewness and excess kurtosis have standard
+    errors 1, sqrt 2, sqrt 6 and sqrt 24, over sqrt N, and are nearly normal at N = 2^22."""
+    z = noise.normal((1024, 4096), seed=10).astype(np.float64).ravel()
+    found = np.array([z.mean(), (z**2).mean() - 1, (z**3).mean() - 3 * z.mean(),
+                      (z**4).mean() - 3 - 6 * ((z**2).mean() - 1)])
+    assert (np.abs(found) * z.size**.5 < Z * np.array([1, 2, 6, 24])**.5).all()
+
+
+def test_distribution():
+    """Kolmogorov-Smirnov, and chi-square over 256 bins of equal probability, both ways."""
+    z = noise.normal((1024, 1024), seed=11).ravel()
+    assert stats.kstest(z, "norm").pvalue > ALPHA
+    for cdf in (stats.norm.cdf(z), noise.uniform((1024, 1024), seed=11).ravel()):
+        counts = np.bincount((np.minimum(cdf, 1 - 2.**-24) * 256).astype(int), minlength=256)
+        assert ALPHA / 2 < stats.chisquare(counts).pvalue < 1 - ALPHA / 2
+    assert abs(noise.rademacher((1024, 1024), seed=11).sum()) < Z * 1024
+
+
+def test_tails():
+    """The numbers beyond 3, 4 and 5 sigma are binomial, either side."""
+    z = noise.normal((1024, 4096), seed=12).ravel()
+    for sigma in (3, 4, 5):
+        for count in ((z > sigma).sum(), (z < -sigma).sum()):
+            assert stats.binomtest(int(count), z.size, stats.norm.sf(sigma)).pvalue > ALPHA
+
+
+def test_streams_are_independent():
+    """Correlation, of values and of squares, of N independent pairs has standard error
+    1 / sqrt N: along a sample, across samples, steps, tags, seeds, and with two swapped."""
+    n = 1024
+    z = noise.normal((n, n), seed=13)
+    flat = z.ravel()
+    others = [(flat[:-lag], flat[lag:]) for lag in (1, 2, 3, 4, 5)] + [(z[:-1], z[1:])] + [
+        (z, noise.normal((n, n), **{"seed": 13} | change)) for change in (
+            {"step": 1}, {"tag": 1}, {"seed": 14}, {"seed": 13 + 2**32}, {"sample": n})]
+    others += [(z, z.T), (noise.normal((n, n), seed=13, step=1, tag=2),
+                          noise.normal((n, n), seed=13, step=2, tag=1))]
+    for k, (a, b) in enumerate(others):
+        a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+        same = (a != b) | (k < 11)  # the transpose's diagonal meets itself
+        for f in (lambda v: v, lambda v: (v**2 - 1) / 2**.5):
+            assert abs((f(a) * f(b))[same].mean()) * same.sum()**.5 < Z, k
