@@ -95,7 +95,7 @@ def load(name, seed=0):
 
 def _read(file):
     if not str(file).endswith(".npz"):
-        raise ValueError(f"{file}: not digits, {', '.join(SETS)} or a .npz file")
+        raise ValueError(f"{file}: neither digits, {', '.join(SETS)} nor a .npz file")
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such file")
     try:

@@ -65,7 +65,7 @@ def words(shape, seed=0, sample=0, step=0, tag=0):
 def _elements(quads, shape):
     """Drop the unused end of each sample's last quad and restore the shape."""
     size = int(np.prod(shape[1:]))
-    return quads.reshape(shape[0], -1)[:, :size].reshape(shape)
+    return quads.reshape(shape[0], 4 * quads.shape[1])[:, :size].reshape(shape)
 
 
 def to_uniform(word):

@@ -180,4 +180,5 @@ def rescaled_score(score, a, sigma):
     Change of variables. score(x, sigma) takes the noise level of x_0 + sigma z.
     Returns a function of x.
     """
+    a, sigma = float(a), float(sigma)  # so that a float32 x stays one
     return lambda x: score(x / a, sigma / a) / a

@@ -11,6 +11,8 @@ if not CUDA:
 
 from minidiff import kernels  # noqa: E402
 
+torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
+
 GPU = "cuda" if CUDA else "cpu"
 PLACES = [("torch", "cpu"), ("host", "cpu"), ("triton", GPU), ("cupy", GPU)]
 

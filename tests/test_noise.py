@@ -22,6 +22,26 @@ ANSWERS = [
 # Philox inverted: counters whose words are the ends, quadrant edges and binade edges
 # (seed, sample, step, tag, quad): words
 EDGES = {
+    (0xA86B57D606CDB662, 0x6D6A7BBE, 0x9E20313F, 0xD963ED1D, 54):
+        (0x00000000, 0x00000000, 0xFFFFFFFF, 0xFFFFFFFF),
+    (0x73C25633069871AE, 0x61DFA532, 0xB9BF953A, 0x5E24D3B8, 39):
+        (0x00000001, 0x1FFFFFFF, 0xFFFFFFFE, 0x20000000),
+    (0xF7C9C1C52B61C066, 0xFDD6A066, 0x27E0D6F7, 0x9FE15197, 1):
+        (0x000000FF, 0x3FFFFFFF, 0x00000100, 0x40000000),
+    (0xE9F27EB55479F6CD, 0x2E1614F8, 0x1F6E1AA6, 0x339D50E3, 55):
+        (0x80000000, 0x5FFFFFFF, 0x7FFFFFFF, 0x60000000),
+    (0x9B6A920888A226DF, 0x565A90C9, 0xAC754BA3, 0x82FE6B33, 46):
+        (0xAAAAAAAA, 0x7FFFFFFF, 0xAAAAAAAB, 0x80000000),
+    (0x833D9FC1A1396A44, 0xC588A829, 0x43A204EA, 0x5E2104D6, 44):
+        (0x55555555, 0x9FFFFFFF, 0x55555556, 0xA0000000),
+    (0x5DF488F91481B404, 0x48414E49, 0x5840534C, 0xBAEA9285, 5):
+        (0xFFFFFEFF, 0xBFFFFFFF, 0xFFFFFF00, 0xC0000000),
+    (0x9FD16312931957C4, 0x54D26807, 0xB9CECACC, 0xBA5A27B4, 50):
+        (0xFFFFFF7F, 0xDFFFFFFF, 0xFFFFFF80, 0xE0000000),
+    (0x370B4822DC810460, 0x8656DB5B, 0xB780DDE5, 0xBFA01054, 26):
+        (0x00000000, 0x80000000, 0x00000000, 0x40000000),
+    (0x74F2136B5A232E59, 0x904113C1, 0x17C61233, 0xFD051CAC, 16):
+        (0x01000000, 0x00000001, 0x01000001, 0xFFFFFFFE),
 }
 ALPHA = 1e-6
 Z = stats.norm.isf(ALPHA / 2)  # 4.89: a standard normal statistic stays within +-Z
@@ -138,7 +158,9 @@ def test_empty():
 
 def test_golden_bits():
     z = noise.normal((2, 6), seed=2024, sample=7, step=3, tag=noise.CORRECTOR)
-    assert [f"{b:08x}" for b in bits(z).flat] == []
+    assert [f"{b:08x}" for b in bits(z).flat] == [
+        "bfe6cdfb", "bf2a3d12", "3f6f1574", "3f06e778", "3f04bee9", "bf2fbf36",
+        "3ff519c4", "3dd28e29", "be70e1c8", "3f02e906", "bf313e7d", "3f1c211e"]
 
 
 def test_uniform_is_in_0_1():
@@ -208,25 +230,25 @@ def test_normals_of_edge_words_on_backends(place):
 
 
 def test_normals_of_random_counters_on_backends(place):
-    """2^18 counters for each of four draws of seed, sample, step and tag: 2^20."""
+    """2^16 counters for each of four draws of seed, sample, step and tag."""
     backend, device = place
     rng = np.random.default_rng(4)
     for _ in range(4):
         seed, (sample, step) = int(rng.integers(-2**63, 2**63)), rng.integers(0, 2**32, 2).tolist()
         counter = {"seed": seed, "sample": sample, "step": step, "tag": int(rng.integers(32))}
-        got = kernels.normal((2048, 512), device=device, backend=backend, **counter).cpu()
-        assert np.array_equal(bits(got), bits(noise.normal((2048, 512), **counter)))
+        got = kernels.normal((512, 512), device=device, backend=backend, **counter).cpu()
+        assert np.array_equal(bits(got), bits(noise.normal((512, 512), **counter)))
 
 
 # ---- statistics: fixed seeds, alpha 1e-6 a statistic ----
 
 def test_moments():
-    """For N(0, 1) the sample mean, variance, skewness and excess kurtosis have standard
-    errors 1, sqrt 2, sqrt 6 and sqrt 24, over sqrt N, and are nearly normal at N = 2^22."""
+    """Mean, variance, skewness, kurtosis: under N(0, 1) the Hermite polynomial He_n has mean 0
+    and variance n!, so its average over N = 2^22 is N(0, n! / N)."""
     z = noise.normal((1024, 4096), seed=10).astype(np.float64).ravel()
-    found = np.array([z.mean(), (z**2).mean() - 1, (z**3).mean() - 3 * z.mean(),
-                      (z**4).mean() - 3 - 6 * ((z**2).mean() - 1)])
-    assert (np.abs(found) * z.size**.5 < Z * np.array([1, 2, 6, 24])**.5).all()
+    for hermite, variance in ((z, 1), (z**2 - 1, 2), (z**3 - 3 * z, 6),
+                              (z**4 - 6 * z**2 + 3, 24)):
+        assert abs(hermite.mean()) < Z * (variance / z.size)**.5
 
 
 def test_distribution():
@@ -256,10 +278,9 @@ def test_streams_are_independent():
     others = [(flat[:-lag], flat[lag:]) for lag in (1, 2, 3, 4, 5)] + [(z[:-1], z[1:])] + [
         (z, noise.normal((n, n), **{"seed": 13} | change)) for change in (
             {"step": 1}, {"tag": 1}, {"seed": 14}, {"seed": 13 + 2**32}, {"sample": n})]
-    others += [(z, z.T), (noise.normal((n, n), seed=13, step=1, tag=2),
+    others += [(z[:-1], z.T[1:]), (noise.normal((n, n), seed=13, step=1, tag=2),
                           noise.normal((n, n), seed=13, step=2, tag=1))]
     for k, (a, b) in enumerate(others):
         a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-        same = (a != b) | (k < 11)  # the transpose's diagonal meets itself
         for f in (lambda v: v, lambda v: (v**2 - 1) / 2**.5):
-            assert abs((f(a) * f(b))[same].mean()) * same.sum()**.5 < Z, k
+            assert abs((f(a) * f(b)).mean()) < Z / a.size**.5, k

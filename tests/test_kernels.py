@@ -1,0 +1,476 @@
+"""Every backend returns the oracle's bits, and the oracle the equation's value."""
+
+import ctypes
+import math
+import mmap
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from minidiff.kernels import OPS, Fused, Op, coefficients, on_host, on_triton, update
+
+from minidiff import ddpm, kernels, langevin, noise, sample, sde
+from minidiff.sample import Reference
+
+FLOATS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}
+COUNTER = {"seed": 0x123456789ABCDEF, "sample": 2**32 - 3, "step": 5, "tag": 2}
+SHAPES = [(5, d) for d in range(1, 10)] + [
+    (0,), (0, 3), (4, 0), (1,), (1, 1), (7,), (13, 101), (2, 3, 1, 5, 7), (8, 64), (9, 2, 12),
+    (300, 2), (3, 4099)]
+EDGE = 1 << 16  # guard elements either side of an array: more than a block of any kernel
+SPECIAL = [math.nan, math.inf, -math.inf, -0., 0., 1e-40, -1e-45, 6e-8, 3e38, -65504., 1., .1]
+
+
+def guarded(values, dtype, device="cpu", shift=0):
+    """values as an array of this dtype between two guards, and whether the guards are whole."""
+    n, start = values.numel(), EDGE + shift
+    buffer = torch.full((n + 2 * EDGE + shift,), 7., dtype=dtype, device=device)
+    array = buffer[start:start + n].view(values.shape).copy_(values)
+    return array, lambda: bool((buffer[:start] == 7).all() and (buffer[start + n:] == 7).all())
+
+
+def difference(got, want):
+    """Index of the first element whose bits differ, or None. Any NaN equals any NaN."""
+    assert got.dtype == want.dtype and got.shape == want.shape
+    bits = torch.int32 if want.dtype == torch.float32 else torch.int16
+    got = got.cpu()
+    unequal = (got.view(bits) != want.view(bits)) & ~(got.isnan() & want.isnan())
+    return tuple(unequal.nonzero()[0].tolist()) if unequal.any() else None
+
+
+def oracle(operands, coef, dtype, shape, **kw):
+    """The float32 result of the NumPy backend on the operands as stored, then rounded."""
+    operands = [u.to(dtype).float() for u in operands]
+    return update(operands, coef, out=torch.empty(shape), backend="numpy", **kw).to(dtype)
+
+
+def check(place, dtype, operands, coef, shape, message, shift=0, **kw):
+    """Bits and guards: into a poisoned array out of place, then in place onto an operand."""
+    backend, device = place
+    want = oracle(operands, coef, dtype, shape, **kw)
+    for alias in (-1, sum(shape) % len(operands)) if operands else (-1,):
+        placed = [guarded(u, dtype, device, shift) for u in operands]
+        out = guarded(torch.full(shape, math.nan), dtype, device, shift) \
+            if alias < 0 else placed[alias]
+        update([u for u, _ in placed], coef, out=out[0], backend=backend, **kw)
+        at = difference(out[0], want)
+        assert at is None, (f"{message}, dtype {dtype}, shape {shape}, out={alias}: differs first "
+                            f"at {at}: {out[0][at]} instead of {want[at]}")
+        assert out[1](), f"{message}, dtype {dtype}, shape {shape}, out={alias}: wrote outside"
+        for k, (u, whole) in enumerate(placed):
+            assert whole() and (k == alias or difference(u, operands[k].to(dtype)) is None), \
+                f"{message}, dtype {dtype}, shape {shape}: changed operand {k}"
+
+
+# ---- every op ----
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_op_on_every_shape(place, dtype):
+    """Per call and per sample. In Triton's slow interpreter each takes every sixth shape."""
+    stride = 6 if place[0] == "triton" and on_triton.INTERPRET else 1
+    rng = np.random.default_rng(0)
+    for n, (op, per_sample) in enumerate((op, p) for op in OPS.values() for p in (False, True)):
+        for shape in SHAPES[n % stride::stride]:
+            operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
+                        for _ in op.operands]
+            coef = coefficients(op.step, **op.parameters(rng, shape[0] if per_sample else None))
+            check(place, getattr(torch, dtype), operands, coef, shape,
+                  f"{op.name}, per sample {per_sample}", shift=n % 2, **COUNTER)
+
+
+def test_apply_is_update_with_the_rows_coefficients(place):
+    backend, device = place
+    for op in OPS.values():
+        rng = np.random.default_rng(1)
+        operands = [torch.from_numpy(rng.standard_normal((3, 7), np.float32)).to(device)
+                    for _ in op.operands]
+        parameters = op.parameters(rng, 3)
+        want = oracle([u.cpu() for u in operands], coefficients(op.step, **parameters),
+                      torch.float32, (3, 7), **COUNTER)
+        for name in (op.name, op, op.step):
+            got = kernels.apply(name, *operands, **parameters, **COUNTER, backend=backend,
+                                out=torch.empty((3, 7), device=device))
+            assert difference(got, want) is None, op.name
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_rows_are_their_equation(op):
+    """At random inputs the step in float64 is the sum of its coefficients' products to 1e-12,
+    0 at 0, and the float32 update of n terms lies within gamma_{n+1} sum |c u| of it.
+
+    A term meets the rounding of its coefficient, of its product and of at most n - 1 sums:
+    n + 1 factors 1 + d, |d| <= e = 2^-24, so gamma_m = m e / (1 - m e) [Higham, lemma 3.1].
+    Beneath 2^-126 a rounding may lose 2^-150 instead: 2^-140 covers all.
+    """
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        p = op.parameters(rng)
+        c = coefficients(op.step, **p)
+        u = [rng.standard_normal((16, 5), np.float32) for _ in op.operands]
+        got = update(u, c, out=np.empty((16, 5), np.float32), backend="numpy", **COUNTER)
+        u += [noise.normal((16, 5), **COUNTER)] * op.noise
+        terms = [c_k * u_k.astype(np.float64) for c_k, u_k in zip(c, u, strict=True)]
+        exact = op.step(*(u_k.astype(np.float64) for u_k in u), **p)
+        size = sum(map(np.abs, terms))
+        assert (np.abs(exact - sum(terms)) <= 1e-12 * np.maximum(size, 1)).all()
+        assert np.all(op.step(*(0. * u_k for u_k in u), **p) == 0)
+        m = (len(c) + 1) * 2.**-24
+        assert (np.abs(got - exact) <= m / (1 - m) * size + 2.**-140).all()
+
+
+def test_rows_move_gaussians_as_they_should():
+    """The variance after one step, from the coefficients alone, where a Gaussian's is known:
+    exactly, or for an Euler step of dt to O(dt^2), 1 % of the change at dt = 1e-4."""
+    def after(step, v, s=0., **p):
+        op, c = Op(step.__name__, step), coefficients(step, **p)
+        cx = c[0] + c[1] * s if "s" in op.operands else c[0]
+        return cx**2 * v + c[-1]**2 * op.noise
+
+    eps, beta, a, b, eta = .01, .02, .3, .6, .7  # a, b: alpha_bar and the one before
+    assert math.isclose(after(sde.perturb, 2., a=.6, sigma=3.), .36 * 2 + 9)
+    assert math.isclose(after(langevin.langevin_step, 2., -1 / 2, eps=eps), 2 + eps**2 / 8)
+    assert math.isclose(after(ddpm.forward_step, 3., beta=beta), 1 + (1 - beta) * 2)
+    assert math.isclose(after(ddpm.ancestral_step, 1., -1., beta=beta, variance=beta), 1)
+    assert math.isclose(after(ddpm.ddim_step, 1 - a, -1 / (1 - a), alpha_bar=a,
+                              alpha_bar_prev=b, eta=eta), 1 - b)
+    dt, t, v0 = 1e-4, .4, 2.
+    for model in (sde.VE(), sde.VP(), sde.SubVP()):
+        def variance(t, model=model):
+            scale, sigma = model.marginal(t)
+            return scale**2 * v0 + sigma**2
+
+        v, p = variance(t), {"sde": model, "t": t, "dt": dt}
+        up, down = variance(t + dt), variance(t - dt)
+        n = round(1 / dt)
+        for got, want in (
+                (after(sde.forward_sde_step, v, **p), up),
+                (after(sde.reverse_sde_step, v, -1 / v, **p), down),
+                (after(sde.pf_ode_step, v, -1 / v, **p), down),
+                (after(sde.reverse_diffusion_step, v, -1 / v, sde=model, i=t * (n - 1), n=n),
+                 down)):
+            assert abs(got - want) < .01 * abs(want - v)
+
+
+# ---- the update itself ----
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_up_to_four_operands_noise_and_clip(place, dtype):
+    """With NaN, infinities, -0, subnormals and the largest values among the operands."""
+    rng = np.random.default_rng(3)
+    bounds = {"none": None, "finite": [.9, -.4, -1., 1.], "zero": [1., 0., 0., math.inf],
+              "infinite": [.5, 2., -math.inf, math.inf]}
+    for count in range(5):
+        for draws in (False, True):
+            for name, clip in bounds.items() if count > 1 else [("none", None)]:
+                for batch in (None, 6) if count + draws else ():
+                    shape = (6, 40) if draws else (6, 37)
+                    operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
+                                for _ in range(count)]
+                    for u in operands:
+                        u.view(-1)[rng.integers(0, u.numel(), 30)] = torch.tensor(
+                            rng.choice(SPECIAL, 30), dtype=torch.float32)
+                    coef = rng.standard_normal((batch or 1, count + draws))
+                    rows = clip if batch is None or clip is None else np.outer(
+                        rng.uniform(.5, 2, batch), np.maximum(np.minimum(clip, 9), -9))
+                    check(place, getattr(torch, dtype), operands, coef if batch else coef[0],
+                          shape, f"{count} operands, draws {draws}, clip {name}, batch {batch}",
+                          clip=rows, **COUNTER)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_16_bit_pattern_loads_and_stores(place, dtype):
+    """coef [1] is the identity: -0, subnormals and infinities included."""
+    x = torch.arange(-2**15, 2**15).short().view(getattr(torch, dtype)).view(64, 1024)
+    got = update([x.to(place[1])], [1.], backend=place[0])
+    assert difference(got, x) is None
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stores_round_to_nearest_even(place, dtype):
+    """float32 values that are 16-bit ones, ties between two, and their neighbours; and any.
+
+    A coefficient a sample on an operand of ones makes the float32 result any we like.
+    """
+    kind = getattr(torch, dtype)
+    low = torch.arange(-2**15, 2**15).short().view(kind).float().view(torch.int32)
+    half = 1 << 15 if dtype == "bfloat16" else 1 << 12  # half a unit in float16's last place
+    i = torch.cat([low, low + half, low + half - 1, low + half + 1, low + 1, low - 1])
+    i = torch.cat([i, torch.from_numpy(np.random.default_rng(4).integers(
+        -2**31, 2**31, 1 << 16, np.int32))])
+    values = torch.cat([i.view(torch.float32), torch.tensor(
+        [2.**-25, 2.**-24 * 1.5, 2.**-24 * 2.5, 65519.99, 65520., -65520., 3.4e38])])
+    if dtype == "float16":  # ties between its subnormals
+        values = torch.cat([values, (torch.arange(-2047, 2048, 2) * 2.**-25)])
+    got = update([torch.ones(len(values), 1, dtype=kind, device=place[1])], values[:, None],
+                 backend=place[0])
+    assert difference(got[:, 0], values.to(kind)) is None
+    if dtype == "float16":
+        exact = torch.from_numpy(values.numpy().astype(np.float16))
+        assert difference(values.to(kind), exact) is None
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_batch_splits_and_storage_offsets_change_nothing(place, dtype):
+    """A batch in parts, each with its first sample's id; parts start at any address."""
+    backend, device = place
+    kind, rng = getattr(torch, dtype), np.random.default_rng(5)
+    for size in (7, 8):
+        x, s = (torch.from_numpy(rng.standard_normal((11, size), np.float32)).to(kind)
+                for _ in range(2))
+        coef = rng.standard_normal((11, 3))
+        want = oracle([x, s], coef, kind, (11, size), **COUNTER)
+        for shift in (0, 1, 2, 3):
+            (x_, _), (s_, _) = guarded(x, kind, device, shift), guarded(s, kind, device)
+            for a, b in ((0, 11), (0, 4), (4, 5), (5, 11)):
+                got = update([x_[a:b], s_[a:b]], coef[a:b], backend=backend,
+                             **COUNTER | {"sample": COUNTER["sample"] + a})
+                assert difference(got, want[a:b]) is None, (size, shift, a, b)
+
+
+def test_strided_operands_are_copied(place):
+    backend, device = place
+    x = torch.from_numpy(np.random.default_rng(6).standard_normal((6, 10), np.float32))
+    views = [x.to(device)[::2, ::3], x.to(device).T[:3, :4].T[:3, :3],
+             x.to(device)[:3, :1].expand(3, 4)]
+    for u in views:
+        assert not u.is_contiguous()
+        want = oracle([u.cpu()], [2., 1.], torch.float32, tuple(u.shape))
+        assert difference(update([u], [2., 1.], backend=backend), want) is None
+
+
+def test_any_seed_sample_step_and_tag(place):
+    """Seeds beyond 2^32 and negative; sample ids that pass 2^31 and wrap at 2^32."""
+    backend, device = place
+    for seed in (0, 2**31, 2**32, 2**63, 2**64 - 1, -1, -2**40):
+        for first in (0, 2**31 - 2, 2**32 - 2, 2**33 + 1):
+            counter = {"seed": seed, "sample": first, "step": seed % 2**32, "tag": first % 2**32}
+            got = kernels.normal((4, 5), device=device, backend=backend, **counter)
+            want = torch.from_numpy(noise.normal((4, 5), **counter))
+            assert difference(got, want) is None, counter
+
+
+def test_integers_may_be_numpys(place):
+    backend, device = place
+    counter = {"seed": 3, "sample": 4, "step": 5, "tag": 6}
+    want = torch.from_numpy(noise.normal((2, 3), **counter))
+    for kind in (np.int32, np.int64, np.uint32):
+        got = kernels.normal((2, 3), device=device, backend=backend,
+                             **{name: kind(v) for name, v in counter.items()})
+        assert difference(got, want) is None, kind
+
+
+def test_a_step_counter_selects_the_row_and_is_the_noises_step(place):
+    """The row is clamped to the last, the noise's step is not; nothing writes the counter."""
+    backend, device = place
+    rng = np.random.default_rng(7)
+    u = [torch.from_numpy(rng.standard_normal((3, 6), np.float32)) for _ in range(2)]
+    table, clip = rng.standard_normal((4, 3)), rng.standard_normal((4, 4))
+    for k in (0, 1, 3, 4, 9, 2**32 + 1):
+        for clips in (None, clip):
+            row = min(k, 3)
+            want = oracle(u, table[row], torch.float32, (3, 6), step=k, seed=8,
+                          clip=None if clips is None else clips[row])
+            step = torch.tensor(k, device=device)
+            got = update([v.to(device) for v in u], table, clip=clips, step=step, seed=8,
+                         backend=backend)
+            assert difference(got, want) is None and step == k, (k, clips is None)
+
+
+def test_a_step_counter_in_numpy():
+    x, table = np.ones((2, 3), np.float32), [[1., 2.], [3., 4.]]
+    for name in ("numpy", "host"):
+        if kernels.missing(name) is None:
+            for k in range(4):
+                got = update([x], table, step=np.array(k), backend=name)
+                want = update([x], table[min(k, 1)], step=k, backend="numpy")
+                assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+def test_fused_is_each_step_of_the_reference(place):
+    """Whole loops: bits equal to NumPy's, and each step within its rounding bound
+    (test_rows_are_their_equation) of the equation in float64 at the same state."""
+    backend, device = place
+
+    def both(step, tag, **p):
+        op = Op(step.__name__, step)
+        table, m = coefficients(step, **p), 4 * 2.**-24
+        fused, same, exact = (Fused(3, 5, backend)(step, tag, **p),
+                              Fused(3, 5, "numpy")(step, tag, **p),
+                              Reference(3, 5)(step, tag, **p))
+
+        def move(k, *u):
+            got, host = fused(k, *u), [v.cpu() for v in u]
+            assert difference(got, same(k, *host)) is None
+            host = [v.numpy().astype(np.float64) for v in host]
+            z = [noise.normal(host[0].shape, 3, 5, k, tag)] * op.noise
+            size = sum(abs(c * v) for c, v in zip(table[k], host + z, strict=True))
+            assert (abs(got.cpu().numpy() - exact(k, *host)) <= m / (1 - m) * size).all()
+            return got
+        return move
+
+    x = torch.from_numpy(sample.prior((4, 5), seed=3)).to(device)
+    times, betas = np.linspace(1, .1, 6), ddpm.linear_betas(5)
+    for loop, *arguments in ((sample.reverse_sde, sde.VP(), times),
+                             (sample.pf_ode, sde.SubVP(), times),
+                             (sample.reverse_diffusion, sde.VP(), 30),
+                             (sample.ancestral, betas), (sample.ddim, ddpm.alpha_bars(betas))):
+        *_, end = loop(lambda x, level: -x, x, *arguments, both)
+        assert bool(end.isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_host_is_numpy_whatever_is_drawn(data):
+    reason = kernels.missing("host")
+    if reason:
+        pytest.skip(f"host: {reason}")
+    integers = st.integers
+    shape = tuple(data.draw(st.lists(integers(0, 40), min_size=1, max_size=4)))
+    shape = shape if math.prod(shape) < 1 << 16 else shape[:2]
+    count, dtype = data.draw(integers(0, 4)), data.draw(st.sampled_from(list(FLOATS)))
+    draws = data.draw(st.booleans()) or not count
+    per_sample = data.draw(st.booleans())
+    rng = np.random.default_rng(data.draw(integers(0, 2**32)))
+    operands = [torch.from_numpy(rng.standard_normal(shape, np.float32)
+                                 * np.float32(10.)**rng.integers(-45, 38)) for _ in range(count)]
+    rows = shape[0] if per_sample else 1
+    coef = rng.standard_normal((rows, count + draws))
+    clip = np.sort(rng.standard_normal((rows, 4)), 1) \
+        if count > 1 and data.draw(st.booleans()) else None
+    check(("host", "cpu"), getattr(torch, dtype), operands, coef if per_sample else coef[0], shape,
+          "hypothesis", shift=data.draw(integers(0, 3)), clip=clip,
+          seed=data.draw(integers(-2**63, 2**64 - 1)), sample=data.draw(integers(0, 2**40)),
+          step=data.draw(integers(0, 2**40)), tag=data.draw(integers(0, 2**32 - 1)))
+
+
+# ---- blocks, threads, instruction sets, sizes ----
+
+@pytest.mark.skipif(kernels.missing("triton") is not None, reason="triton cannot run here")
+@pytest.mark.parametrize("quads", [8, 64, 1024])
+def test_triton_block_sizes_change_nothing(monkeypatch, quads):
+    monkeypatch.setattr(on_triton, "QUADS", quads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rng = np.random.default_rng(8)
+    for dtype in FLOATS:
+        for shape in ((5, 3), (3, 41), (2, 64)):
+            u = [torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2)]
+            check(("triton", device), getattr(torch, dtype), u,
+                  rng.standard_normal((shape[0], 3)), shape, f"QUADS {quads}", **COUNTER)
+
+
+def cpu_has(flag):
+    info = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and info.exists() and f" {flag} " in info.read_text()
+
+
+@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("flags", [
+    ("-march=haswell", "-fopenmp"), ("-march=x86-64", "-fopenmp"), ("-march=native",),
+    ("-march=native", "-O0")], ids=" ".join)
+def test_host_instruction_sets_change_nothing(monkeypatch, flags):
+    """AVX2 and SSE2; and this CPU's own without OpenMP, and without optimisation."""
+    needs = {"-march=haswell": "avx2", "-march=x86-64": "sse2"}.get(flags[0])
+    if needs and not cpu_has(needs):
+        pytest.skip(f"the CPU has no {needs}")
+    plain = on_host.update
+    monkeypatch.setattr(on_host, "update", lambda *args: plain(*args, flags=flags))
+    rng = np.random.default_rng(9)
+    for dtype in FLOATS:
+        for shape in ((5, 3), (700, 2), (3, 1031), (2, 4096)):
+            for rows in (None, shape[0]):
+                u = [torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(3)]
+                coef = rng.standard_normal((rows, 4) if rows else 4)
+                check(("host", "cpu"), getattr(torch, dtype), u, coef, shape, str(flags),
+                      clip=[.9, .1, -1., 1.], **COUNTER)
+
+
+@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_host_threads_change_nothing(monkeypatch, threads):
+    monkeypatch.setattr(on_host, "threads", lambda: threads)
+    rng = np.random.default_rng(10)
+    for shape in ((20_001, 3), (3, 20_001), (2, 1 << 15)):
+        u = [torch.from_numpy(rng.standard_normal(shape, np.float32))]
+        check(("host", "cpu"), torch.float32, u, rng.standard_normal((shape[0], 2)), shape,
+              f"{threads} threads", **COUNTER)
+
+
+PERIOD = 1 << 22  # bytes
+
+
+@pytest.fixture
+def folded():
+    """folded(n): n bfloat16 in an address space of their own but a memory of PERIOD bytes, after
+    4 GiB that share another such memory and so take what a wrapped offset would write."""
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("needs Linux's memfd_create")
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    access, fixed, below, maps = mmap.PROT_READ | mmap.PROT_WRITE, 0x10, 1 << 32, []
+
+    def make(n):
+        size = below + -(-2 * n // PERIOD) * PERIOD
+        base = libc.mmap(None, size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        maps.append((base, size))
+        for start, end in ((base, base + below), (base + below, base + size)):
+            file = os.memfd_create("folded")
+            os.ftruncate(file, PERIOD)
+            for at in range(start, end, PERIOD):
+                assert libc.mmap(at, PERIOD, access, mmap.MAP_SHARED | fixed, file, 0) == at
+            os.close(file)
+        memory = (ctypes.c_char * (2 * n)).from_address(base + below)
+        return torch.frombuffer(memory, dtype=torch.bfloat16)
+    yield make
+    for base, size in maps:
+        libc.munmap(ctypes.c_void_p(base), ctypes.c_size_t(size))
+
+
+@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+def test_host_beyond_2_31_elements(monkeypatch, folded):
+    """Row b becomes b + 1; in one thread the rows written last are the ones that stay."""
+    monkeypatch.setattr(on_host, "threads", lambda: 1)
+    batch, size = (1 << 16) + 1, 1 << 15
+    u, out = folded(batch * size).view(batch, size), folded(batch * size).view(batch, size)
+    u[:PERIOD // 2 // size] = 1.
+    rows = torch.arange(1., batch + 1)[:, None]
+    update([u], rows, out=out, backend="host")
+    last = PERIOD // 2 // size - 2  # rows since the memory was last begun again, and one more
+    assert torch.equal(out[-last:], rows[-last:].bfloat16().expand(last, size))
+
+
+@pytest.mark.skipif(kernels.missing("triton") is not None or not on_triton.INTERPRET,
+                    reason="runs one program of many: Triton's interpreter only")
+@pytest.mark.parametrize("shape", [(2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)],
+                         ids=str)
+def test_triton_beyond_2_31_elements(monkeypatch, folded, shape):
+    """The last program alone: the tile that ends a tensor of more than 2^31 elements."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+    plain, last = on_triton.arguments, []
+
+    def one_program(*args):
+        (programs,), *rest = plain(*args)
+        last.append(programs - 1)
+        return (1,), *rest
+    monkeypatch.setattr(on_triton, "arguments", one_program)
+    monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: setattr(
+        builder, "grid_idx", (last[0], y, z)))
+    batch, size = shape
+    out = folded(batch * size).view(shape)
+    update([], [1.], out=out, backend="triton", seed=7, sample=1)
+    assert last[0] > 0
+    rows = np.arange(max(0, batch - 3), batch)
+    quads = np.arange(max(0, (size - 5) // 4), (size + 3) // 4)  # the last two, or the only
+    words = noise.philox((quads, rows[:, None] + 1 & 0xFFFFFFFF, 0, 0), (7, 0))
+    start = 4 * int(quads[0])
+    want = noise.to_normal(np.stack(words, -1)).reshape(len(rows), -1)[:, :size - start]
+    assert difference(out[rows[0]:, start:], torch.from_numpy(want).bfloat16()) is None

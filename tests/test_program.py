@@ -1,0 +1,385 @@
+"""The program as a user meets it: commands, files, faults, training that resumes bit for bit."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minidiff import data, families, kernels, noise, sample, targets, train
+from minidiff.__main__ import main
+from minidiff.demo import NetScore
+from minidiff.demo import sample as draw
+from minidiff.net import ScoreNet
+from minidiff.quality import nearest_distance, svm_accuracy
+
+ROOT = Path(__file__).parents[1]
+POINTS = data.load("mixture").train
+
+
+def trainer(steps=6, **options):
+    return train.Trainer(POINTS, kernels, steps, batch=64, seed=3, **options)
+
+
+# ---- the package ----
+
+def test_import_needs_numpy_alone_and_is_quick():
+    code = ("import sys, time; import numpy; t = time.perf_counter(); import minidiff, "
+            "minidiff.noise, minidiff.sample, minidiff.kernels; t = time.perf_counter() - t\n"
+            "third = {m.split('.')[0] for m in sys.modules} & {'torch', 'triton', 'cupy', 'scipy',"
+            "'sklearn', 'matplotlib'}\nprint(t, third)")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, third = out.stdout.split(maxsplit=1)
+    assert third.strip() == "set()" and float(seconds) < .2
+
+
+def test_the_mathematics_never_imports_kernels_or_torch():
+    for name in ("noise", "affine", "targets", "score_matching", "langevin", "ddpm", "sde",
+                 "sample", "families"):
+        source = (ROOT / "minidiff" / f"{name}.py").read_text()
+        assert not re.search(r"^\s*(import|from) (torch|\.kernels|\.net|\.train)", source, re.M)
+
+
+def test_readme_example_prints_what_the_readme_says():
+    text = (ROOT / "README.md").read_text()
+    code, printed = re.search(r"```python\n(.*?)```\n.*?```text\n(.*?)```", text, re.S).groups()
+    out = subprocess.run([sys.executable, "-c", "import sys; sys.modules['torch'] = None\n" + code],
+                         capture_output=True, text=True, check=True)
+    assert out.stdout == printed
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "sample", "check", "bench", "info"])
+def test_help_has_an_example_and_the_common_options(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and f"example: python -m minidiff {command}" in text
+    assert "--seed" in text and "--device" in text
+
+
+# ---- families and demo ----
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_family_reaches_an_exact_mixture(family):
+    """Exact score, 4,096 samples of an off-centre two-mode target within [-1, 1]. Weight within
+    6 sigma of a binomial plus .02 for the coarse grids; means within 6 standard errors of the
+    mode plus .02."""
+    target = targets.Mixture([.3, .7], [[-.6, -.3], [.6, .3]], .01)
+    def score(x, sigma):
+        return target.at(1., sigma).score(x)
+    z = noise.normal((4096, 2), tag=noise.PRIOR)
+    *_, x = families.FAMILIES[family](score, z, 600, sample.Reference(seed=1))
+    left = x[:, 0] < 0
+    assert abs(left.mean() - .3) < 6 * (.21 / 4096)**.5 + .02
+    for side, mean in ((left, [-.6, -.3]), (~left, [.6, .3])):
+        assert np.abs(x[side].mean(0) - mean).max() < 6 * .1 / side.sum()**.5 + .02
+        assert np.abs(x[side].std(0) - .1).max() < .02
+
+
+def test_families_on_kernels_follow_the_reference():
+    """Float32 states of a fused run beside a float64 one: the DDIM map is a contraction onto the
+    data here, so one rounding a step stays below 1e-4 of the data's scale."""
+    target = targets.Gaussian([.2, -.1], .04)
+    def score(x, sigma):
+        return target.at(1., sigma).score(x).astype(x.dtype)
+    z = noise.normal((64, 2), tag=noise.PRIOR)
+    *_, fused = families.FAMILIES["ddim"](score, z, 40, kernels.Fused(backend="host"))
+    *_, exact = families.FAMILIES["ddim"](score, z.astype(float), 40, sample.Reference())
+    assert fused.dtype == np.float32 and np.abs(fused - exact).max() < 1e-4
+
+
+def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys):
+    assert main(["demo", "--data", "moons", "--steps", "30", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for family in families.FAMILIES:
+        assert re.search(rf"^{family} +\d+ +[\d.]+ +0?[.\d]+ \+- [.\d]+ +[\d.]+$", out, re.M)
+    assert "train | held-out" in out
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["sample", "--model", str(tmp_path / "model.safetensors"), "--n", "5",
+                 "--evaluations", "4", "--out", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["x"].shape == (5, 2)
+
+
+def test_demo_draws_images(tmp_path):
+    from minidiff.plot import picture
+    digits = data.load("digits")
+    picture(tmp_path / "p.png", digits, {"ddim": digits.train[:20]}, digits.train[:30])
+    assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_quality_figures_know_good_from_bad():
+    digits = data.load("digits")
+    good, _ = svm_accuracy(digits.train[:360], digits.held)
+    bad, _ = svm_accuracy(noise.normal((360, 1, 8, 8)), digits.held)
+    assert good < .58 and bad > .95
+    assert nearest_distance(digits.train[:50], digits.train) == 0
+    assert nearest_distance(digits.held, digits.train) > 1
+
+
+# ---- the network and its training ----
+
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 28, 28)])
+def test_network_starts_at_the_score_of_the_prior(shape):
+    """F_x = 0 at first, so D = c_skip x and s = -x / (sigma^2 + sigma_data^2); two roundings of
+    D - x, which nearly cancel at small sigma, leave eps / sigma^2."""
+    net = ScoreNet(shape)
+    x, sigma = torch.randn(4, *shape), torch.tensor([.1, 1., 10., 100.])
+    v = sigma.view(-1, *[1] * len(shape))**2
+    expected = -x / (v + net.sigma_data**2)
+    assert ((net(x, sigma) - expected).abs() <= 4 * 2**-24 * (x.abs() / v + x.abs())).all()
+
+
+def test_training_lowers_the_loss():
+    """On the same draws before and after: the start is the best linear score, already good."""
+    def mean_loss(net):
+        probe = trainer()
+        probe.net = net
+        losses = []
+        for probe.step in range(1000, 1010):
+            losses.append(probe.loss().item())
+        return np.mean(losses)
+    run = trainer(steps=200)
+    before = mean_loss(run.net)
+    for _ in range(200):
+        run.advance()
+    assert mean_loss(run.net) < .9 * before
+
+
+def test_perturbation_and_its_noise_are_the_same_draw():
+    run = trainer()
+    x0 = torch.from_numpy(POINTS[:7])
+    draw_of = {"seed": run.seed, "step": 5, "tag": noise.PERTURBATION}
+    x = kernels.apply("perturb", x0, a=1., sigma=np.full(7, 2.), **draw_of)
+    z = kernels.normal(x.shape, device="cpu", **draw_of)
+    assert torch.equal(x, x0 + 2. * z)
+
+
+def test_every_sample_is_seen_once_an_epoch():
+    seen = np.concatenate([train.batch_indices(100, 10, 0, k) for k in range(20)])
+    assert (np.bincount(seen[:100]) == 1).all() and (np.bincount(seen[100:]) == 1).all()
+    assert (seen[:100] != seen[100:]).any()
+
+
+def test_resumed_training_returns_the_same_bits(tmp_path):
+    whole, first, second = trainer(), trainer(), trainer()
+    for _ in range(6):
+        whole.advance()
+    for _ in range(3):
+        first.advance()
+    train.save(tmp_path / "s.safetensors", first.state(), {"step": first.step})
+    tensors, saved = train.read(tmp_path / "s.safetensors")
+    second.restore(tensors, saved["step"])
+    for _ in range(3):
+        second.advance()
+    a, b = whole.state(), second.state()
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def start_training(folder, *more):
+    return subprocess.Popen([sys.executable, "-m", "minidiff", "train", "--data", "mixture",
+                             "--steps", "100000", "--save-every", "5", "--out", str(folder), *more],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+def wait_for(file, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(.05)
+
+
+def test_sigkill_leaves_two_readable_saves_and_resume_goes_on(tmp_path):
+    p = start_training(tmp_path)
+    wait_for(tmp_path / "state.previous", p)
+    p.kill()
+    p.wait()
+    (_, last), (_, before) = (train.read(tmp_path / f"state.{end}")
+                              for end in ("safetensors", "previous"))
+    assert last["step"] >= before["step"] >= 5
+    p = start_training(tmp_path, "--resume")
+    end = time.monotonic() + 120
+    while train.read(tmp_path / "state.safetensors")[1]["step"] <= last["step"]:
+        assert p.poll() is None and time.monotonic() < end
+        time.sleep(.05)
+    p.send_signal(signal.SIGINT)  # Ctrl-C: finish the iteration, save, exit 130
+    assert p.wait(timeout=60) == 130 and "--resume" in p.stdout.read()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "s.safetensors"
+    train.save(file, {"x": torch.ones(2)}, {"step": 1})
+    old = file.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="not saved, the old file is untouched .No space left"):
+        train.save(file, {"x": torch.zeros(2)}, {"step": 2})
+    assert file.read_bytes() == old and list(tmp_path.iterdir()) == [file]
+
+
+# ---- bad input: one clear line, exit 2, nothing overwritten ----
+
+def refused(capsys, *words, argv):
+    assert main(argv) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and all(w in error for w in words), error
+
+
+def broken_files(folder):
+    good = folder / "good.safetensors"
+    train.save(good, ScoreNet((2,)).state_dict(), {"shape": [2], "data": "moons", "levels": None})
+    (folder / "truncated.safetensors").write_bytes(good.read_bytes()[:1000])
+    (folder / "text.safetensors").write_text("hello")
+    import safetensors.torch
+    safetensors.torch.save_file({"x": torch.ones(1)}, folder / "foreign.safetensors")
+    train.save(folder / "other.safetensors", ScoreNet((2,)).state_dict(), {"shape": [1, 8, 8]})
+
+
+@pytest.mark.parametrize("name, words", [
+    ("absent", "no such file"), ("truncated", "not a readable"), ("text", "not a readable"),
+    ("foreign", "not minidiff's"), ("other", "another architecture")])
+def test_bad_models_are_refused(name, words, tmp_path, capsys):
+    broken_files(tmp_path)
+    refused(capsys, f"{name}.safetensors", words,
+            argv=["sample", "--model", str(tmp_path / f"{name}.safetensors"),
+                  "--out", str(tmp_path / "x.npz")])
+    assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "no such file"), (b"nonsense", "not a readable"), (b"", "not a readable"),
+    ({"x": np.zeros((900, 7, 7))}, "every value"), ({"x": np.zeros((10, 2))}, "at least"),
+    ({"x": np.array(["a"] * 900)}, "no numeric array"), ({"x": np.full((900, 2), np.nan)}, "NaN"),
+    ({"x": np.random.default_rng(0).random((900, 7, 7))}, "must be even"),
+    ({"x": np.array([{}] * 900, object)}, "not a readable")])
+def test_bad_data_files_are_refused(content, words, tmp_path, capsys):
+    file = tmp_path / "d.npz"
+    if isinstance(content, dict):
+        np.savez(file, **content)
+    elif content is not None:
+        file.write_bytes(content)
+    refused(capsys, "d.npz", words, argv=["train", "--data", str(file), "--out",
+                                          str(tmp_path / "o")])
+    assert not (tmp_path / "o").exists()
+
+
+def test_data_files_are_scaled(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (900, 6, 6)).astype(np.uint8)
+    np.savez(tmp_path / "i.npz", x=images, labels=np.zeros(900, int))
+    d = data.load(tmp_path / "i.npz")
+    assert d.shape == (1, 6, 6) and d.levels == 256
+    assert d.train.min() == -1 and d.train.max() == 1
+    again = d.quantize(d.held + np.float32(.001))
+    assert np.allclose(again, d.held, atol=1e-6)  # rounding to a level, in float32
+
+
+def test_options_are_refused_in_one_line(tmp_path, capsys):
+    out = str(tmp_path / "o")
+    refused(capsys, "--lr", argv=["train", "--lr", "-1", "--out", out])
+    refused(capsys, "--device", argv=["train", "--device", "cuda:99", "--out", out])
+    refused(capsys, "neither", argv=["demo", "--data", "nothing", "--out", out])
+    refused(capsys, "no such file", argv=["train", "--resume", "--data", "moons", "--out", out])
+    refused(capsys, "nothing_such", argv=["bench", "--backend", "nothing_such"])
+    refused(capsys, "cupy", argv=["bench", "--backend", "cupy"])
+    for argv in (["demo", "--steps", "0"], ["sample", "--family", "x"], ["check", "--op", "x"], []):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2
+
+
+def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path, capsys):
+    argv = ["train", "--data", "moons", "--steps", "3", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    kept = (tmp_path / "state.safetensors").read_bytes()
+    capsys.readouterr()
+    refused(capsys, "exists", "--resume", argv=argv)
+    refused(capsys, "another run", argv=[*argv, "--resume", "--seed", "1"])
+    assert (tmp_path / "state.safetensors").read_bytes() == kept
+
+
+def test_a_sampler_that_diverges_says_so():
+    class Broken(torch.nn.Module):
+        def forward(self, x, sigma):
+            return x * float("nan")
+    with pytest.raises(FloatingPointError, match="step 0"):
+        z = noise.normal((2, 2))
+        list(sample.iterate(sample.langevin.langevin_step, lambda x, t: x * np.nan, z, [1.],
+                            sample.Reference(), check_finite=True, eps=.1))
+    *_, x = draw(NetScore(Broken()), (2,), "ddim", 3, kernels, 4)
+    assert x.isnan().all()  # never masked
+
+
+# ---- check, bench and info ----
+
+BY_COEF = """
+ARRAYS = "torch"
+def langevin(x, s, z, coef):
+    import torch
+    a, b, c = (k.reshape(-1, *[1] * (x.ndim - 1)) for k in coef.unbind(-1))
+    return (a * x + b * s) + c * z
+"""
+
+
+def test_a_right_kernel_passes_and_a_wrong_one_is_located(tmp_path, capsys):
+    file, rows = tmp_path / "mine.py", tmp_path / "rows.json"
+    file.write_text(BY_COEF)
+    assert main(["check", "--kernel", str(file), "--json", str(rows)]) == 0
+    assert all(r["passed"] for r in json.loads(rows.read_text()))
+    file.write_text(BY_COEF.replace("c * z", "c * c * z"))
+    assert main(["check", "--kernel", str(file), "--json", str(rows)]) == 1
+    assert re.search(r"FAILED langevin .* elements differ, most at \(\d+, \d+\): got [-.\de]+, "
+                     r"expected [-.\de]+ \(off by [-.\de]+, \d+ ulp\)", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("code, words", [
+    ("def nothing(): pass", "no function named like an op"), ("1/0", "ZeroDivisionError"),
+    ("def langevin(x, q): pass", "unknown argument 'q'"), ("ARRAYS = 'jax'\ndef langevin(x): 0",
+                                                          "ARRAYS")])
+def test_a_kernel_file_that_cannot_be_used_is_refused(code, words, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(code)
+    refused(capsys, words, argv=["check", "--kernel", str(tmp_path / "mine.py")])
+
+
+def test_check_counts_what_cannot_run_as_not_passed(tmp_path, capsys):
+    rows = tmp_path / "rows.json"
+    assert main(["check", "--backend", "host", "--op", "langevin", "--json", str(rows)]) == 0
+    rows = json.loads(rows.read_text())
+    assert {"op", "backend", "dtype", "shape", "max_ulp", "passed", "reason"} == set(rows[0])
+    assert all(r["passed"] and not r["max_ulp"] for r in rows)
+    refused(capsys, "cupy", argv=["check", "--backend", "cupy"])
+
+
+def test_bench_gates_and_reports(tmp_path):
+    rows = tmp_path / "rows.json"
+    assert main(["bench", "--elements", "4096", "--json", str(rows)]) == 0
+    rows = {r["backend"]: r for r in json.loads(rows.read_text())}
+    assert {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s",
+            "fraction_of_copy", "matches_reference"} <= set(rows["host"])
+    assert rows["host"]["matches_reference"] is True
+    assert rows["torch_eager"]["matches_reference"] is None
+    assert set(rows["host"]["speedup"]) == {"torch_eager", "torch_inplace"}
+    assert rows["torch_eager"]["speedup"] == {}
+
+
+def test_bench_times_nothing_on_a_red_gate(monkeypatch):
+    from minidiff.bench import run
+    monkeypatch.setattr(run, "check_op", lambda *a: [{"passed": False}])
+    monkeypatch.setattr(run, "clock", lambda *a: pytest.fail("timed on a red gate"))
+    with pytest.raises(RuntimeError, match="nothing was timed"):
+        run.bench(["langevin"], ["host"], [64])
+
+
+def test_info_names_every_backend(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*kernels.BACKENDS, "processor", "torch", "numpy"))
