@@ -43,8 +43,8 @@ def parser():
     def data(c):
         c.add_argument("--data", default="digits", help="digits, mixture, moons, checkerboard or "
                        "FILE.npz (default digits)")
-        c.add_argument("--steps", type=positive, default=1250,
-                       help="training iterations (default 1250)")
+        c.add_argument("--steps", type=positive, help="training iterations (default 1250 for "
+                       "images, 3000 for points)")
 
     c = command("demo", run_demo, "train on handwritten digits, sample with every family, "
                 "measure and draw", " --data moons")
@@ -55,7 +55,8 @@ def parser():
     c = command("train", run_train, "train a score network", " --data digits --out out")
     data(c)
     backend(c)
-    c.add_argument("--batch", type=positive, default=128, help="samples a batch (default 128)")
+    c.add_argument("--batch", type=positive, help="samples a batch (default 128 for "
+                   "images, 512 for points)")
     c.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default 2e-3)")
     c.add_argument("--save-every", type=positive, default=200, metavar="N",
                    help="iterations between saves (default 200)")
@@ -136,7 +137,7 @@ def run_train(args):
     out.mkdir(parents=True, exist_ok=True)
     trainer = train.Trainer(data.train, kernels, args.steps, args.batch, args.lr, seed=args.seed,
                             device=device(args), backend=args.backend)
-    run = metadata(data, trainer) | {"batch": args.batch, "lr": args.lr}
+    run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr}
     state = out / "state.safetensors"
     if args.resume:
         tensors, saved = train.read(state)

@@ -46,7 +46,7 @@ def train(trainer, label="training"):
     return trainer.average.module.eval().requires_grad_(False)
 
 
-def demo(data, out, kernels, steps=1250, n=360, seed=0, device="cpu", backend="auto"):
+def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw; prints the table, writes model.safetensors and demo.png.
 
     Returns rows: family, evaluations, seconds, accuracy, error, nearest.
@@ -76,8 +76,8 @@ def demo(data, out, kernels, steps=1250, n=360, seed=0, device="cpu", backend="a
     reference = *svm_accuracy(data.train[:n], held), nearest_distance(held, data.train)
     picture(out / "demo.png", data, samples, trajectory)
     print(table(rows, reference))
-    print(f"{len(data.train)} training, {n} held-out samples of {data.name}; {steps} iterations "
-          f"in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all\n"
+    print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
+          f"{trainer.steps} iterations in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all\n"
           f"{out / 'demo.png'}  {out / 'model.safetensors'}")
     return rows
 

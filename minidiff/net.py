@@ -66,23 +66,8 @@ class ConvBlock(nn.Module):
         return h + self.conv2(F.silu((1 + scale) * r + shift))
 
 
-class Attention(nn.Module):
-    """Residual self-attention between all positions of a feature map."""
-
-    def __init__(self, width, heads=4):
-        super().__init__()
-        self.norm, self.heads = nn.GroupNorm(8, width), heads
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, h):
-        tokens = self.norm(h).flatten(2).mT  # (B, positions, width)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        r = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return h + self.proj(r).mT.unflatten(2, h.shape[2:])
-
-
 class ImageNet(nn.Module):
-    """F_x on images: a U of two resolutions, with attention at the lower one.
+    """F_x on images: a U of two resolutions, H x W and half that with twice the channels.
 
     A learned map, added after the first convolution, tells every pixel where it is.
     """
@@ -94,27 +79,34 @@ class ImageNet(nn.Module):
         self.place = nn.Parameter(0.1 * torch.randn(1, width, *shape[1:]))
         self.enter, self.leave = ConvBlock(width, low), ConvBlock(width, low)
         self.down = nn.Conv2d(width, low, 2, stride=2)
-        self.low1, self.mix, self.low2 = ConvBlock(low, low), Attention(low), ConvBlock(low, low)
+        self.low1, self.low2 = ConvBlock(low, low), ConvBlock(low, low)
         self.up = nn.ConvTranspose2d(low, width, 2, stride=2)
         self.norm, self.out = nn.GroupNorm(8, width), nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, x, c_noise):
         e = self.embed(c_noise)
         top = self.enter(self.inp(x) + self.place, e)
-        h = self.low2(self.mix(self.low1(self.down(top), e)), e)
+        h = self.low2(self.low1(self.down(top), e), e)
         h = self.leave(top + self.up(h), e)
         return self.out(F.silu(self.norm(h)))
 
 
 class ScoreNet(nn.Module):
-    """The score s(x, sigma) = (D_x - x) / sigma^2 of data blurred by N(0, sigma^2).
+    """The score s(x, sigma) of data blurred by N(0, sigma^2), through EDM's preconditioning.
+
+        D_x = c_skip x + c_out F_x(c_in x; c_noise)          [EDM eq. 7 and table 1]
+        c_skip = sd^2 / (sigma^2 + sd^2)    c_out = sigma sd / sqrt(sigma^2 + sd^2)
+        c_in = 1 / sqrt(sigma^2 + sd^2)     c_noise = ln(sigma) / 4
+        s = (D_x - x) / sigma^2 = c_in sd / sigma F_x - c_in^2 x
+
+    so that the network's input and target have unit variance (sd = sigma_data). The last form
+    is computed: D_x - x would cancel at small sigma. D_x is `score_matching.posterior_mean`.
 
     shape is one sample's: (D,) for vectors; (channels, H, W), H and W even, for images.
-    The denoiser is D_x = c_skip x + c_out F_x(c_in x; c_noise), all four c's functions
-    of sigma that keep the network's input and target at unit variance.
+    x: (B, *shape), sigma: (B,).
     """
 
-    def __init__(self, shape, sigma_data=0.5, **options):
+    def __init__(self, shape, sigma_data=.5, **options):
         super().__init__()
         self.sigma_data = sigma_data
         self.F_x = (VectorNet if len(shape) == 1 else ImageNet)(shape, **options)
@@ -122,13 +114,8 @@ class ScoreNet(nn.Module):
         nn.init.zeros_(self.F_x.out.bias)
         self.to(memory_format=torch.channels_last)
 
-    def denoise(self, x, sigma):
-        """D_x: the expected clean sample, given x (B, ...) at noise levels sigma (B,)."""
-        s, sd = sigma.view(-1, *[1] * (x.dim() - 1)), self.sigma_data
-        total = (s**2 + sd**2).sqrt()
-        c_skip, c_out, c_in, c_noise = (sd / total) ** 2, s * sd / total, 1 / total, sigma.log() / 4
-        return c_skip * x + c_out * self.F_x(c_in * x, c_noise)
-
     def forward(self, x, sigma):
-        s = sigma.view(-1, *[1] * (x.dim() - 1))
-        return (self.denoise(x, sigma) - x) / s**2
+        column = sigma.view(-1, *[1] * (x.dim() - 1))
+        c_in = (column**2 + self.sigma_data**2)**-.5
+        F_x = self.F_x(c_in * x, sigma.log() / 4)
+        return c_in * self.sigma_data / column * F_x - c_in**2 * x

@@ -46,8 +46,10 @@ class Trainer:
     `kernels` is minidiff.kernels, handed in: it perturbs in one fused kernel.
     """
 
-    def __init__(self, x, kernels, steps=1250, batch=128, lr=2e-3, decay=.995,
-                 seed=0, device="cpu", backend="auto"):
+    def __init__(self, x, kernels, steps=None, batch=None, lr=2e-3, decay=.995, seed=0,
+                 device="cpu", backend="auto"):
+        images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
+        steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
         torch.manual_seed(seed)
         self.net = ScoreNet(x.shape[1:]).to(device)
         self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -128,13 +128,13 @@ def test_quality_figures_know_good_from_bad():
 
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 28, 28)])
 def test_network_starts_at_the_score_of_the_prior(shape):
-    """F_x = 0 at first, so D = c_skip x and s = -x / (sigma^2 + sigma_data^2); two roundings of
-    D - x, which nearly cancel at small sigma, leave eps / sigma^2."""
+    """F_x = 0 at first, so s = -x / (sigma^2 + sigma_data^2): six roundings, and two of c_in
+    squared by half, stay below 8 of 2^-24."""
     net = ScoreNet(shape)
     x, sigma = torch.randn(4, *shape), torch.tensor([.1, 1., 10., 100.])
     v = sigma.view(-1, *[1] * len(shape))**2
-    expected = -x / (v + net.sigma_data**2)
-    assert ((net(x, sigma) - expected).abs() <= 4 * 2**-24 * (x.abs() / v + x.abs())).all()
+    expected = -x.double() / (v.double() + net.sigma_data**2)
+    assert ((net(x, sigma) - expected).abs() <= 8 * 2**-24 * expected.abs()).all()
 
 
 def test_training_lowers_the_loss():

@@ -1,0 +1,144 @@
+"""Every kernel compiled for sm_90 with no GPU, and its machine code read.
+
+Triton compiles only outside its interpreter, so in another process: this file, run.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from minidiff.kernels import on_cupy, on_triton
+
+try:
+    import triton
+    TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+except ImportError:
+    TOOL = None
+needs_triton = pytest.mark.skipif(TOOL is None, reason="triton is not installed")
+# dtype, operands, draws, clip, coefficients, elements of a row, aligned
+VARIANTS = [
+    ("float32", 0, 1, 0, "call", 1024, 1), ("float32", 1, 1, 0, "call", 1024, 1),
+    ("float32", 2, 1, 0, "call", 1024, 1), ("float32", 2, 1, 1, "sample", 1024, 1),
+    ("float32", 4, 1, 1, "counter", 1024, 1), ("float32", 2, 0, 0, "call", 1024, 1),
+    ("float32", 3, 0, 0, "counter", 1024, 1), ("float32", 2, 1, 0, "call", 1023, 0),
+    ("float32", 1, 1, 0, "sample", 2, 0),
+    ("bfloat16", 0, 1, 0, "call", 1024, 1), ("bfloat16", 1, 1, 0, "call", 1024, 1),
+    ("bfloat16", 2, 1, 0, "sample", 1024, 1), ("bfloat16", 3, 1, 1, "call", 1024, 1),
+    ("bfloat16", 4, 0, 0, "counter", 1024, 1), ("bfloat16", 2, 1, 0, "counter", 1023, 0),
+    ("float16", 1, 1, 0, "counter", 1024, 1), ("float16", 2, 1, 1, "call", 1024, 1),
+    ("float16", 2, 0, 0, "sample", 1024, 1), ("float16", 4, 1, 1, "sample", 7, 0)]
+MACROS = [(dtype, operands, draws, clip) for dtype in on_cupy.STORAGE
+          for operands, draws, clip in ((0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1))]
+
+
+def disassembled(cubin, function):
+    """Counts of the instructions that matter in one function, and its resources."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        sass, usage = (subprocess.run([TOOL, option, "-fun", function, file.name], check=True,
+                                      capture_output=True, text=True).stdout
+                       for option in ("-sass", "-res-usage"))
+    code = [line for line in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", sass) if "NOP" not in line]
+    stack, shared = map(int, re.search(r"STACK:(\d+) SHARED:(\d+)", usage).groups())
+    return {"stack": stack, "shared": shared, "instructions": len(code)} | {
+        name: sum(bool(re.search(pattern, line)) for line in code) for name, pattern in (
+            ("local", r"\b(LDL|STL)"), ("double", r"\bD(ADD|MUL|FMA)|F64"), ("fma", r"\bFFMA"),
+            ("root", r"\bMUFU\.RSQ"), ("load16", r"\bLDG\.E\.(EF\.)?128"),
+            ("store16", r"\bSTG\.E\.(EF\.)?128"), ("store", r"\bSTG"))}
+
+
+def compiled_by_triton(dtype, operands, draws, clip, rows, size, aligned):
+    """The kernel as on_triton launches it for these arguments, as a cubin for sm_90."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    v = 1 if dtype == "float32" else 2
+    tile_rows, columns, _ = on_triton.tile(size, v)
+    constants = {"OPERANDS": operands, "DRAWS": draws, "CLIP": clip, "COUNTED": rows == "counter",
+                 "PER_SAMPLE": rows == "sample", "ALIGNED": bool(aligned), "V": v,
+                 "ROWS": tile_rows, "COLUMNS": columns, "INTERPRETED": False,
+                 "BF16_INTERPRETED": False}
+    names = on_triton.kernel.arg_names
+    pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
+    arrays = ["out", "u0", "u1", "u2", "u3"]
+    types = dict.fromkeys(names, "i32") | dict.fromkeys(constants, "constexpr") \
+        | dict.fromkeys(arrays, pointer) | {"coef": "*fp32", "counter": "*i64"}
+    divisible = {(names.index(n),): [["tt.divisibility", 16]]
+                 for n in aligned * [*arrays, "size"]}
+    return triton.compile(
+        ASTSource(on_triton.kernel, types, constexprs=constants, attrs=divisible),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": on_triton.WARPS, "enable_fp_fusion": False}).asm["cubin"]
+
+
+@pytest.fixture(scope="module")
+def from_triton():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True,
+                         text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@needs_triton
+def test_triton_uses_registers_alone(from_triton):
+    """No stack and no spills, no shared memory, no double precision."""
+    for variant, found in zip(VARIANTS, from_triton, strict=True):
+        assert not (found["stack"] or found["local"] or found["double"]), (variant, found)
+        assert not found["shared"] or not variant[-1], (variant, found)
+
+
+@needs_triton
+def test_triton_moves_16_bytes_at_a_time(from_triton):
+    """Each operand's and the output's share of a thread, where rows are aligned."""
+    for (dtype, operands, *_, aligned), found in zip(VARIANTS, from_triton, strict=True):
+        if aligned:
+            packs = found["elements"] * (4 if dtype == "float32" else 2) // 16
+            assert found["load16"] == operands * packs, (dtype, operands, found)
+            assert found["store16"] == found["store"] == packs, (dtype, operands, found)
+
+
+@needs_triton
+def test_triton_contracts_nothing(from_triton):
+    """Two FFMA a square root, which are its rounding, and not one elsewhere."""
+    for variant, found in zip(VARIANTS, from_triton, strict=True):
+        assert found["fma"] == 2 * found["root"], (variant, found)
+        assert found["root"] == variant[2] * found["elements"] // 2, (variant, found)
+
+
+@needs_triton
+def test_triton_takes_48_to_58_instructions_an_element(from_triton):
+    """Noise with up to two operands, aligned; and under 13 without noise."""
+    for variant, found in zip(VARIANTS, from_triton, strict=True):
+        dtype, operands, draws, clip, rows, size, aligned = variant
+        each = found["instructions"] / found["elements"]
+        if aligned and operands <= 2 and not clip:
+            assert 47 < each < 58 if draws else each < 13, (variant, each)
+
+
+@needs_triton
+@pytest.mark.parametrize("variant", MACROS, ids=str)
+def test_nvrtc(variant):
+    """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
+    nvrtc = pytest.importorskip("cupy.cuda.nvrtc", reason="CuPy is not installed")
+    try:
+        program = nvrtc.createProgram(on_cupy.SOURCE.read_text(), "kernels.cu", [], [])
+    except (ImportError, OSError, RuntimeError) as e:
+        pytest.skip(f"NVRTC is not installed: {e}")
+    nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture=sm_90"])
+    found = disassembled(nvrtc.getCUBIN(program) + b"\0", "update")  # CuPy drops the last byte
+    dtype, operands, draws, clip = variant
+    assert not (found["stack"] or found["local"] or found["shared"] or found["double"]), found
+    assert found["store16"] and found["load16"] >= operands, found
+    assert found["fma"] == 2 * found["root"] and bool(found["root"]) == bool(draws), found
+
+
+if __name__ == "__main__":
+    print(json.dumps([
+        disassembled(compiled_by_triton(*variant), "kernel")
+        | {"elements": 512 * 4 // (32 * on_triton.WARPS)} for variant in VARIANTS]))
