@@ -5,6 +5,7 @@ Histogram, compare and JSON are pytest-benchmark's own options.
 
 import pytest
 import torch
+
 from minidiff.bench.machine import machine
 from minidiff.bench.peers import PEERS
 from minidiff.bench.run import call, candidates, case, gate

@@ -77,7 +77,8 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
     picture(out / "demo.png", data, samples, trajectory)
     print(table(rows, reference))
     print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
-          f"{trainer.steps} iterations in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all\n"
+          f"{trainer.steps} iterations\nin {trained:.0f} s, {time.perf_counter() - start:.0f} s in "
+          "all\n"
           f"{out / 'demo.png'}  {out / 'model.safetensors'}")
     return rows
 

@@ -10,7 +10,7 @@ import numpy as np  # noqa: E402
 def _images(axis, x, title):
     """A row of images, side by side with a gap."""
     x = np.pad(x[:, 0] if x.shape[1] == 1 else x.mean(1), ((0, 0), (1, 1), (1, 1)),
-               constant_values=1.)
+               constant_values=-1.)
     axis.imshow(np.concatenate(list(x), 1), cmap="gray_r", vmin=-1, vmax=1,
                 interpolation="nearest")
     axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
@@ -30,9 +30,10 @@ def picture(file, data, samples, trajectory, columns=16):
     rows = {"data": data.held, **samples}
     if len(data.shape) == 3:
         rows = {name: x[:columns] for name, x in rows.items()}
-        pick = np.linspace(0, len(trajectory) - 1, columns).round().astype(int)
+        last = len(trajectory) - 1
+        pick = np.linspace(.3 * last, last, columns).round().astype(int)  # before: only noise
         rows["one trajectory"] = trajectory[pick]
-        figure, axes = plt.subplots(len(rows), 1, figsize=(9, .6 * len(rows)))
+        figure, axes = plt.subplots(len(rows), 1, figsize=(9, .62 * len(rows)))
         for axis, (name, x) in zip(axes, rows.items()):
             _images(axis, np.clip(x, -1, 1), name.replace("_", " "))
     else:
@@ -48,5 +49,5 @@ def picture(file, data, samples, trajectory, columns=16):
         _points(axis, data.held, "one trajectory")
         axis.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
     figure.tight_layout(pad=.4)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, bbox_inches="tight", facecolor="white")
     plt.close(figure)

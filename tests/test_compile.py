@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
+import torch
 from minidiff.kernels import on_cupy, on_triton
 
 try:
@@ -57,12 +57,12 @@ def compiled_by_triton(dtype, operands, draws, clip, rows, size, aligned):
     """The kernel as on_triton launches it for these arguments, as a cubin for sm_90."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    v = 1 if dtype == "float32" else 2
-    tile_rows, columns, _ = on_triton.tile(size, v)
-    constants = {"OPERANDS": operands, "DRAWS": draws, "CLIP": clip, "COUNTED": rows == "counter",
-                 "PER_SAMPLE": rows == "sample", "ALIGNED": bool(aligned), "V": v,
-                 "ROWS": tile_rows, "COLUMNS": columns, "INTERPRETED": False,
-                 "BF16_INTERPRETED": False}
+    out = torch.empty((64, size), dtype=getattr(torch, dtype), device="meta")
+    step = torch.empty((), dtype=torch.int64, device="meta") if rows == "counter" else 0
+    coef = torch.empty((1 if rows == "call" else 64, operands + draws + 4 * clip))
+    _, _, constants = on_triton.arguments(out, [out] * operands, coef, draws, clip, (64, size),
+                                          0, 0, step, 0)
+    assert constants["ALIGNED"] == bool(aligned)
     names = on_triton.kernel.arg_names
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
     arrays = ["out", "u0", "u1", "u2", "u3"]
@@ -112,20 +112,20 @@ def test_triton_contracts_nothing(from_triton):
 
 
 @needs_triton
-def test_triton_takes_48_to_58_instructions_an_element(from_triton):
+def test_triton_takes_47_to_59_instructions_an_element(from_triton):
     """Noise with up to two operands, aligned; and under 13 without noise."""
     for variant, found in zip(VARIANTS, from_triton, strict=True):
         dtype, operands, draws, clip, rows, size, aligned = variant
         each = found["instructions"] / found["elements"]
         if aligned and operands <= 2 and not clip:
-            assert 47 < each < 58 if draws else each < 13, (variant, each)
+            assert 47 < each < 59 if draws else each < 13, (variant, each)
 
 
 @needs_triton
 @pytest.mark.parametrize("variant", MACROS, ids=str)
 def test_nvrtc(variant):
     """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
-    nvrtc = pytest.importorskip("cupy.cuda.nvrtc", reason="CuPy is not installed")
+    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
     try:
         program = nvrtc.createProgram(on_cupy.SOURCE.read_text(), "kernels.cu", [], [])
     except (ImportError, OSError, RuntimeError) as e:

@@ -1,0 +1,302 @@
+"""Bad input raises at the front door, in one clear line; odd input works."""
+
+import numpy as np
+import pytest
+import torch
+from minidiff.kernels import Fused, apply, coefficients, normal, update
+
+from minidiff import ddpm, kernels, langevin, noise, sample, sde
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+T = torch.from_numpy(X.copy())
+CPU = [name for name in ("numpy", "host") if kernels.missing(name) is None]
+MISSING = [name for name in kernels.BACKENDS if kernels.missing(name)]
+
+
+# ---- arrays ----
+
+@pytest.mark.parametrize("x, words", [
+    ([1., 2.], "operands.0.*list"), (3., "operands.0.*float"), (None, "operands.0.*NoneType"),
+    (X.astype(np.int32), "operands.0.*int32"), (X.astype(complex), "operands.0.*complex128"),
+    (X.astype(np.float64), "operands.0.*float64"), (X.astype(">f4"), "operands.0.*>f4"),
+    (T.long(), "operands.0.*int64"), (T.bool(), "operands.0.*bool"),
+    (T.cfloat(), "operands.0.*complex64")], ids=str)
+def test_what_is_no_float_array_is_a_type_error(x, words):
+    with pytest.raises(TypeError, match=words):
+        update([x], [1.])
+
+
+@pytest.mark.parametrize("s, words", [
+    (X.astype(np.float16), "s is float16, x is float32"), (T, "s is a Tensor, x a ndarray"),
+    ([[1.] * 3] * 2, "s must be .* got list"), (X.astype(int), "s must be .* got int64")], ids=str)
+def test_operands_of_two_kinds_are_a_type_error(s, words):
+    with pytest.raises(TypeError, match=words):
+        apply("langevin", X, s, eps=.1)
+
+
+def test_out_of_another_kind_is_a_type_error():
+    for out in (X.astype(np.float16), T.clone(), "out"):
+        with pytest.raises(TypeError, match="out"):
+            update([X], [1.], out=out)
+
+
+def test_shapes_that_differ():
+    for u, kw in (([X, X[:1]], {}), ([X, X.T], {}), ([X, X], {"out": np.empty_like(X[0])})):
+        with pytest.raises(ValueError, match=r"\(2, 3\)"):
+            update(u, [1., 1.], **kw)
+    with pytest.raises(ValueError, match="first axis"):
+        update([np.array(1, np.float32)], [1.])
+
+
+def test_devices_that_differ():
+    with pytest.raises(ValueError, match="s is on meta, x on cpu"):
+        apply("langevin", T, T.to("meta"), eps=.1)
+
+
+@pytest.mark.parametrize("name", ["auto", *kernels.BACKENDS])
+def test_tensors_without_memory_never_crash(name):
+    """Refused, or passed through by torch's own operations."""
+    try:
+        assert update([T.to("meta")], [1.], backend=name).device.type == "meta"
+    except (ValueError, RuntimeError) as e:
+        assert "backend" in str(e)
+
+
+def test_number_of_operands():
+    with pytest.raises(ValueError, match="at most 4 operands, got 5"):
+        update([X] * 5, [1.] * 5)
+    with pytest.raises(ValueError, match="out is needed"):
+        update([], [1.])
+    with pytest.raises(TypeError, match="langevin takes x, s, got 1"):
+        apply("langevin", X, eps=.1)
+    with pytest.raises(TypeError, match="normal takes no operand, got 1"):
+        apply("normal", X)
+
+
+def test_requires_grad_raises():
+    leaf = T.clone().requires_grad_()
+    for operands, out in (([leaf], None), ([T, leaf], None), ([T], leaf), ([leaf * 2], None)):
+        with pytest.raises(RuntimeError, match="requires grad"):
+            update(operands, [1.] * len(operands), out=out)
+    with torch.no_grad():
+        assert not update([leaf.detach()], [1.]).requires_grad
+
+
+def test_out_must_be_contiguous():
+    for name in CPU:
+        for out in (np.zeros((2, 6), np.float32)[:, ::2], np.zeros((3, 2), np.float32).T):
+            with pytest.raises(ValueError, match="out must be contiguous"):
+                update([X], [1.], out=out, backend=name)
+            with pytest.raises(ValueError, match="out must be contiguous"):
+                update([out], [1.], out=out, backend=name)
+            assert not out.any()
+    with pytest.raises(ValueError, match="out must be contiguous"):
+        update([T], [1.], out=torch.zeros(3, 2).T)
+
+
+def test_out_must_be_writeable():
+    for name in CPU:
+        out = np.zeros((2, 3), np.float32)
+        out.setflags(write=False)
+        with pytest.raises(ValueError, match="out.*read-only|out.*writeable"):
+            update([X], [1.], out=out, backend=name)
+        assert not out.any()
+
+
+def test_strided_and_misaligned_inputs_work():
+    bytes_ = np.zeros(25, np.uint8)
+    odd = bytes_[1:].view(np.float32).reshape(2, 3)
+    odd[:] = X
+    for name in CPU:
+        for u in (np.repeat(X, 2, 1)[:, ::2], X[::-1, ::-1][::-1, ::-1], X.T.copy().T, odd,
+                  np.broadcast_to(X[0] * 0 + X[1], (2, 3))):
+            assert np.array_equal(update([u], [2.], backend=name), 2 * u)
+
+
+def test_partial_overlap_raises_and_the_array_itself_works():
+    for buffer in (np.ones(12, np.float32), torch.ones(12)):
+        a, b, c = buffer[:6].reshape(2, 3), buffer[3:9].reshape(2, 3), buffer[6:].reshape(2, 3)
+        for operands, out in (([a], b), ([b], a), ([c, a], b), ([c, b], c)):
+            with pytest.raises(ValueError, match="overlaps.*in part"):
+                update(operands, [1.] * len(operands), out=out)
+        assert (buffer == 1).all()
+        assert update([a, c], [2., 3.], out=c) is c and (c == 5).all() and (buffer[:6] == 1).all()
+        same = buffer[:6].reshape(2, 3)  # another view of the same elements
+        assert update([a], [7.], out=same) is same and (a == 7).all()
+
+
+def test_empty_arrays(place):
+    backend, device = place
+    for shape in ((0,), (0, 3), (3, 0), (2, 0, 4)):
+        u = [torch.empty(shape, device=device) for _ in range(2)]
+        for coef in ([1., 2., 3.], np.ones((shape[0], 3))):
+            for clip in (None, [1., 1., -1., 1.]):
+                assert update(u, coef, clip=clip, backend=backend).shape == shape
+        for op in kernels.OPS.values():
+            for batch in (None, shape[0]):
+                p = op.parameters(np.random.default_rng(0), batch)
+                got = apply(op, *u[:len(op.operands)], **p, backend=backend, out=u[-1])
+                assert got.shape == shape
+    assert normal((0, 3)).shape == (0, 3)
+
+
+def test_an_empty_batch_launches_nothing(monkeypatch):
+    for name in CPU:
+        monkeypatch.setattr(kernels.backend(name), "update", None)
+        assert update([X[:0]], [1., 1.], backend=name).shape == (0, 3)
+
+
+def test_nan_and_infinity_propagate(place):
+    backend, device = place
+    s = torch.tensor([[1., torch.nan, torch.inf], [-torch.inf, 1., 1.]], device=device)
+    got = update([T.to(device), s], [1., 1., 1.], backend=backend)
+    assert torch.equal(got.isnan(), s.isnan()) and torch.equal(got.isinf(), s.isinf())
+    clipped = update([T.to(device), s], [0., 1.], clip=[0., 1., -1., 1.], backend=backend)
+    assert clipped.tolist()[1] == [-1, 1, 1] and clipped[0, 1].isnan() and clipped[0, 2] == 1
+
+
+# ---- backends ----
+
+def test_a_backend_misspelt():
+    for name in ("triron", "", "cuda", None):
+        with pytest.raises(ValueError, match="is none of auto, numpy, torch, host, triton, cupy"):
+            update([X], [1.], backend=name)
+        with pytest.raises(ValueError, match="is none of auto"):
+            kernels.missing(name)
+
+
+@pytest.mark.skipif(not MISSING, reason="every backend can run here")
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_backend_named_never_falls_back(name):
+    with pytest.raises(RuntimeError, match=f"backend '{name}'.*(no CUDA|not installed|install)"):
+        update([T], [1.], backend=name)
+
+
+@pytest.mark.parametrize("name, package, line", [
+    ("cupy", "cupy", r"pip install -e '\.\[cuda13\]'"), ("torch", "torch", "pip install torch")])
+def test_a_package_that_is_not_there_says_how_to_install_it(monkeypatch, name, package, line):
+    module = kernels.import_module(f"minidiff.kernels.on_{name}")
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    module.missing.cache_clear()
+    with pytest.raises(RuntimeError, match=f"backend '{name}'.*{line}"):
+        update([T], [1.], backend=name)
+    module.missing.cache_clear()
+
+
+def test_no_compiler_says_what_to_install(monkeypatch):
+    from minidiff.kernels import on_host
+    monkeypatch.setattr(on_host, "compiler", lambda: None)
+    on_host.missing.cache_clear()
+    with pytest.raises(RuntimeError, match="no C.. compiler found: install g.. or clang"):
+        update([T], [1.], backend="host")
+    assert kernels.backend("auto", T).NAME == "torch"
+    assert kernels.backend("auto", X).NAME == "numpy"
+    on_host.missing.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["torch", "triton", "cupy"])
+def test_numpy_arrays_are_refused_where_they_cannot_go(name):
+    with pytest.raises((ValueError, RuntimeError), match=f"backend '{name}'"):
+        update([X], [1.], backend=name)
+
+
+# ---- coefficients, counters, parameters ----
+
+def test_coefficients_of_the_wrong_width():
+    for coef in (1., [], [1.] * 4, np.ones((2, 4)), np.ones((2, 1))):
+        with pytest.raises(ValueError, match="coef has shape.*must be 2 coefficients"):
+            update([X, X], coef)
+
+
+def test_coefficients_a_sample_that_are_not_the_batch():
+    for operands in ([X], []):
+        for rows in (1, 3):
+            with pytest.raises(ValueError, match=rf"\({rows}, 1\).*2 rows.*\(2, 3\)"):
+                update(operands, np.ones((rows, 1)), out=np.empty_like(X))
+    with pytest.raises(ValueError, match=r"\(3, 2\).*2 rows.*x0.*\(2, 3\)"):
+        apply("perturb", X, a=np.full(3, .5), sigma=1.)
+    with pytest.raises(ValueError):
+        apply("perturb", X, a=np.full(3, .5), sigma=np.ones(2))
+
+
+def test_coefficients_that_are_no_numbers():
+    for coef in (["a"], [None], [1j]):
+        with pytest.raises((TypeError, ValueError)):
+            update([X], coef)
+
+
+def test_clip_needs_x_s_and_four_numbers():
+    with pytest.raises(ValueError, match="clip needs two operands"):
+        update([X], [1.], clip=[1., 1., -1., 1.])
+    for clip in (1., [1.], [1., 1., 1.], np.ones((2, 4)), np.ones((3, 4))):
+        with pytest.raises(ValueError, match="clip"):
+            update([X, X], [1., 1.], clip=clip)
+
+
+@pytest.mark.parametrize("step, coef", [
+    (np.array(0, np.int32), np.ones((2, 2))), (np.array(0.), np.ones((2, 2))),
+    (torch.tensor(0, dtype=torch.int32), np.ones((2, 2))), (np.array(0), np.ones(2)),
+    (torch.tensor(0, device="meta"), np.ones((2, 2)))], ids=repr)
+def test_a_step_counter_is_int64_beside_a_table(step, coef):
+    with pytest.raises(ValueError, match="step counter must be int64"):
+        update([X], coef, step=step)
+
+
+def test_a_step_counter_is_of_the_operands_kind():
+    """A NumPy counter beside tensors, or a tensor beside arrays: works or says so."""
+    want = update([X], [3., 4.], step=1, backend="numpy")
+    for u, step in ((X, torch.tensor(1)), (T, np.array(1))):
+        for name in ("auto", *(n for n in kernels.BACKENDS if kernels.missing(n) is None)):
+            try:
+                got = np.asarray(update([u], [[1., 2.], [3., 4.]], step=step, backend=name))
+            except ValueError as e:
+                assert "step counter" in str(e) or "backend" in str(e)
+            else:
+                assert np.array_equal(got, want), name
+
+
+def test_counter_words_are_integers():
+    for word in ("seed", "sample", "step", "tag"):
+        with pytest.raises(TypeError):
+            normal((2, 3), **{word: 1.5}, backend="numpy")
+
+
+@pytest.mark.parametrize("step, parameters, words", [
+    (langevin.langevin_step, {"eps": 0.}, "eps"), (langevin.langevin_step, {"eps": -1.}, "eps"),
+    (langevin.langevin_step, {"eps": np.nan}, "eps"),
+    (langevin.langevin_step, {"eps": np.inf}, "eps"),
+    (langevin.langevin_step, {"eps": np.array([.1, -.1])}, "eps.*got -0.1"),
+    (sde.perturb, {"a": .5, "sigma": 0.}, "sigma"), (sde.perturb, {"a": 0., "sigma": 1.}, "a must"),
+    (ddpm.forward_step, {"beta": 0.}, "beta"), (ddpm.forward_step, {"beta": 1.}, "beta"),
+    (ddpm.ancestral_step, {"beta": .1, "variance": -1e-9}, "variance"),
+    (ddpm.ddim_step, {"alpha_bar": 1., "alpha_bar_prev": 1., "eta": 0.}, "alpha_bar must"),
+    (ddpm.ddim_step, {"alpha_bar": .5, "alpha_bar_prev": 1.1, "eta": 0.}, "alpha_bar_prev must"),
+    (ddpm.ddim_step, {"alpha_bar": .5, "alpha_bar_prev": .6, "eta": 1.5}, "eta must"),
+    (sde.forward_sde_step, {"sde": sde.VP(), "t": -.1, "dt": .1}, "t must"),
+    (sde.reverse_sde_step, {"sde": sde.VP(), "t": 1.1, "dt": .1}, "t must"),
+    (sde.pf_ode_step, {"sde": sde.VE(), "t": np.nan, "dt": .1}, "t must"),
+    (sde.reverse_sde_step, {"sde": sde.SubVP(), "t": .5, "dt": 0.}, "dt must")], ids=str)
+def test_parameters_out_of_their_range(step, parameters, words):
+    with pytest.raises(ValueError, match=words):
+        coefficients(step, **parameters)
+    with pytest.raises(ValueError, match=words):
+        Fused()(step, noise.PREDICTOR, **parameters)
+    with pytest.raises(ValueError, match=words):
+        sample.Reference()(step, noise.PREDICTOR, **parameters)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_coefficients_that_are_not_finite():
+    with pytest.raises(ValueError, match="ddim_step: a coefficient is not finite"):
+        coefficients(ddpm.ddim_step, alpha_bar=.9, alpha_bar_prev=.1, eta=1.)
+    with pytest.raises(ValueError, match="reverse_diffusion_step: a coefficient is not finite"):
+        coefficients(sde.reverse_diffusion_step, sde=sde.VP(), i=1, n=1)
+
+
+def test_an_unknown_op_or_parameter():
+    with pytest.raises(ValueError, match="op 'langevan' is none of normal, perturb"):
+        apply("langevan", X, X, eps=.1)
+    with pytest.raises(TypeError, match="eta"):
+        apply("langevin", X, X, eta=.1)
+    with pytest.raises(TypeError, match="eps"):
+        apply("langevin", X, X)

@@ -1,0 +1,266 @@
+"""The sampling loops on the two-mode test of the SMLD paper, 1/5 N((-5,-5), I) + 4/5 N((5,5), I),
+with its exact scores. Across the modes the law is a line's mixture, along them N(0, 1)."""
+
+from functools import partial
+from inspect import isgenerator
+from itertools import count, islice
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from minidiff import ddpm, langevin, sample
+from minidiff.affine import coefficients
+from minidiff.sde import VE, VP, SubVP, prior_std
+from minidiff.targets import Mixture
+
+TARGET = Mixture([1, 4], [[-5., -5.], [5., 5.]], 1.)
+ACROSS, ALONG = np.array([[1., 1.], [1., -1.]]) / 2**.5
+N = 2**14
+# Dvoretzky-Kiefer-Wolfowitz at alpha 1e-6: P(sup |F_n - F| > d) <= 2 exp(-2 n d^2)
+DISTANCE = (np.log(2 / 1e-6) / (2 * N))**.5
+
+BETAS = ddpm.linear_betas(100, 1e-3, .2)
+CHAIN = ddpm.alpha_bars(BETAS)
+SUBSET = ddpm.alpha_bars(ddpm.linear_betas())[::10]
+HUNDRED, TWO_HUNDRED = np.linspace(1, 0, 101), np.linspace(1, 0, 201)
+
+
+def at_time(sde):
+    """The exact score of a continuous process, a function of t."""
+    return lambda x, t: TARGET.at(*sde.marginal(t)).score(x)
+
+
+def at_index(alpha_bar):
+    """The exact score of a discrete chain, a function of i."""
+    return lambda x, i: TARGET.at(alpha_bar[i]**.5, (1 - alpha_bar[i])**.5).score(x)
+
+
+def at_step(sde, n):
+    """The exact score of a continuous process at the end of step i of n."""
+    return lambda x, i: at_time(sde)(x, (i + 1) / n)
+
+
+def at_sigma(x, sigma):
+    """The exact score of x0 + sigma z."""
+    return TARGET.at(1., sigma).score(x)
+
+
+def level(alpha_bar):
+    """(a, sigma) at the noisy end of a chain."""
+    return alpha_bar[-1]**.5, (1 - alpha_bar[-1])**.5
+
+
+# name: loop, score, where it starts, its arguments, and its discretisation's bias: of the small
+# mode's weight, of a mode's mean and variance and of a projection's distribution function. All
+# are of first order in the step. Those of the variance along the modes follow exactly from the
+# recursion in test_oracles; the others were measured once with 2^20 points and rounded up.
+SAMPLERS = {
+    "reverse SDE, VE": (sample.reverse_sde, at_time(VE()), VE().marginal(1.),
+                        (VE(), TWO_HUNDRED), (.003, .015, .015, .005)),
+    "reverse SDE, VP": (sample.reverse_sde, at_time(VP()), VP().marginal(1.),
+                        (VP(), HUNDRED), (.002, .045, .035, .014)),
+    "reverse SDE, sub-VP": (sample.reverse_sde, at_time(SubVP()), SubVP().marginal(1.),
+                            (SubVP(), HUNDRED), (.002, .055, .03, .018)),
+    "reverse diffusion, VE": (sample.reverse_diffusion, lambda x, i: at_time(VE())(x, i / 199),
+                              VE().marginal(1.), (VE(), 200), (.009, .01, .055, .013)),
+    "reverse diffusion, VP": (sample.reverse_diffusion, at_index(CHAIN), level(CHAIN),
+                              (VP(), 100), (.01, .12, .045, .041)),
+    "reverse diffusion, sub-VP": (sample.reverse_diffusion, at_step(SubVP(), 100),
+                                  SubVP().marginal(1.), (SubVP(), 100), (.003, .155, .035, .047)),
+    "ancestral": (sample.ancestral, at_index(CHAIN), level(CHAIN), (BETAS,),
+                  (.006, .025, .012, .007)),
+    "DDIM": (sample.ddim, at_index(SUBSET), level(SUBSET), (SUBSET,), (.003, .065, .04, .008)),
+    "DDIM, eta 1": (partial(sample.ddim, eta=1.), at_index(SUBSET), level(SUBSET), (SUBSET,),
+                    (.007, .03, .085, .013)),
+    "flow, VE": (sample.pf_ode, at_time(VE()), VE().marginal(1.), (VE(), TWO_HUNDRED),
+                 (.012, .09, .18, .024)),
+    "flow, VP": (sample.pf_ode, at_time(VP()), VP().marginal(1.), (VP(), HUNDRED),
+                 (.003, .04, .06, .006)),
+    "flow, sub-VP": (sample.pf_ode, at_time(SubVP()), SubVP().marginal(1.), (SubVP(), HUNDRED),
+                     (.003, .04, .05, .006)),
+}
+LOOPS = {name: row[:4] for name, row in SAMPLERS.items()} | {
+    "annealed Langevin": (sample.annealed_langevin, at_sigma, (1., 8.), ([8., 4., 2., 1.],))}
+EVERY_LOOP = pytest.mark.parametrize("loop, score, start, arguments", LOOPS.values(), ids=LOOPS)
+
+
+@pytest.fixture(scope="module", params=SAMPLERS.values(), ids=SAMPLERS)
+def reached(request):
+    """The last state of a sampler that starts from the exact distribution, and its bias."""
+    loop, score, start, arguments, bias = request.param
+    *_, x = loop(score, TARGET.at(*start).sample(N, seed=1), *arguments, sample.Reference(seed=1))
+    return x, bias
+
+
+def test_samplers_keep_the_weights_of_the_modes(reached):
+    x, (bias, *_) = reached
+    assert abs((x @ ACROSS < 0).mean() - .2) < 6 * (.2 * .8 / N)**.5 + bias
+
+
+def test_samplers_keep_the_mean_and_variance_of_each_mode(reached):
+    x, (_, of_mean, of_variance, _) = reached
+    for side, center in ((x @ ACROSS < 0, -5 * 2**.5), (x @ ACROSS > 0, 5 * 2**.5)):
+        n = side.sum()
+        for u, mean in ((ACROSS, center), (ALONG, 0.)):
+            assert abs((x[side] @ u).mean() - mean) < 6 / n**.5 + of_mean
+            assert abs((x[side] @ u).var() - 1) < 6 * (2 / n)**.5 + of_variance
+
+
+@pytest.mark.parametrize("u", [ACROSS, ALONG, [1., 0.]], ids=["across", "along", "an axis"])
+def test_samplers_reach_the_projections_of_the_target(reached, u):
+    x, (*_, bias) = reached
+    y, ranks = np.sort(x @ u), np.arange(N + 1) / N
+    f = norm.cdf(y[:, None] - TARGET.means @ u) @ TARGET.weights
+    assert max((ranks[1:] - f).max(), (f - ranks[:-1]).max()) < DISTANCE + bias
+
+
+def test_plain_langevin_keeps_the_weights_it_started_with():
+    # a point crosses by a step with probability below Phi(-6.98), the modes' edge under
+    # eps = .1; 2^12 points times 100 steps make 6e-7 of it
+    x = Mixture([1, 1], TARGET.means, 1.).sample(2**12, seed=1)
+    side = x @ ACROSS < 0
+    steps = sample.iterate(langevin.langevin_step, lambda x, _: TARGET.score(x), x, range(100),
+                           sample.Reference(seed=1), eps=.1)
+    *_, x = steps
+    np.testing.assert_array_equal(x @ ACROSS < 0, side)
+    assert abs(side.mean() - .5) < 6 * .5 / 2**6
+
+
+def test_annealed_langevin_recovers_the_weights():
+    # The loop itself carries the exact density across the modes: its state is the density on
+    # a grid, its `op` the step's normal kernel, wider than three spacings. From weights of
+    # 1/2 the 200 steps end at .217, for mixing slows as the modes part; 4.9 sigma about that.
+    sigmas, grid = langevin.noise_levels(20, 8., 1.), np.linspace(-51, 51, 511)
+    line = Mixture([1, 4], [[-5 * 2**.5], [5 * 2**.5]], 1.)
+
+    def densities(step, tag, **parameters):
+        table = coefficients(step, **parameters)
+
+        def move(k, density, s):
+            a, b, c = table[k]
+            return norm.pdf(grid[:, None], a * grid + b * s, c) @ density * .2
+        return move
+
+    *_, p = sample.annealed_langevin(lambda _, sigma: line.at(1., sigma).score(grid[:, None])[:, 0],
+                                     norm.pdf(grid, scale=8.), sigmas, densities, eps=.5,
+                                     n_steps=10)
+    weight = .2 * (p[:255].sum() + p[255] / 2)
+    assert p.sum() * .2 == pytest.approx(1, abs=1e-6)
+    assert weight == pytest.approx(.2, abs=.02)
+    *_, x = sample.annealed_langevin(at_sigma, sample.prior((N, 2), 8., seed=1), sigmas,
+                                     sample.Reference(seed=1), eps=.5, n_steps=10)
+    assert abs((x @ ACROSS < 0).mean() - weight) < 4.9 * (weight * (1 - weight) / N)**.5
+
+
+@EVERY_LOOP
+def test_a_shard_of_the_batch_gets_the_bits_of_the_whole(loop, score, start, arguments):
+    x = TARGET.at(*start).sample(9, seed=3)
+    whole = loop(score, x, *arguments, sample.Reference(seed=3))
+    shard = loop(score, x[5:], *arguments, sample.Reference(seed=3, sample=5))
+    for x, rows in islice(zip(whole, shard), 20):
+        np.testing.assert_array_equal(x[5:], rows)
+
+
+def test_the_seed_chooses_the_path():
+    x, (loop, score, _, arguments) = np.ones((4, 2)), LOOPS["ancestral"]
+    one, again, other = (next(loop(score, x, *arguments, sample.Reference(seed)))
+                         for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).all()
+
+
+@EVERY_LOOP
+def test_a_loop_is_a_generator_that_computes_a_state_when_asked_for_it(loop, score, start,
+                                                                       arguments):
+    calls = []
+    states = loop(lambda x, k: calls.append(k) or score(x, k), np.ones((3, 2)), *arguments,
+                  sample.Reference())
+    assert isgenerator(states)
+    assert not calls
+    next(states)
+    next(states)
+    assert len(calls) == 2
+    assert sum(1 for _ in states) + 2 == len(calls)
+
+
+def broken(value, score):
+    """A score whose first row is `value` at its fourth call."""
+    calls = count()
+
+    def s(x, k):
+        s = np.array(score(x, k))
+        s[0] = value if next(calls) == 3 else s[0]
+        return s
+    return s
+
+
+@EVERY_LOOP
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_check_finite_names_the_step_that_broke(loop, score, start, arguments, value):
+    states = loop(broken(value, score), np.ones((3, 2)), *arguments, sample.Reference(),
+                  check_finite=True)
+    with np.errstate(invalid="ignore"), pytest.raises(FloatingPointError, match=r"step 3 \(level"):
+        list(states)
+
+
+@EVERY_LOOP
+def test_without_it_a_nan_stays_in_its_own_row(loop, score, start, arguments):
+    states = loop(broken(np.nan, score), np.ones((3, 2)), *arguments, sample.Reference())
+    for k, x in enumerate(islice(states, 8)):
+        assert np.isnan(x[0]).all() == (k > 2)
+        assert np.isfinite(x[1:]).all()
+
+
+def test_the_prior_is_its_std_times_float32_noise_by_sample():
+    x = sample.prior((6, 3), prior_std(VE()), seed=4)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, np.float32(50) * sample.prior((6, 3), seed=4))
+    np.testing.assert_array_equal(x[2:], sample.prior((4, 3), 50., seed=4, sample=2))
+
+
+REVERSE = pytest.mark.parametrize("loop", [sample.reverse_sde, sample.pf_ode])
+
+
+@REVERSE
+@pytest.mark.parametrize("times", [[0., 1.], [1., .5, .7], [1., .5, .5], [1.], [], [[1., 0.]],
+                                   [1., np.nan, 0.]])
+def test_times_that_do_not_fall_are_refused(loop, times):
+    with pytest.raises(ValueError, match="times"):
+        next(loop(at_time(VP()), np.ones((1, 2)), VP(), times, sample.Reference()))
+
+
+@REVERSE
+@pytest.mark.parametrize("times", [[1.5, .5], [np.inf, .5], [0., -.1, -.2]])
+def test_times_outside_the_process_are_refused(loop, times):
+    with pytest.raises(ValueError, match=r"t must be in \[0, 1\]"):
+        next(loop(at_time(VP()), np.ones((1, 2)), VP(), times, sample.Reference()))
+
+
+@pytest.mark.parametrize("times", [[1., 0.], [0., .5, .5], [0.], [0., np.nan]])
+def test_forward_times_that_do_not_rise_are_refused(times):
+    with pytest.raises(ValueError, match="times"):
+        next(sample.forward_sde(np.ones((1, 2)), VP(), times, sample.Reference()))
+
+
+@pytest.mark.parametrize("loop, arguments, named", [
+    (sample.annealed_langevin, {"sigmas": [1., 2.]}, "sigmas"),
+    (sample.annealed_langevin, {"sigmas": [2., 2.]}, "sigmas"),
+    (sample.annealed_langevin, {"sigmas": [1., 0.]}, "sigmas"),
+    (sample.annealed_langevin, {"sigmas": [1., np.nan]}, "sigmas"),
+    (sample.annealed_langevin, {"sigmas": []}, "sigmas"),
+    (sample.annealed_langevin, {"sigmas": [2., 1.], "n_steps": 0}, "n_steps"),
+    (sample.annealed_langevin, {"sigmas": [2., 1.], "eps": 0.}, "eps"),
+    (sample.ancestral, {"betas": [.1, 1.]}, "beta"),
+    (sample.ancestral, {"betas": [0., .1]}, "beta"),
+    (sample.ancestral, {"betas": [.1, np.nan]}, "beta"),
+    (sample.ancestral, {"betas": [.1, .2], "variances": [.1, -.1]}, "variance"),
+    (sample.ddim, {"alpha_bar": [1., .5]}, "alpha_bar"),
+    (sample.ddim, {"alpha_bar": [.5, 0.]}, "alpha_bar"),
+    (sample.ddim, {"alpha_bar": [.9, .5], "eta": 1.1}, "eta"),
+    (sample.ddim, {"alpha_bar": [.9, .5], "eta": -.1}, "eta"),
+    (sample.reverse_diffusion, {"sde": VE(), "n": 1}, "n must"),
+    (sample.reverse_diffusion, {"sde": VE(), "n": 0}, "n must")])
+def test_arguments_outside_their_range_are_refused_by_name(loop, arguments, named):
+    with pytest.raises(ValueError, match=named):
+        next(loop(at_sigma, np.ones((1, 2)), op=sample.Reference(), **arguments))
