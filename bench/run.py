@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from ..kernels import BACKENDS, OPS, coefficients, missing, update
-from ..kernels.check import check_op
+from .check import check_op
 from .peers import PEERS
 
 ELEMENTS = 1 << 20, 1 << 22, 1 << 24
@@ -20,7 +20,7 @@ def shape_of(elements):
 
 
 def candidates(names, device):
-    """Contract backends and peers by name; all that run on the device where none is named."""
+    """Contract backends and peers by name; by default those that start at once."""
     known = [*BACKENDS, *PEERS]
     for name in names or ():
         if name not in known:
@@ -30,7 +30,7 @@ def candidates(names, device):
     cuda = str(device).startswith("cuda")
     here = [n for n in (("torch", "triton", "cupy") if cuda else ("host", "torch"))
             if not missing(n)]
-    return list(names or [*here, *PEERS])
+    return list(names or [*here, "torch_eager", "torch_inplace"])
 
 
 def case(op, elements, dtype, device, seed=0):

@@ -100,6 +100,12 @@ if not _absent:
             "fma.rn.f32 $0, y, h, s; }", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
 
     @triton.jit
+    def radii(words, out, n, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr):
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        w = tl.load(words + i, mask=i < n).to(tl.uint32)
+        tl.store(out + i, radius(w, INTERPRETED), mask=i < n)
+
+    @triton.jit
     def cos_sin(w):
         q = (w + 0x20000000) >> 30
         a = (w - (q << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09

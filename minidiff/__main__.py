@@ -181,7 +181,8 @@ def run_check(args):
     import torch
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    from .kernels import FLOATS, check
+    from .bench import check
+    from .kernels import FLOATS
     dtypes = args.dtype or FLOATS
     if args.kernel:
         rows = check.check_kernels(args.kernel, args.op, args.dtype or ("float32",))

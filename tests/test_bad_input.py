@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from minidiff.kernels import Fused, apply, coefficients, normal, update
 
 from minidiff import ddpm, kernels, langevin, noise, sample, sde
+from minidiff.kernels import Fused, apply, coefficients, normal, update
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 T = torch.from_numpy(X.copy())

@@ -1,19 +1,24 @@
-"""Every kernel compiled for sm_90 with no GPU, and its machine code read.
+"""Every kernel compiled for sm_90 with no GPU, and its machine code read; the CUDA C also run.
 
 Triton compiles only outside its interpreter, so in another process: this file, run.
 """
 
+import ctypes
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from minidiff.kernels import on_cupy, on_triton
+
+from minidiff.kernels import on_cupy, on_host, on_triton, update
 
 try:
     import triton
@@ -136,6 +141,87 @@ def test_nvrtc(variant):
     assert not (found["stack"] or found["local"] or found["shared"] or found["double"]), found
     assert found["store16"] and found["load16"] >= operands, found
     assert found["fma"] == 2 * found["root"] and bool(found["root"]) == bool(draws), found
+
+
+@needs_triton
+def test_triton_is_launched_as_it_is_compiled_here(monkeypatch):
+    """Contraction off: the one option that changes bits."""
+    seen = {}
+    monkeypatch.setattr(on_triton, "kernel", {(1,): lambda *args, **options: seen.update(options)})
+    on_triton.update(torch.empty(2, 3), [], np.ones((1, 1), np.float32), True, False, (2, 3),
+                     0, 0, 0, 0)
+    assert seen["enable_fp_fusion"] is False and seen["num_warps"] == on_triton.WARPS
+
+
+def threads_in_turn(source, folder, variant):
+    """The CUDA kernel compiled for the CPU, as a function of (grid, block, arguments)."""
+    mark = '#ifdef __CUDACC_RTC__\nextern "C" __global__'
+    assert source.count(mark) == 1
+    source = source.replace(mark, """#define __global__
+        extern "C" { struct { unsigned x; } blockIdx, threadIdx, blockDim; }
+        #if 1
+        extern "C" __global__""")
+    built = Path(folder) / "_".join(map(str, variant))
+    macros = [o for o in on_cupy.options(*variant) if o.startswith("-D")]
+    subprocess.run([on_host.compiler(), "-O1", "-ffp-contract=off", "-fno-math-errno", "-shared",
+                    "-fPIC", "-std=c++17", *macros, "-x", "c++", "-", "-o", built], check=True,
+                   input=source, text=True)
+    library = ctypes.CDLL(str(built))
+    parameters = re.search(r"void update\((.*?)\)", source, re.S)[1].split(",")
+    kinds = [int if "*" in p else {"int": np.int32, "i64": np.int64, "u64": np.uint64,
+                                   "u32": np.uint32}[p.split()[0]] for p in parameters]
+    library.update.argtypes = [ctypes.c_void_p if k is int else np.ctypeslib.as_ctypes_type(k)
+                               for k in kinds]
+    library.update.restype = None
+    block_index, thread_index, block_dim = (ctypes.c_uint.in_dll(library, name) for name in (
+        "blockIdx", "threadIdx", "blockDim"))
+
+    def launch(grid, block, arguments):
+        assert [type(a) for a in arguments] == kinds  # CuPy passes their bytes as they are
+        block_dim.value = block[0]
+        for block_index.value in range(grid[0]):
+            for thread_index.value in range(block[0]):
+                library.update(*map(int, arguments))
+    return launch
+
+
+@pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("variant", [("float32", 2, 1, 0), ("float32", 0, 1, 0),
+                                     ("bfloat16", 1, 1, 0), ("float16", 2, 1, 1)], ids=str)
+def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
+    """CuPy's launch with its blocks and threads in turn on the CPU: bits and guards."""
+    dtype, operands, draws, clip = variant
+    kind, rng, edge = getattr(torch, dtype), np.random.default_rng(0), 4096
+    run = threads_in_turn(on_cupy.SOURCE.read_text(), tmp_path, variant)
+    monkeypatch.setattr(on_cupy, "kernel", lambda *a: run)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(
+        Device=nullcontext, Stream=SimpleNamespace(from_external=nullcontext))))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    for shape in [(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)]:
+        for rows in ("call", "sample", "counter"):
+            for shift in (0, 1):
+                def place(values=None, shape=shape, shift=shift):
+                    buffer = torch.full((edge * 2 + shape[0] * shape[1] + shift,), 7., dtype=kind)
+                    view = buffer[edge + shift:][:shape[0] * shape[1]].view(shape)
+                    return view.copy_(torch.nan if values is None else values), buffer
+                u = [place(torch.from_numpy(rng.standard_normal(shape, np.float32)))[0]
+                     for _ in range(operands)]
+                n = {"call": 1, "sample": shape[0], "counter": 4}[rows]
+                coef = rng.standard_normal((n, operands + draws + 4 * clip)).astype(np.float32)
+                step = torch.tensor(6) if rows == "counter" else 5
+                used = coef[-1:] if rows == "counter" else coef
+                used = used if rows == "sample" else used[0]
+                counter = {"seed": 2**40 + 3, "sample": 2**32 - 2, "tag": 1}
+                k = operands + draws
+                want = update([v.float() for v in u], used[..., :k], out=torch.empty(shape),
+                              clip=used[..., k:] if clip else None, step=int(step),
+                              backend="numpy", **counter).to(kind)
+                out, buffer = place()
+                on_cupy.update(out, u, torch.from_numpy(coef), draws, clip, shape, step=step,
+                               **counter)
+                bits = torch.int32 if dtype == "float32" else torch.int16
+                assert torch.equal(out.view(bits), want.view(bits)), (shape, rows, shift)
+                assert (buffer == 7).sum() - (out == 7).sum() == 2 * edge + shift, (shape, rows)
 
 
 if __name__ == "__main__":

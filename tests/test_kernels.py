@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minidiff.kernels import OPS, Fused, Op, coefficients, on_host, on_triton, update
 
 from minidiff import ddpm, kernels, langevin, noise, sample, sde
+from minidiff.kernels import OPS, Fused, Op, coefficients, on_host, on_triton, update
 from minidiff.sample import Reference
 
 FLOATS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}

@@ -208,6 +208,18 @@ def test_ddim_with_eta_zero_keeps_the_noise_it_found():
     np.testing.assert_allclose(ddpm.ddim_step(x, s, 0., .5, 1., 0.), x0, rtol=1e-14)
 
 
+@pytest.mark.parametrize("eta", [0., .3, 1.])
+def test_ddim_leads_from_marginal_to_marginal_whatever_eta(eta):
+    # given x0 the score is -(x - alpha_bar^(1/2) x0) / (1 - alpha_bar): mean to mean, and
+    # variance 1 - alpha_bar to 1 - alpha_bar_prev, of which (eta c_1)^2 is new
+    now, then = .3, .8
+    a, b, c = coefficients(ddpm.ddim_step, alpha_bar=now, alpha_bar_prev=then, eta=eta)
+    assert a * now**.5 == pytest.approx(then**.5, rel=1e-14)
+    assert (a - b / (1 - now))**2 * (1 - now) + c**2 == pytest.approx(1 - then, rel=1e-13)
+    full = coefficients(ddpm.ddim_step, alpha_bar=now, alpha_bar_prev=then, eta=1.)
+    assert c == pytest.approx(eta * full[2], rel=1e-14)
+
+
 # Schedules
 
 
