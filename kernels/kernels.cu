@@ -1,7 +1,8 @@
 // The noise contract and the affine update, one source for two machines: NVRTC compiles it for
 // the GPU, a C++ compiler for the CPU. Contraction must be off in both.
 //   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,  z = normal(seed, sample, element, step, tag)
-// With CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi).
+// With CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS, the squares of
+// that result are added up a row instead; with noise and an operand, out = ((2*w)*result)*c0.
 #ifdef __CUDACC_RTC__
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -171,6 +172,8 @@ FN float clip(float d, float lo, float hi) {  // NaN passes
 }
 
 #ifdef __CUDACC_RTC__
+// ---- GPU: STORAGE, OPERANDS, DRAWS, CLIP, SUMS are macros; a thread moves packs of 16 bytes ----
+
 extern "C" __global__ void words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
@@ -180,25 +183,23 @@ extern "C" __global__ void words(const u32 *counters, u32 *out, i64 n, u32 k0, u
     UNROLL for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
 }
 
-// ---- GPU: STORAGE, OPERANDS, DRAWS, CLIP are macros; a thread moves packs of 16 bytes ----
-
 #define PACK (16 / (int)sizeof(STORAGE))
-#define WIDTH (OPERANDS + DRAWS + 4 * CLIP)
+#define LOSS (SUMS && OPERANDS && DRAWS)
+#define WIDTH (OPERANDS + DRAWS + 4 * CLIP + LOSS)
 struct alignas(16) Pack { STORAGE e[PACK]; };
 
 // One axis of blocks (grid.y ends at 65,535): block = (row tile, column tile). A block is
 // blockDim.x >> columns rows by 1 << columns threads, each with `packs` packs of its row.
 // coef is [1, WIDTH], [batch, WIDTH] (per_sample) or a table whose row is *counter.
 extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
-        const STORAGE *u2, const STORAGE *u3, const float *coef, int per_sample,
+        const STORAGE *u2, const STORAGE *u3, double *sums, const float *coef, int per_sample,
         const i64 *counter, i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 step,
         u32 tag, int columns, int packs, u32 column_tiles, int aligned) {
     i64 tile = blockIdx.x / column_tiles;
     i64 b = tile * (blockDim.x >> columns) + (threadIdx.x >> columns);
-    if (b >= batch) return;
     i64 pack = ((i64)(blockIdx.x % column_tiles) * packs << columns)
         + (threadIdx.x & ((1 << columns) - 1));
-    i64 row = per_sample ? b : 0;
+    i64 row = per_sample && b < batch ? b : 0;
     if (counter) {
         row = *counter < rows ? *counter : rows - 1;
         step = (u32)*counter;
@@ -207,16 +208,17 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
     UNROLL for (int k = 0; k < WIDTH; k++) c[k] = coef[row * WIDTH + k];
     const STORAGE *u[4] = {u0 + b * size, u1 + b * size, u2 + b * size, u3 + b * size};
     out += b * size;
-    for (int n = 0; n < packs; n++, pack += 1 << columns) {
+    double squares = 0;
+    for (int n = 0; n < packs && b < batch; n++, pack += 1 << columns) {
         i64 j = pack * PACK;
         int count = size - j < PACK ? (int)(size - j) : PACK;
-        if (count <= 0) return;
+        if (count <= 0) break;
         Pack in[OPERANDS + 1], result;
         UNROLL for (int k = 0; k < OPERANDS; k++)
             if (aligned) in[k] = *(const Pack *)(u[k] + j);
             else UNROLL for (int e = 0; e < PACK; e++)
                 if (e < count) in[k].e[e] = u[k][j + e];
-        float z[PACK];
+        float z[PACK], q[PACK];
         UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++) {
             u64 w0 = pack * (PACK / 4) + v, w1 = sample + b, w2 = step, w3 = tag;
             philox(w0, w1, w2, w3, (u32)seed, (u32)(seed >> 32));
@@ -230,11 +232,20 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
             UNROLL for (int k = 0; k < OPERANDS; k++)
                 sum = k ? sum + c[k] * value[k] : c[k] * value[k];
             if (DRAWS) sum = OPERANDS ? sum + c[OPERANDS] * z[e] : c[OPERANDS] * z[e];
-            result.e[e] = STORAGE::store(sum);
+            result.e[e] = STORAGE::store(LOSS ? ((2.f * c[WIDTH - 1]) * sum) * c[0] : sum);
+            q[e] = e < count ? sum * sum : 0.f;
         }
+        UNROLL for (int e = 0; e < PACK && SUMS; e += 4)
+            squares += (q[e] + q[e + 1]) + (q[e + 2] + q[e + 3]);
+        if (SUMS && !LOSS) continue;
         if (aligned) *(Pack *)(out + j) = result;
         else UNROLL for (int e = 0; e < PACK; e++)
             if (e < count) out[j + e] = result.e[e];
+    }
+    if (SUMS) {  // a row's threads are neighbours: a warp adds up before it touches memory
+        int lanes = columns < 5 ? 1 << columns : 32;
+        for (int d = lanes / 2; d; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
+        if (b < batch && threadIdx.x % lanes == 0) atomicAdd(sums + b, squares);
     }
 }
 
@@ -243,40 +254,54 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
 
 enum { QUADS = 256 };
 
-FN float at(float c, i64) { return c; }
-FN float at(const float *c, i64 i) { return c[i]; }
-
-// C is a float, one coefficient for the block, or a pointer, one an element
-template <class T, class C>
-static void affine(T *out, const T **u, int operands, const float *z, const C *c,
-                   const C *clips, i64 n) {
-    float sum[4 * QUADS], d[4 * QUADS];
-    if (clips)
-        for (i64 i = 0; i < n; i++)
-            d[i] = clip(at(clips[0], i) * T::load(u[0][i]) + at(clips[1], i) * T::load(u[1][i]),
-                        at(clips[2], i), at(clips[3], i));
-    for (int k = 0; k < operands; k++)
-        if (!k) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * T::load(u[0][i]);
-        else if (k == 1 && clips)
-            for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[1], i) * d[i];
-        else for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[k], i) * T::load(u[k][i]);
-    if (z && !operands) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * z[i];
-    else if (z) for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[operands], i) * z[i];
-    for (i64 i = 0; i < n; i++) out[i] = T::store(sum[i]);
-}
-
 struct Job {
     void *out;
     const void *u[4];
+    double *sums;
     const float *coef;
     i64 per_sample, operands, draws, clips, batch, size;
     u64 seed;
     i64 sample, step, tag, threads;
+    bool loss() const { return sums && operands && draws; }
+    i64 width() const { return operands + draws + 4 * clips + loss(); }
 };
 
-static void noise(const Job &job, const u32 *quad, const u32 *sample, float *z, i64 n) {
-    u32 w[4][QUADS];
-    for (i64 i = 0; i < n; i += LANES) {
+FN float at(float c, i64) { return c; }
+FN float at(const float *c, i64 i) { return c[i]; }
+
+// C is a float, one coefficient for the block, or a pointer, one an element. Fills sum.
+template <class T, class C>
+static void affine(const Job &job, T *out, const T **u, const float *z, const C *c, i64 n,
+                   float *sum) {
+    float d[4 * QUADS];
+    const C *clips = c + job.operands + job.draws;
+    if (job.clips)
+        for (i64 i = 0; i < n; i++)
+            d[i] = clip(at(clips[0], i) * T::load(u[0][i]) + at(clips[1], i) * T::load(u[1][i]),
+                        at(clips[2], i), at(clips[3], i));
+    for (int k = 0; k < job.operands; k++)
+        if (!k) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * T::load(u[0][i]);
+        else if (k == 1 && job.clips)
+            for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[1], i) * d[i];
+        else for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[k], i) * T::load(u[k][i]);
+    if (z && !job.operands) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * z[i];
+    else if (z) for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[job.operands], i) * z[i];
+    if (job.loss())
+        for (i64 i = 0; i < n; i++)
+            out[i] = T::store(((2.f * at(c[2], i)) * sum[i]) * at(c[0], i));
+    else if (!job.sums) for (i64 i = 0; i < n; i++) out[i] = T::store(sum[i]);
+}
+
+// z for `rows` rows from b, elements j ... j+n of each
+static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
+    u32 quad[QUADS], sample[QUADS], w[4][QUADS];
+    i64 quads = (n + 3) / 4, total = rows * quads;
+    for (i64 r = 0; r < rows; r++)
+        for (i64 q = 0; q < quads; q++) {
+            quad[r * quads + q] = (u32)(j / 4 + q);
+            sample[r * quads + q] = (u32)(job.sample + b + r);
+        }
+    for (i64 i = 0; i < total; i += LANES) {
         Lanes c0 = __builtin_convertvector(*(const Words *)(quad + i), Lanes);
         Lanes c1 = __builtin_convertvector(*(const Words *)(sample + i), Lanes);
         Lanes c2 = c0 * 0 + (u32)job.step, c3 = c0 * 0 + (u32)job.tag;
@@ -287,42 +312,41 @@ static void noise(const Job &job, const u32 *quad, const u32 *sample, float *z, 
         *(Words *)(w[3] + i) = __builtin_convertvector(c3, Words);
     }
 #pragma omp simd
-    for (i64 i = 0; i < n; i++) box_muller(w[0][i], w[1][i], w[2][i], w[3][i], z + 4 * i);
+    for (i64 i = 0; i < total; i++) box_muller(w[0][i], w[1][i], w[2][i], w[3][i], z + 4 * i);
+    if (n % 4)  // close the gap after each row's last quad
+        for (i64 r = 1; r < rows; r++)
+            for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
 }
 
 // `rows` rows from b, elements j ... j+n of each (a whole row unless rows is 1)
-template <class T> static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n) {
-    u32 quad[QUADS], sample[QUADS];
-    float z[4 * QUADS], wide[9][4 * QUADS];
-    i64 quads = (n + 3) / 4, width = job.operands + job.draws + 4 * job.clips;
-    if (job.draws) {
-        for (i64 r = 0; r < rows; r++)
-            for (i64 q = 0; q < quads; q++) {
-                quad[r * quads + q] = (u32)(j / 4 + q);
-                sample[r * quads + q] = (u32)(job.sample + b + r);
-            }
-        noise(job, quad, sample, z, rows * quads);
-        if (n % 4)  // close the gap after each row's last quad
-            for (i64 r = 1; r < rows; r++)
-                for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
-    }
+template <class T>
+static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i64 stride) {
+    float z[4 * QUADS], sum[4 * QUADS], wide[9][4 * QUADS];
     const T *u[4];
+    if (job.draws) noise(job, b, rows, j, n, z);
     for (int k = 0; k < job.operands; k++) u[k] = (const T *)job.u[k] + b * job.size + j;
     T *out = (T *)job.out + b * job.size + j;
-    const float *zs = job.draws ? z : 0, *c = job.coef + (job.per_sample ? b * width : 0);
-    i64 clips = job.operands + job.draws;
-    if (rows == 1 || !job.per_sample) {
-        affine<T>(out, u, (int)job.operands, zs, c, job.clips ? c + clips : 0, rows * n);
-        return;
+    const float *zs = job.draws ? z : 0, *c = job.coef + (job.per_sample ? b * job.width() : 0);
+    if (rows == 1 || !job.per_sample) affine<T>(job, out, u, zs, c, rows * n, sum);
+    else {
+        const float *wides[9];
+        for (i64 k = 0; k < job.width(); k++) {
+            wides[k] = wide[k];
+            for (i64 r = 0; r < rows; r++)
+                for (i64 i = 0; i < n; i++) wide[k][r * n + i] = c[r * job.width() + k];
+        }
+        affine<T, const float *>(job, out, u, zs, wides, rows * n, sum);
     }
-    const float *wides[9];
-    for (i64 k = 0; k < width; k++) {
-        wides[k] = wide[k];
-        for (i64 r = 0; r < rows; r++)
-            for (i64 i = 0; i < n; i++) wide[k][r * n + i] = c[r * width + k];
+    for (i64 r = 0; job.sums && r < rows; r++) {
+        const float *e = sum + r * n;
+        double total = 0;
+#pragma omp simd reduction(+ : total)
+        for (i64 i = 0; i < n / 4 * 4; i += 4)
+            total += (e[i] * e[i] + e[i + 1] * e[i + 1]) + (e[i + 2] * e[i + 2] + e[i + 3] * e[i + 3]);
+        float q[3] = {0, 0, 0};
+        for (i64 i = n / 4 * 4; i < n; i++) q[i % 4] = e[i] * e[i];
+        sums[r * stride] = total + ((q[0] + q[1]) + q[2]);
     }
-    affine<T, const float *>(out, u, (int)job.operands, zs, wides,
-                             job.clips ? wides + clips : 0, rows * n);
 }
 
 template <class T> static void run(const Job &job) {
@@ -335,7 +359,7 @@ template <class T> static void run(const Job &job) {
         i64 b = i / columns * rows, j = i % columns * 4 * QUADS;
         i64 r = job.batch - b < rows ? job.batch - b : rows;
         i64 n = job.size - j < 4 * QUADS ? job.size - j : 4 * QUADS;
-        block<T>(job, b, r, j, n);
+        block<T>(job, b, r, j, n, job.sums + b * columns + i % columns, columns);
     }
 }
 

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-NAME = "cupy"
+NAME, TAKES = "cupy", "cuda"
 SOURCE = Path(__file__).with_name("kernels.cu")
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 PACKS = 4     # packs of 16 bytes a thread
@@ -21,23 +21,11 @@ def missing():
     return None if cupy.cuda.is_available() else "no CUDA device"
 
 
-def refuses(array):
-    """CUDA tensors only."""
-    return None if getattr(array, "is_cuda", False) else "takes CUDA tensors"
-
-
-def contiguous(array):
-    return array.contiguous()
-
-
-def empty_like(array):
-    return array.new_empty(array.shape)
-
-
-def options(dtype, operands, draws, clips):
+def options(dtype, operands, draws, clips, sums=False):
     """NVRTC's options for one variant of the kernel."""
     return ("--std=c++17", "--fmad=false", f"-DSTORAGE={STORAGE[dtype]}",
-            f"-DOPERANDS={operands}", f"-DDRAWS={int(draws)}", f"-DCLIP={int(clips)}")
+            f"-DOPERANDS={operands}", f"-DDRAWS={int(draws)}", f"-DCLIP={int(clips)}",
+            f"-DSUMS={int(sums)}")
 
 
 @cache
@@ -66,27 +54,30 @@ def tile(size, pack):
     return columns, each, -(-packs // (each << columns))
 
 
-def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
-    """See kernels.update. coef: float32 CUDA tensor (rows, width)."""
+def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False):
+    """See on_numpy.update. coef: float32 CUDA tensor (rows, width)."""
     import cupy
     import numpy as np
     import torch
     batch, size = shape
-    dtype = str(out.dtype).removeprefix("torch.")
+    first = (operands or [out])[0]
+    dtype, device = str(first.dtype).removeprefix("torch."), first.device
     counter = step if hasattr(step, "data_ptr") else None
-    columns, packs, column_tiles = tile(size, 16 // out.element_size())
-    pointers = [t.data_ptr() for t in (out, *operands)]
-    aligned = all(p % 16 == 0 for p in pointers) and size * out.element_size() % 16 == 0
+    columns, packs, column_tiles = tile(size, 16 // first.element_size())
+    pointers = [0 if t is None else t.data_ptr() for t in (out, *operands)]
+    aligned = all(p % 16 == 0 for p in pointers) and size * first.element_size() % 16 == 0
     pointers += [0] * (5 - len(pointers))
-    stream = torch.cuda.current_stream(out.device)
-    with cupy.cuda.Device(out.device.index), \
-            cupy.cuda.Stream.from_external(stream):
-        kernel(out.device.index, "update", dtype, len(operands), draws, clips)(
+    squares = torch.zeros(batch, dtype=torch.float64, device=device) if sums else None
+    stream = torch.cuda.current_stream(device)
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
+        kernel(device.index, "update", dtype, len(operands), draws, clips, sums)(
             (-(-batch // (THREADS >> columns)) * column_tiles,), (THREADS,),
-            (*pointers, coef.data_ptr(), np.int32(counter is None and len(coef) > 1),
+            (*pointers, squares.data_ptr() if sums else 0, coef.data_ptr(),
+             np.int32(counter is None and len(coef) > 1),
              counter.data_ptr() if counter is not None else 0, np.int64(len(coef)),
              np.int64(batch), np.int64(size), np.uint64(seed & (1 << 64) - 1),
-             np.uint32(sample & 0xFFFFFFFF), np.uint32(0 if counter is not None
-                                                       else step & 0xFFFFFFFF),
+             np.uint32(sample & 0xFFFFFFFF),
+             np.uint32(0 if counter is not None else step & 0xFFFFFFFF),
              np.uint32(tag), np.int32(columns), np.int32(packs), np.uint32(column_tiles),
              np.int32(aligned)))
+    return squares

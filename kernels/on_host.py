@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .on_numpy import contiguous, empty_like, refuses  # noqa: F401  (the same arrays)
-
-NAME = "host"
+NAME, TAKES = "host", "cpu"
 SOURCE = Path(__file__).with_name("kernels.cu")
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
          "-std=c++17")
@@ -26,7 +24,8 @@ SMALL = 1 << 15  # elements below which one thread is faster than waking two
 class Job(ctypes.Structure):
     """`struct Job` of kernels.cu."""
 
-    _fields_ = [("out", ctypes.c_void_p), ("u", ctypes.c_void_p * 4), ("coef", ctypes.c_void_p),
+    _fields_ = [("out", ctypes.c_void_p), ("u", ctypes.c_void_p * 4), ("sums", ctypes.c_void_p),
+                ("coef", ctypes.c_void_p),
                 *((n, ctypes.c_int64) for n in ("per_sample", "operands", "draws", "clips",
                                                 "batch", "size")),
                 ("seed", ctypes.c_uint64),
@@ -109,14 +108,20 @@ def _pointer(array):
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 
 
-def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, flags=None):
-    """See kernels.update. coef: float32 NumPy (rows, width)."""
+def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False,
+           flags=None):
+    """See on_numpy.update. coef: float32 NumPy (rows, width)."""
     per_sample = len(coef) > 1
     if isinstance(step, np.ndarray) or hasattr(step, "data_ptr"):
         step, per_sample = int(step), False
         coef = coef[min(step, len(coef) - 1)]
     batch, size = shape
-    job = Job(_pointer(out), (ctypes.c_void_p * 4)(*map(_pointer, operands)), coef.ctypes.data,
-              per_sample, len(operands), draws, clips, batch, size, seed & (1 << 64) - 1, sample,
-              step, tag, threads() if batch * size > SMALL else 1)
-    library(flags or NATIVE).minidiff_update(job, DTYPES[str(out.dtype).removeprefix("torch.")])
+    partial = np.empty((batch, -(-size // 1024))) if sums else None  # a block is 1024 elements
+    job = Job(None if out is None else _pointer(out),
+              (ctypes.c_void_p * 4)(*map(_pointer, operands)),
+              partial.ctypes.data if sums else None, coef.ctypes.data, per_sample, len(operands),
+              draws, clips, batch, size, seed & (1 << 64) - 1, sample, step, tag,
+              threads() if batch * size > SMALL else 1)
+    dtype = (operands or [out])[0].dtype
+    library(flags or NATIVE).minidiff_update(job, DTYPES[str(dtype).removeprefix("torch.")])
+    return partial.sum(1) if sums else None

@@ -4,27 +4,12 @@ import numpy as np
 
 from .. import noise
 
-NAME = "numpy"
+NAME, TAKES = "numpy", "cpu"
 
 
 def missing():
     """NumPy is always there."""
     return None
-
-
-def refuses(array):
-    """NumPy arrays and CPU tensors."""
-    return f"runs on the CPU, not on {array.device}" if getattr(array, "is_cuda", False) else None
-
-
-def contiguous(array):
-    return np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array.contiguous()
-
-
-def empty_like(array):
-    if isinstance(array, np.ndarray):
-        return np.empty(array.shape, array.dtype)
-    return array.new_empty(array.shape)
 
 
 def philox(counters, key):
@@ -44,8 +29,16 @@ def clip(d, lo, hi):
     return np.where(d > hi, hi, d)
 
 
-def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
-    """See kernels.update. coef: float32 (rows, width), checked by the caller."""
+def quad_squares(e):
+    """sum_j e_j^2 of each row of (B, D), float64: (q0 + q1) + (q2 + q3) in float32 first."""
+    q = np.zeros((len(e), -(-e.shape[1] // 4) * 4), np.float32)
+    q[:, :e.shape[1]] = e * e
+    q = q.reshape(len(e), q.shape[1] // 4, 4)
+    return ((q[..., 0] + q[..., 1]) + (q[..., 2] + q[..., 3])).astype(np.float64).sum(1)
+
+
+def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False):
+    """See kernels.update and kernels.dsm_loss. coef: float32 (rows, width), checked before."""
     if isinstance(step, np.ndarray) or hasattr(step, "data_ptr"):
         step = int(step)
         coef = coef[[min(step, len(coef) - 1)]]
@@ -59,8 +52,12 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
     total = c[0] * u[0]
     for c_k, u_k in zip(c[1:], u[1:]):
         total = total + c_k * u_k
+    squares = quad_squares(total) if sums else None
+    if sums and draws and operands:
+        total = ((np.float32(2) * c[2]) * total) * c[0]
     if isinstance(out, np.ndarray):
         out[...] = total.reshape(out.shape)
-    else:
+    elif out is not None:
         from torch import from_numpy
         out.copy_(from_numpy(total).reshape(out.shape))
+    return squares

@@ -4,40 +4,24 @@ Only `*`, `+` and `where` on floats: add(alpha=), addcmul and lerp contract, and
 vectorised float32 sqrt is one ulp off for a sixth of its arguments.
 """
 
-from functools import cache
+try:
+    import torch
+except ImportError:
+    torch = None
 
 from ..noise import ANGLE_SCALE, COS, LOG, LOG_SCALE, MULTIPLIERS, SIN, WEYL
 
-NAME = "torch"
+NAME, TAKES = "torch", "tensor"
 MASK = 0xFFFFFFFF
 
 
-@cache
 def missing():
     """None, or how to get torch."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return "torch is not installed: pip install torch"
-    return None
-
-
-def refuses(array):
-    """Tensors only."""
-    return None if hasattr(array, "data_ptr") else "takes torch tensors, not NumPy arrays"
-
-
-def contiguous(array):
-    return array.contiguous()
-
-
-def empty_like(array):
-    return array.new_empty(array.shape)
+    return None if torch else "torch is not installed: pip install torch"
 
 
 def philox(counters, key):
     """The words of (n, 4) uint32 counters, (n, 4), NumPy in and out."""
-    import torch
     words = torch.from_numpy(counters.astype("int64")).unbind(1)
     return torch.stack(_philox(*words, *key), 1).numpy().astype("uint32")
 
@@ -60,7 +44,6 @@ def _horner(coefficients, x):
 
 
 def _radius(w):
-    import torch
     u = w.float() * 2.**-32 + 2.**-33
     i = u.view(torch.int32).clamp(max=0x3F7FFFFF)
     e = (i - 0x3F2AAAAB) & -0x800000
@@ -70,7 +53,6 @@ def _radius(w):
 
 
 def _cos_sin(w):
-    import torch
     q = (w + (1 << 29) & MASK) >> 30
     d = w - (q << 30)
     a = torch.where(d >= 1 << 31, d - (1 << 32), d).float() * ANGLE_SCALE
@@ -83,7 +65,6 @@ def _cos_sin(w):
 
 def normal(shape, seed, sample, step, tag, device):
     """noise.normal as a tensor; shape (batch, size), step an int or a 0-d int64 tensor."""
-    import torch
     batch, size = shape
     quad = torch.arange((size + 3) // 4, device=device)[None, :]
     ids = (torch.arange(batch, device=device)[:, None] + sample) & MASK
@@ -95,10 +76,16 @@ def normal(shape, seed, sample, step, tag, device):
     return torch.stack((r0 * c0, r0 * s0, r1 * c1, r1 * s1), -1).reshape(batch, -1)[:, :size]
 
 
-def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
-    """See kernels.update; nothing waits for a step counter's value."""
-    import torch
-    coef = torch.as_tensor(coef, device=out.device)
+def _quad_squares(e):
+    q = torch.nn.functional.pad(e * e, (0, -e.shape[1] % 4)).unflatten(1, (-1, 4)).unbind(2) \
+        if e.numel() else (e,) * 4
+    return ((q[0] + q[1]) + (q[2] + q[3])).double().sum(1)
+
+
+def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False):
+    """See on_numpy.update; nothing waits for a step counter's value."""
+    device = (out if out is not None else operands[0]).device
+    coef = torch.as_tensor(coef, device=device)
     if hasattr(step, "data_ptr"):
         coef = coef[step.clamp(max=len(coef) - 1)][None]
     c = coef[:, :, None].unbind(1)
@@ -109,8 +96,13 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
         d = torch.where(d < lo, lo, d)
         u[1] = torch.where(d > hi, hi, d)
     if draws:
-        u.append(normal(shape, seed, sample, step, tag, out.device))
+        u.append(normal(shape, seed, sample, step, tag, device))
     total = c[0] * u[0]
     for c_k, u_k in zip(c[1:], u[1:]):
         total = total + c_k * u_k
-    out.copy_(total.reshape(out.shape))
+    squares = _quad_squares(total) if sums else None
+    if sums and draws and operands:
+        total = ((2. * c[2]) * total) * c[0]
+    if out is not None and not (sums and not operands):
+        out.copy_(total.reshape(out.shape))
+    return squares

@@ -16,6 +16,7 @@ except ImportError:
 
 NAME = "triton"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+TAKES = "tensor" if INTERPRET else "cuda"
 QUADS = 512   # quads a program, about: 16 elements a thread of 128
 WARPS = 4
 
@@ -30,22 +31,6 @@ def missing():
     if _absent or INTERPRET or torch.cuda.is_available():
         return _absent
     return "no CUDA device; TRITON_INTERPRET=1 runs it in Triton's interpreter, slowly"
-
-
-def refuses(array):
-    """CUDA tensors, or CPU tensors in the interpreter."""
-    on_gpu = getattr(array, "is_cuda", False)
-    if not hasattr(array, "data_ptr") or not (on_gpu or INTERPRET):
-        return "takes CUDA tensors"
-    return None
-
-
-def contiguous(array):
-    return array.contiguous()
-
-
-def empty_like(array):
-    return array.new_empty(array.shape)
 
 
 if not _absent:
@@ -150,13 +135,14 @@ if not _absent:
             tl.store(ptr, x.to(ptr.dtype.element_ty), mask=mask)
 
     @triton.jit(do_not_specialize=["k0", "k1", "sample", "step", "tag", "rows"])
-    def kernel(out, u0, u1, u2, u3, coef, counter, rows, batch, size, packs, tiles,
+    def kernel(out, u0, u1, u2, u3, sums, coef, counter, rows, batch, size, packs, tiles,
                k0, k1, sample, step, tag, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
-               CLIP: tl.constexpr, PER_SAMPLE: tl.constexpr, COUNTED: tl.constexpr,
+               CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr, COUNTED: tl.constexpr,
                ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
                COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr,
                BF16_INTERPRETED: tl.constexpr):
-        WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP
+        LOSS: tl.constexpr = SUMS and OPERANDS > 0 and DRAWS > 0
+        WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + LOSS
         pid = tl.program_id(0)
         b = (pid // tiles) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
         column = (pid % tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -213,7 +199,18 @@ if not _absent:
                 total = total + cz * z
             else:
                 total = cz * z
-        store(out + at, total, mask, BF16_INTERPRETED)
+        if SUMS:  # a quad's squares in float32, quads in float64
+            q = tl.where(mask, total * total, 0.)
+            even, odd = tl.split(tl.reshape(q, (ROWS, COLUMNS * V, 2, 2)))
+            first, second = tl.split(even + odd)
+            partial = tl.sum((first + second).to(tl.float64), axis=1)
+            row = (pid // tiles) * ROWS + tl.arange(0, ROWS).to(tl.int64)
+            tl.store(sums + row * tiles + pid % tiles, partial, mask=row < batch)
+        if LOSS:
+            w = tl.load(c + WIDTH - 1, mask=c_mask)
+            total = ((2. * w) * total) * tl.load(c, mask=c_mask)
+        if LOSS or not SUMS:
+            store(out + at, total, mask, BF16_INTERPRETED)
 
 
 def tile(size, v):
@@ -238,31 +235,37 @@ def philox(counters, key):
     return out.cpu().numpy().view("uint32")
 
 
-def arguments(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
-    """The kernel's grid, arguments and constants."""
+def arguments(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=None):
+    """The kernel's grid, arguments and constants. sums: a float64 (batch, tiles) or None."""
     batch, size = shape
-    v = 4 // out.element_size()
+    first = (operands or [out])[0]
+    v = 4 // first.element_size()
     rows, columns, tiles = tile(size, v)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
     counted = hasattr(step, "data_ptr")
-    u = [*operands, *[out] * (4 - len(operands))]
-    aligned = size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in (out, *u))
+    u = [first if out is None else out, *operands, *[first] * (4 - len(operands))]
+    aligned = size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in u)
     constants = dict(
-        OPERANDS=len(operands), DRAWS=int(draws), CLIP=int(clips), COUNTED=counted,
-        PER_SAMPLE=not counted and len(coef) > 1, ALIGNED=aligned, V=v, ROWS=rows,
-        COLUMNS=columns, INTERPRETED=INTERPRET,
-        BF16_INTERPRETED=INTERPRET and "bfloat16" in str(out.dtype))
+        OPERANDS=len(operands), DRAWS=int(draws), CLIP=int(clips), SUMS=int(sums is not None),
+        COUNTED=counted, PER_SAMPLE=not counted and len(coef) > 1, ALIGNED=aligned, V=v,
+        ROWS=rows, COLUMNS=columns, INTERPRETED=INTERPRET,
+        BF16_INTERPRETED=INTERPRET and "bfloat16" in str(first.dtype))
     return (-(-batch // rows) * tiles,), (
-        out, *u, coef, step if counted else coef, len(coef), batch, size, size // (4 * v), tiles,
-        _signed(seed), _signed(seed >> 32), _signed(sample), 0 if counted else _signed(step),
-        tag), constants
+        *u, coef if sums is None else sums, coef, step if counted else coef, len(coef), batch,
+        size, size // (4 * v), tiles, _signed(seed), _signed(seed >> 32), _signed(sample),
+        0 if counted else _signed(step), tag), constants
 
 
-def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag):
-    """See kernels.update. coef: float32 (rows, width), a CUDA tensor or (interpreter) NumPy."""
+def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False):
+    """See on_numpy.update. coef: float32 (rows, width), a CUDA tensor or (interpreter) NumPy."""
     import torch
+    first = (operands or [out])[0]
+    tiles = tile(shape[1], 4 // first.element_size())[2]
+    partial = torch.empty((shape[0], tiles), dtype=torch.float64, device=first.device) \
+        if sums else None
     grid, args, constants = arguments(out, operands, torch.as_tensor(coef), draws, clips, shape,
-                                      seed, sample, step, tag)
-    with torch.cuda.device(out.device if out.is_cuda else -1):
+                                      seed, sample, step, tag, partial)
+    with torch.cuda.device(first.device if first.is_cuda else -1):
         kernel[grid](*args, **constants, num_warps=WARPS, enable_fp_fusion=False)
+    return partial.sum(1) if sums else None
