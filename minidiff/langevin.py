@@ -35,6 +35,7 @@ def step_sizes(sigmas, eps=2e-5):
     which is Algorithm 1 with twice this eps.
     """
     sigmas = np.asarray(sigmas, np.float64)
-    if sigmas.ndim != 1 or sigmas.size < 1 or not (sigmas > 0).all() or not (np.diff(sigmas) < 0).all():
+    if sigmas.ndim != 1 or not sigmas.size or not (sigmas > 0).all() \
+            or not (np.diff(sigmas) < 0).all():
         raise ValueError("sigmas must be positive and fall from level to level")
     return eps * sigmas**2 / sigmas[-1]**2

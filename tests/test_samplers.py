@@ -219,22 +219,6 @@ def test_check_finite_names_the_step_that_broke(loop, score, start, arguments, v
 
 
 @EVERY_LOOP
-def test_a_schedule_no_kernel_could_run_is_refused():
-    op, x = Reference(), np.ones((1, 2))
-    def score(x, level):
-        return -x
-    for states in (sample.ddim(score, x, [.5, .9], op), sample.ddim(score, x, [], op),
-                   sample.reverse_sde(score, x, VP(), [1., -.1], op),
-                   sample.pf_ode(score, x, VP(), [1., -.1], op),
-                   sample.forward_sde(x, VP(), [0., 1.1], op),
-                   sample.reverse_diffusion(score, x, VP(), 10, op),  # beta = 2
-                   sample.ancestral(score, x, [.1, .2], op, variances=[.1]),
-                   sample.ancestral(score, x, [.1, .2], op, variances=[.1, .2, .3]),
-                   sample.ancestral(score, x, [], op)):
-        with pytest.raises(ValueError, match="must|not finite"):
-            next(states)
-
-
 def test_without_it_a_nan_stays_in_its_own_row(loop, score, start, arguments):
     states = loop(broken(np.nan, score), np.ones((3, 2)), *arguments, sample.Reference())
     with np.errstate(invalid="ignore"):
@@ -295,3 +279,19 @@ def test_forward_times_that_do_not_rise_are_refused(times):
 def test_arguments_outside_their_range_are_refused_by_name(loop, arguments, named):
     with pytest.raises(ValueError, match=named):
         next(loop(at_sigma, np.ones((1, 2)), op=sample.Reference(), **arguments))
+
+
+def test_a_schedule_no_kernel_could_run_is_refused():
+    op, x = sample.Reference(), np.ones((1, 2))
+    def score(x, level):
+        return -x
+    for states in (sample.ddim(score, x, [.5, .9], op), sample.ddim(score, x, [], op),
+                   sample.reverse_sde(score, x, VP(), [1., -.1], op),
+                   sample.pf_ode(score, x, VP(), [1., -.1], op),
+                   sample.forward_sde(x, VP(), [0., 1.1], op),
+                   sample.reverse_diffusion(score, x, VP(), 10, op),  # beta = 2
+                   sample.ancestral(score, x, [.1, .2], op, variances=[.1]),
+                   sample.ancestral(score, x, [.1, .2], op, variances=[.1, .2, .3]),
+                   sample.ancestral(score, x, [], op)):
+        with pytest.raises(ValueError, match="must|not finite"):
+            next(states)
