@@ -33,11 +33,13 @@ def operands(step):
 def check_domain(**parameters):
     """ValueError naming the first parameter that is NaN or outside its range.
 
-    `t` is held to [0, T] of the `sde` beside it; other names as DOMAIN says.
+    `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1; other names as DOMAIN says.
     """
     domain = DOMAIN
     if "sde" in parameters:
-        domain = DOMAIN | {"t": (0, parameters["sde"].T, True, True)}
+        domain = domain | {"t": (0, parameters["sde"].T, True, True)}
+    if "n" in parameters:
+        domain = domain | {"i": (0, parameters["n"] - 1, True, True)}
     for name, value in parameters.items():
         if name not in domain:
             continue
@@ -63,7 +65,7 @@ def coefficients(step, **parameters):
     check_domain(**parameters)
     n = len(operands(step))
     rows = [step(*unit, **parameters) for unit in np.eye(n).tolist()]
-    table = np.stack(np.broadcast_arrays(*rows), -1).astype(np.float64)
-    if not np.isfinite(table).all():
+    table = np.stack(np.broadcast_arrays(*rows), -1)
+    if np.iscomplexobj(table) or not np.isfinite(table).all():
         raise ValueError(f"{step.__name__}: a coefficient is not finite at these parameters")
-    return table
+    return table.astype(np.float64)

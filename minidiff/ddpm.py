@@ -6,6 +6,8 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 
 import numpy as np
 
+from .affine import check_domain
+
 
 def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
     """beta_i from beta_min to beta_max, evenly, (n,). [DDPM sec. 4]"""
@@ -17,6 +19,7 @@ def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
 
 def alpha_bars(betas):
     """alpha_bar_i = prod_{j <= i} (1 - beta_j), (N,) in float64. [DDPM sec. 2]"""
+    check_domain(beta=betas)
     return np.cumprod(1 - np.asarray(betas, np.float64))
 
 
@@ -31,7 +34,7 @@ def subset_betas(alpha_bar, indices):
 
     alpha_bar: (N,); indices: rising. Returns (len(indices),).
     """
-    indices = np.asarray(indices)
+    alpha_bar, indices = np.asarray(alpha_bar), np.asarray(indices)
     if indices.ndim != 1 or not indices.size or not (np.diff(indices) > 0).all() \
             or indices[0] < 0 or indices[-1] >= len(alpha_bar):
         raise ValueError(f"indices must rise within 0 ... {len(alpha_bar) - 1}")

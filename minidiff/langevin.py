@@ -12,7 +12,7 @@ def langevin_step(x, s, z, /, eps):
 
 
 def noise_levels(n=10, sigma_max=1., sigma_min=.01):
-    """n levels from sigma_max down to sigma_min, a geometric sequence. [SMLD sec. 3.1]"""
+    """n levels from sigma_max down to sigma_min, a geometric sequence. [SMLD sec. 4.1]"""
     if n < 1 or not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(f"need n >= 1 and 0 < sigma_min < sigma_max, got n={n}, "
                          f"sigma_min={sigma_min}, sigma_max={sigma_max}")
@@ -22,9 +22,9 @@ def noise_levels(n=10, sigma_max=1., sigma_min=.01):
 def rho_levels(n, sigma_max, sigma_min, rho=7.):
     """(smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho, n levels that fall and crowd
     at the small end. [EDM: Karras et al. 2022, eq. 5]"""
-    if n < 2 or not 0 < sigma_min < sigma_max < np.inf:
-        raise ValueError(f"need n >= 2 and 0 < sigma_min < sigma_max, got n={n}, "
-                         f"sigma_min={sigma_min}, sigma_max={sigma_max}")
+    if n < 2 or not 0 < sigma_min < sigma_max < np.inf or not rho > 0:
+        raise ValueError(f"need n >= 2, 0 < sigma_min < sigma_max and rho > 0, got n={n}, "
+                         f"sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}")
     return np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n)**rho
 
 
@@ -35,6 +35,7 @@ def step_sizes(sigmas, eps=2e-5):
     which is Algorithm 1 with twice this eps.
     """
     sigmas = np.asarray(sigmas, np.float64)
-    if sigmas.size < 1 or not (sigmas > 0).all() or not (np.diff(sigmas) < 0).all():
+    if sigmas.ndim != 1 or not sigmas.size or not (sigmas > 0).all() \
+            or not (np.diff(sigmas) < 0).all():
         raise ValueError("sigmas must be positive and fall from level to level")
     return eps * sigmas**2 / sigmas[-1]**2

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import ddpm, langevin, noise
 from . import sde as sdes
-from .affine import check_domain, operands
+from .affine import check_domain, coefficients, operands
 from .score_matching import posterior_mean
 
 
@@ -27,7 +27,7 @@ class Reference:
         self.seed, self.sample = seed, sample
 
     def __call__(self, step, tag, **parameters):
-        check_domain(**parameters)
+        coefficients(step, **parameters)  # refuses what a fused kernel would
         draws = operands(step)[-1] == "z"
 
         def move(k, *u):
@@ -51,7 +51,7 @@ def iterate(step, score, x, levels, op, check_finite=False, **parameters):
     move = op(step, noise.PREDICTOR, **parameters)
     for k, level in enumerate(levels):
         x = move(k, x, score(x, level))
-        if check_finite and not bool(abs(x).max() < float("inf")):
+        if check_finite and not bool((abs(x) < float("inf")).all()):
             raise FloatingPointError(f"step {k} (level {level:g}): the state is not finite")
         yield x
 
@@ -64,7 +64,7 @@ def denoise(score, x, level, op, a, sigma):
 def annealed_langevin(score, x, sigmas, op, eps=2e-5, n_steps=100, **kw):
     """SMLD: n_steps Langevin steps a level, from the largest sigma down. [SMLD Alg. 1]
 
-    score(x, sigma). `denoise` at sigmas[-1] ends it without noise. [NCSNv2 sec. 3.4]
+    score(x, sigma). `denoise` at sigmas[-1] ends it without noise. [NCSNv2 Alg. 1]
     """
     _at_least_one(n_steps)
     alphas = langevin.step_sizes(sigmas, eps)
@@ -77,7 +77,11 @@ def ancestral(score, x, betas, op, variances=None, last_noise=False, **kw):
 
     last_noise: the paper's algorithm draws none at i = 0.
     """
+    betas = np.asarray(betas, np.float64)
     variances = np.array(betas if variances is None else variances, np.float64)
+    if not betas.size or variances.shape != betas.shape:
+        raise ValueError(f"variances must be one a beta, at least one, got {variances.shape} "
+                         f"and {betas.shape}")
     if not last_noise:
         variances[0] = 0.
     yield from iterate(ddpm.ancestral_step, score, x, np.arange(len(betas))[::-1], op,
@@ -89,6 +93,8 @@ def ddim(score, x, alpha_bar, op, eta=0., **kw):
     """DDIM over the given (N,) falling alpha_bar, a whole grid or a subset of one, ending at
     alpha_bar = 1; score(x, i), i = N-1 ... 0. [DDIM eq. 12]"""
     alpha_bar = np.asarray(alpha_bar, np.float64)
+    if not alpha_bar.size or not (np.diff(alpha_bar) < 0).all():
+        raise ValueError("alpha_bar must be at least one number, each smaller than the last")
     yield from iterate(ddpm.ddim_step, score, x, np.arange(len(alpha_bar))[::-1], op,
                        alpha_bar=alpha_bar[::-1], alpha_bar_prev=ddpm.previous(alpha_bar)[::-1],
                        eta=eta, **kw)
@@ -96,19 +102,19 @@ def ddim(score, x, alpha_bar, op, eta=0., **kw):
 
 def reverse_sde(score, x, sde, times, op, **kw):
     """Euler-Maruyama on the reverse-time SDE along falling times (N+1,); score(x, t)."""
-    t, dt = _grid(times)
+    t, dt = _grid(times, sde)
     yield from iterate(sdes.reverse_sde_step, score, x, t, op, sde=sde, t=t, dt=dt, **kw)
 
 
 def pf_ode(score, x, sde, times, op, **kw):
     """Euler on the probability-flow ODE along falling times (N+1,); score(x, t)."""
-    t, dt = _grid(times)
+    t, dt = _grid(times, sde)
     yield from iterate(sdes.pf_ode_step, score, x, t, op, sde=sde, t=t, dt=dt, **kw)
 
 
 def forward_sde(x, sde, times, op):
     """Euler-Maruyama on the forward SDE along rising times (N+1,)."""
-    dt, t = _grid(times[::-1])[1][::-1], np.asarray(times, np.float64)[:-1]
+    dt, t = _grid(times[::-1], sde)[1][::-1], np.asarray(times, np.float64)[:-1]
     move = op(sdes.forward_sde_step, noise.PREDICTOR, sde=sde, t=t, dt=dt)
     for k in range(len(t)):
         x = move(k, x)
@@ -123,11 +129,12 @@ def reverse_diffusion(score, x, sde, n, op, **kw):
     yield from iterate(sdes.reverse_diffusion_step, score, x, i, op, sde=sde, i=i, n=n, **kw)
 
 
-def _grid(times):
+def _grid(times, sde):
     """Falling times (N+1,) to each step's start and size."""
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or times.size < 2 or not (np.diff(times) < 0).all():
         raise ValueError("times must be at least two numbers, each smaller than the last")
+    check_domain(sde=sde, t=times)
     return times[:-1], -np.diff(times)
 
 

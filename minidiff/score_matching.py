@@ -27,7 +27,7 @@ def implicit(s, trace):
 
 
 def sliced(s, v, jacobian_v):
-    """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I. [SSM: Song et al. 2019, eq. 7]
+    """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I. [SSM: Song et al. 2019, sec. 3]
 
     s, v: (B, D); jacobian_v: (B, D), the model's Jacobian times v. Returns a scalar whose
     mean over v is the implicit objective. v of unit norm scales it by 1/D.
@@ -36,7 +36,7 @@ def sliced(s, v, jacobian_v):
 
 
 def sliced_vr(s, v, jacobian_v):
-    """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form. [SSM eq. 8]
+    """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form. [SMLD eq. 3]
 
     As `sliced`; v must have E v v' = I (normal or Rademacher, never unit norm).
     """
@@ -45,7 +45,7 @@ def sliced_vr(s, v, jacobian_v):
 
 def denoising(s, z, sigma, weight=1.):
     """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2 with x~ = a x + sigma z, so that
-    grad log q(x~|x) = -z / sigma. [Vincent 2011, eq. 9; weights: NCSN eq. 6]
+    grad log q(x~|x) = -z / sigma. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
 
     s, z: (B, D), the score at x~ and the noise in it; sigma > 0, weight: scalar or (B, 1).
     Returns a scalar; its minimiser is the score of x~'s own density.

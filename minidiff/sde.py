@@ -44,7 +44,7 @@ class VE:
 
     def discretize(self, x, i, n):
         """(f_i, G_i) of n steps: f = 0, G = sqrt(sigma_i^2 - sigma_{i-1}^2), sigma_{-1} = 0,
-        sigma_i = sigma(i / (n - 1)); sum G_i^2 = sigma_max^2. [SDE eq. 6, n > 1]"""
+        sigma_i = sigma(i / (n - 1)); sum G_i^2 = sigma_max^2. [SDE eq. 8, n > 1]"""
         i = np.asarray(i)
         before = np.where(i > 0, self.marginal((i - 1) / (n - 1))[1], 0.)
         return 0. * x, (self.marginal(i / (n - 1))[1]**2 - before**2)**.5
@@ -108,7 +108,7 @@ class VP(_LinearBeta):
 
 @dataclass(frozen=True)
 class SubVP(_LinearBeta):
-    """Sub-VP: VP's drift, g = sqrt(beta (1 - a^4)), so a smaller variance. [SDE eq. 28]"""
+    """Sub-VP: VP's drift, g = sqrt(beta (1 - a^4)), so a smaller variance. [SDE eq. 12]"""
 
     beta_min: float = .1
     beta_max: float = 20.
@@ -151,7 +151,7 @@ def forward_sde_step(x, z, /, sde, t, dt):
 
 def reverse_sde_step(x, s, z, /, sde, t, dt):
     """x' = x - [f(x, t) - g^2 s] dt + g sqrt(dt) z: Euler-Maruyama on the reverse-time SDE.
-    [SDE eq. 6 of sec. 3.2; Anderson 1982]
+    [SDE eq. 6; Anderson 1982]
 
     x, s, z: same shape, s the score at (x, t); 0 <= t <= T, dt > 0.
     """

@@ -21,8 +21,8 @@ class Gaussian:
     def __post_init__(self):
         mean, variance = np.broadcast_arrays(np.atleast_1d(self.mean).astype(np.float64),
                                              np.asarray(self.variance, np.float64))
-        if not (variance > 0).all():
-            raise ValueError("variance must be positive")
+        if not ((variance > 0).all() and np.isfinite(mean).all()):
+            raise ValueError("variance must be positive and mean finite")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "variance", variance)
 
@@ -64,8 +64,8 @@ class Mixture:
             raise ValueError(f"weights must be (K,) and means (K, D), got {weights.shape} "
                              f"and {means.shape}")
         variances = np.broadcast_to(np.asarray(self.variances, np.float64), weights.shape)
-        if not ((weights > 0).all() and (variances > 0).all()):
-            raise ValueError("weights and variances must be positive")
+        if not ((weights > 0).all() and (variances > 0).all() and np.isfinite(means).all()):
+            raise ValueError("weights and variances must be positive and means finite")
         object.__setattr__(self, "weights", weights / weights.sum())
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "variances", variances)
@@ -75,12 +75,13 @@ class Mixture:
         return Mixture(self.weights, a * self.means, a**2 * self.variances + sigma**2)
 
     def _components(self, x):
-        """log(w_k p_k(x)), (..., K), and each component's score, (..., K, D)."""
+        """log(w_k p_k(x)), (..., K), each component's score (..., K, D), and gamma (..., K)."""
         difference = self.means - np.asarray(x)[..., None, :]
         v = self.variances
         log_p = (np.log(self.weights) - .5 * self.means.shape[1] * np.log(2 * np.pi * v)
                  - (difference**2).sum(-1) / (2 * v))
-        return log_p, difference / v[:, None]
+        gamma = np.exp(log_p - np.logaddexp.reduce(log_p, -1, keepdims=True))
+        return log_p, difference / v[:, None], gamma
 
     def log_density(self, x):
         """log p(x) = log sum_k w_k p_k(x), shape (...)."""
@@ -88,18 +89,18 @@ class Mixture:
 
     def responsibilities(self, x):
         """gamma_k = w_k p_k(x) / p(x), shape (..., K)."""
-        log_p = self._components(x)[0]
-        return np.exp(log_p - np.logaddexp.reduce(log_p, -1, keepdims=True))
+        return self._components(x)[2]
 
     def score(self, x):
         """grad_x log p(x) = sum_k gamma_k s_k,  s_k = (m_k - x) / v_k; shape (..., D)."""
-        return (self.responsibilities(x)[..., None] * self._components(x)[1]).sum(-2)
+        _, s_k, gamma = self._components(x)
+        return (gamma[..., None] * s_k).sum(-2)
 
     def jacobian_trace(self, x):
         """tr grad_x s = sum_k gamma_k (|s_k|^2 - D / v_k) - |s|^2, shape (...)."""
-        s_k = self._components(x)[1]
+        _, s_k, gamma = self._components(x)
         inner = (s_k**2).sum(-1) - self.means.shape[1] / self.variances
-        return (self.responsibilities(x) * inner).sum(-1) - (self.score(x)**2).sum(-1)
+        return (gamma * inner).sum(-1) - ((gamma[..., None] * s_k).sum(-2)**2).sum(-1)
 
     def sample(self, n, seed=0, sample=0):
         """n points, (n, D): a component by its weight, then a normal about its mean."""

@@ -1,7 +1,11 @@
 """Where the backends run: on the GPU if there is one, else Triton in its interpreter."""
 
+import ctypes
+import math
+import mmap
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +13,7 @@ CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
-from minidiff import kernels  # noqa: E402
+from minidiff import kernels, noise  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
 
@@ -24,3 +28,47 @@ def place(request):
     if reason:
         pytest.skip(f"{request.param[0]}: {reason}")
     return request.param
+
+
+def last_normals(out, seed, sample):
+    """The end of out's last rows, and the normals that belong there."""
+    batch, size = out.shape
+    rows = np.arange(batch - (3 if size < 8 else 1), batch)
+    quads = np.arange(max(0, (size - 5) // 4), (size + 3) // 4)  # the last two, or the only
+    words = noise.philox((quads, rows[:, None] + sample & 0xFFFFFFFF, 0, 0), (seed, 0))
+    start = 4 * int(quads[0])
+    want = noise.to_normal(np.stack(words, -1)).reshape(len(rows), -1)[:, :size - start]
+    return out[rows[0]:, start:], torch.from_numpy(want).bfloat16()
+
+
+@pytest.fixture
+def folded():
+    """folded(shape): bfloat16 in an address space of their own but a memory of 2^21 elements,
+    after 4 GiB that share another such memory and so take what a wrapped offset would write.
+    folded.shapes have more than 2^31 elements: in many rows, in few, and in one."""
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("needs Linux's memfd_create")
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    access, fixed = mmap.PROT_READ | mmap.PROT_WRITE, 0x10
+    below, period, maps = 1 << 32, 1 << 22, []
+
+    def make(shape):
+        used = 2 * math.prod(shape)
+        size = below + -(-used // period) * period
+        base = libc.mmap(None, size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        maps.append((base, size))
+        for start, end in ((base, base + below), (base + below, base + size)):
+            file = os.memfd_create("folded")
+            os.ftruncate(file, period)
+            for at in range(start, end, period):
+                assert libc.mmap(at, period, access, mmap.MAP_SHARED | fixed, file, 0) == at
+            os.close(file)
+        memory = (ctypes.c_char * used).from_address(base + below)
+        return torch.frombuffer(memory, dtype=torch.bfloat16).view(shape)
+    make.period, make.last_normals = period // 2, last_normals
+    make.shapes = (2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)
+    yield make
+    for base, size in maps:
+        libc.munmap(ctypes.c_void_p(base), ctypes.c_size_t(size))

@@ -83,7 +83,7 @@ def compiled_by_triton(dtype, operands, draws, clip, rows, size, aligned):
 
 @pytest.fixture(scope="module")
 def from_triton():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True,
                          text=True)
     assert run.returncode == 0, run.stderr
@@ -153,8 +153,9 @@ def test_triton_is_launched_as_it_is_compiled_here(monkeypatch):
     assert seen["enable_fp_fusion"] is False and seen["num_warps"] == on_triton.WARPS
 
 
-def threads_in_turn(source, folder, variant):
-    """The CUDA kernel compiled for the CPU, as a function of (grid, block, arguments)."""
+def threads_in_turn(monkeypatch, folder, variant, blocks=range):
+    """Have on_cupy compile for the CPU and launch by running blocks(grid) thread by thread."""
+    source = on_cupy.SOURCE.read_text()
     mark = '#ifdef __CUDACC_RTC__\nextern "C" __global__'
     assert source.count(mark) == 1
     source = source.replace(mark, """#define __global__
@@ -179,10 +180,13 @@ def threads_in_turn(source, folder, variant):
     def launch(grid, block, arguments):
         assert [type(a) for a in arguments] == kinds  # CuPy passes their bytes as they are
         block_dim.value = block[0]
-        for block_index.value in range(grid[0]):
+        for block_index.value in blocks(grid[0]):
             for thread_index.value in range(block[0]):
                 library.update(*map(int, arguments))
-    return launch
+    monkeypatch.setattr(on_cupy, "kernel", lambda *a: launch)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(
+        Device=nullcontext, Stream=SimpleNamespace(from_external=nullcontext))))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
 
 
 @pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")
@@ -192,11 +196,7 @@ def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
     """CuPy's launch with its blocks and threads in turn on the CPU: bits and guards."""
     dtype, operands, draws, clip = variant
     kind, rng, edge = getattr(torch, dtype), np.random.default_rng(0), 4096
-    run = threads_in_turn(on_cupy.SOURCE.read_text(), tmp_path, variant)
-    monkeypatch.setattr(on_cupy, "kernel", lambda *a: run)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(
-        Device=nullcontext, Stream=SimpleNamespace(from_external=nullcontext))))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    threads_in_turn(monkeypatch, tmp_path, variant)
     for shape in [(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)]:
         for rows in ("call", "sample", "counter"):
             for shift in (0, 1):
@@ -222,6 +222,17 @@ def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
                 bits = torch.int32 if dtype == "float32" else torch.int16
                 assert torch.equal(out.view(bits), want.view(bits)), (shape, rows, shift)
                 assert (buffer == 7).sum() - (out == 7).sum() == 2 * edge + shift, (shape, rows)
+
+
+@pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")
+def test_cuda_c_beyond_2_31_elements(monkeypatch, tmp_path, folded):
+    """The last block alone."""
+    threads_in_turn(monkeypatch, tmp_path, ("bfloat16", 0, 1, 0), lambda n: [n - 1])
+    for shape in folded.shapes:
+        out = folded(shape)
+        on_cupy.update(out, [], torch.ones(1, 1), True, False, shape, 7, 1, 0, 0)
+        got, want = folded.last_normals(out, seed=7, sample=1)
+        assert torch.equal(got, want), shape
 
 
 if __name__ == "__main__":

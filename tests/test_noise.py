@@ -132,6 +132,10 @@ def test_seed_sample_and_step_wrap():
     assert np.array_equal(z, noise.normal((5, 3), seed=-7, sample=2**40 - 2, step=2**40 - 1))
     assert np.array_equal(z[2:], noise.normal((3, 3), seed=-7, sample=0, step=2**32 - 1))
     assert not np.array_equal(noise.normal((5, 3), seed=1), noise.normal((5, 3), seed=1 + 2**32))
+    counter = {"seed": 1, "sample": 2, "step": 3, "tag": 4}
+    for kind in (np.int32, np.int64, np.uint32):
+        z = noise.normal((5, 3), **{name: kind(v) for name, v in counter.items()})
+        assert np.array_equal(z, noise.normal((5, 3), **counter))
 
 
 def test_a_shard_is_a_slice_of_the_whole():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from minidiff import ddpm, sample
+from minidiff import ddpm, langevin, sample
 from minidiff import sde as sdes
 from minidiff.affine import coefficients, operands
 from minidiff.sde import VE, VP
@@ -116,14 +116,14 @@ class Power:
         return 1., t**self.p
 
 
-def karras(n, rho=7):
-    """n steps from 80 to .002, even in sigma^(1 / rho)."""
-    return np.linspace(80**(1 / rho), .002**(1 / rho), n + 1)**rho
-
-
 def geometric(n):
     """n steps from 80 to .002, even in ln sigma."""
-    return np.geomspace(80, .002, n + 1)
+    return langevin.noise_levels(n + 1, 80., .002)
+
+
+def crowded(n):
+    """n steps from 80 to .002, even in sigma^(1/7)."""
+    return langevin.rho_levels(n + 1, 80., .002)
 
 
 STEPS = 128, 256, 512, 1024
@@ -140,7 +140,7 @@ def test_euler_on_the_probability_flow_is_of_first_order():
     std = errors(sample.pf_ode, Power(1.), map(geometric, STEPS), np.sqrt)
     assert order(std, STEPS) == pytest.approx(1, abs=.06)
     assert round(order(std, STEPS), 3) == .996
-    std = errors(sample.pf_ode, Power(1.), map(karras, STEPS), np.sqrt)
+    std = errors(sample.pf_ode, Power(1.), map(crowded, STEPS), np.sqrt)
     assert order(std, STEPS) == pytest.approx(1, abs=.06)
 
 
@@ -149,7 +149,7 @@ def test_the_variance_of_euler_maruyama_is_of_first_order():
     variance = errors(sample.reverse_sde, Power(.5), (geometric(n)**2 for n in STEPS))
     assert order(variance, STEPS) == pytest.approx(1, abs=.06)
     assert round(order(variance, STEPS), 3) == 1.023
-    for grid in geometric, karras:
+    for grid in geometric, crowded:
         variance = errors(sample.reverse_sde, Power(1.), map(grid, STEPS))
         assert order(variance, STEPS) == pytest.approx(1, abs=.06)
 
@@ -169,6 +169,13 @@ def test_langevin_settles_on_a_variance_that_exceeds_the_targets_by_its_step():
         states = sample.annealed_langevin(lambda *_: slope(1., 0.), 9., [1.], variances, eps=eps,
                                           n_steps=200)
         assert final(states) == pytest.approx(DATA / (1 - eps / (4 * DATA)), rel=1e-12)
+
+
+def test_denoise_leaves_the_variance_of_the_posterior_mean():
+    # E[x0 | x] = a V x / (a^2 V + sigma^2) of an x of variance a^2 V + sigma^2
+    of_x = .6**2 * DATA + .8**2
+    left = sample.denoise(lambda *_: slope(.6, .8), of_x, None, variances, a=.6, sigma=.8)
+    assert left == pytest.approx(.6**2 * DATA**2 / of_x, rel=1e-14)
 
 
 def test_the_recursion_is_the_variance_of_the_samples():

@@ -181,7 +181,21 @@ def test_a_loop_is_a_generator_that_computes_a_state_when_asked_for_it(loop, sco
     next(states)
     next(states)
     assert len(calls) == 2
-    assert sum(1 for _ in states) + 2 == len(calls)
+
+
+@pytest.mark.parametrize("loop, arguments, levels", [
+    (sample.reverse_sde, (VE(), [1., .5, .2, 0.]), [1., .5, .2]),
+    (sample.pf_ode, (VP(), [1., .5, .2, 0.]), [1., .5, .2]),
+    (sample.reverse_diffusion, (SubVP(), 4), [3, 2, 1, 0]),
+    (sample.ancestral, ([.1, .2, .3],), [2, 1, 0]),
+    (sample.ddim, ([.9, .5, .1],), [2, 1, 0]),
+    (sample.annealed_langevin, ([2., 1.],), [2.] * 100 + [1.] * 100)])
+def test_a_loop_evaluates_the_score_once_a_step_at_its_start(loop, arguments, levels):
+    seen = []
+    states = loop(lambda x, k: seen.append(k) or -x, np.ones((3, 2)), *arguments,
+                  sample.Reference())
+    assert len(list(states)) == len(levels)
+    assert seen == levels
 
 
 def broken(value, score):
@@ -196,7 +210,7 @@ def broken(value, score):
 
 
 @EVERY_LOOP
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_check_finite_names_the_step_that_broke(loop, score, start, arguments, value):
     states = loop(broken(value, score), np.ones((3, 2)), *arguments, sample.Reference(),
                   check_finite=True)
@@ -265,3 +279,19 @@ def test_forward_times_that_do_not_rise_are_refused(times):
 def test_arguments_outside_their_range_are_refused_by_name(loop, arguments, named):
     with pytest.raises(ValueError, match=named):
         next(loop(at_sigma, np.ones((1, 2)), op=sample.Reference(), **arguments))
+
+
+def test_a_schedule_no_kernel_could_run_is_refused():
+    op, x = sample.Reference(), np.ones((1, 2))
+    def score(x, level):
+        return -x
+    for states in (sample.ddim(score, x, [.5, .9], op), sample.ddim(score, x, [], op),
+                   sample.reverse_sde(score, x, VP(), [1., -.1], op),
+                   sample.pf_ode(score, x, VP(), [1., -.1], op),
+                   sample.forward_sde(x, VP(), [0., 1.1], op),
+                   sample.reverse_diffusion(score, x, VP(), 10, op),  # beta = 2
+                   sample.ancestral(score, x, [.1, .2], op, variances=[.1]),
+                   sample.ancestral(score, x, [.1, .2], op, variances=[.1, .2, .3]),
+                   sample.ancestral(score, x, [], op)):
+        with pytest.raises(ValueError, match="must|not finite"):
+            next(states)

@@ -1,6 +1,7 @@
 """Diffusions and chains: their marginals, their limits and the coefficients of their steps."""
 
 from decimal import Decimal, getcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_forward_moments_tend_to_the_marginal_at_first_order(sde, end):
 
 @SDES
 def test_simulated_paths_have_those_moments(sde):
-    n, times = 2**14, np.linspace(0, 1, 51)
+    n, times = 2**14, np.linspace(0, 1, 51)**2  # uneven: each step has its own dt
     x = np.full((n, 1), 3.)
     *_, x = sample.forward_sde(x, sde, times, sample.Reference(seed=2))
     table = coefficients(sdes.forward_sde_step, sde=sde, t=times[:-1], dt=np.diff(times))
@@ -107,6 +108,20 @@ def test_sub_vp_has_less_variance_than_vp_at_every_time():
 def test_the_prior_is_the_last_marginal(sde):
     # sigma(1) misses 1 by what is left of the data, a^2 = 4.3e-5
     assert sde.marginal(sde.T)[1] == pytest.approx(sdes.prior_std(sde), rel=4.4e-5)
+
+
+@SDES
+def test_time_is_where_the_marginal_has_that_ratio(sde):
+    # VE's t is a ratio of logarithms, right to eps of 1; the others' to eps of t itself
+    t = np.concatenate((np.geomspace(1e-6, .1, 20), np.linspace(.1, 1, 20)))
+    a, sigma = sde.marginal(t)
+    np.testing.assert_allclose(sde.time(sigma / a), t, rtol=2e-15, atol=1e-15 * (sde == VE()))
+
+
+def test_time_holds_for_a_constant_beta():
+    for sde in (VP(2., 2.), SubVP(2., 2.)):
+        a, sigma = sde.marginal(.3)
+        assert sde.time(sigma / a) == pytest.approx(.3, rel=1e-14)
 
 
 # Chains and their limits
@@ -241,6 +256,14 @@ def test_posterior_variances_lie_between_zero_and_beta():
     assert (variances[1:] > 0).all() and (variances < betas).all()
 
 
+def test_rho_levels_are_even_in_their_root():
+    levels = langevin.rho_levels(18, 80., .002)
+    np.testing.assert_allclose(np.diff(levels**(1 / 7)), (.002**(1 / 7) - 80**(1 / 7)) / 17,
+                               rtol=1e-12)
+    np.testing.assert_allclose(levels[[0, -1]], [80, .002], rtol=1e-13)
+    np.testing.assert_allclose(langevin.rho_levels(5, 3., 1., rho=1.), [3, 2.5, 2, 1.5, 1])
+
+
 def test_langevin_step_sizes_keep_the_ratio_of_step_to_noise():
     sigmas = langevin.noise_levels()
     assert sigmas[0] == 1 and sigmas[-1] == pytest.approx(.01, rel=1e-15) and len(sigmas) == 10
@@ -248,11 +271,15 @@ def test_langevin_step_sizes_keep_the_ratio_of_step_to_noise():
     np.testing.assert_allclose(langevin.step_sizes(sigmas) / sigmas**2, 2e-5 / .01**2, rtol=1e-14)
 
 
+RHO_LEVELS = partial(langevin.rho_levels, n=5, sigma_max=80., sigma_min=.002)
+
+
 @pytest.mark.parametrize("make, bad", [
     (ddpm.linear_betas, {"n": 0}), (ddpm.linear_betas, {"beta_min": 0.}),
     (ddpm.linear_betas, {"beta_max": 1.}), (ddpm.linear_betas, {"beta_min": np.nan}),
     (langevin.noise_levels, {"n": 0}), (langevin.noise_levels, {"sigma_min": 0.}),
     (langevin.noise_levels, {"sigma_min": 2.}), (langevin.noise_levels, {"sigma_max": np.inf}),
+    (RHO_LEVELS, {"n": 1}), (RHO_LEVELS, {"sigma_min": 90.}), (RHO_LEVELS, {"sigma_min": np.nan}),
     (VE, {"sigma_min": 0.}), (VE, {"sigma_max": .001}), (VP, {"beta_min": -1.}),
     (VP, {"beta_max": np.nan}), (SubVP, {"beta_min": 30.})])
 def test_a_schedule_outside_its_range_is_refused_by_name(make, bad):
