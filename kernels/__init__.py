@@ -3,8 +3,8 @@
     out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,   z = noise.normal(..., seed, sample, step, tag)
 
 `update` takes coefficients, `apply` a step of the reference and its parameters, `Fused` runs
-whole sampling loops. Backends: numpy (the float32 oracle), torch, host (CPU, compiled),
-triton, cupy; `auto` picks by device.
+whole sampling loops; `norms`, `noise_norms` and `dsm_loss` add up squares. Backends: numpy (the
+float32 oracle), torch, host (CPU, compiled), triton, cupy; `auto` picks by device.
 
 Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 """
@@ -16,10 +16,11 @@ import numpy as np
 from ..affine import coefficients
 from .table import OPS, Op, lookup
 
-__all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "coefficients", "missing",
-           "normal", "update"]
+__all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "coefficients", "dsm_loss",
+           "missing", "noise_norms", "normal", "norms", "update"]
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 FLOATS = "float32", "bfloat16", "float16"
+KINDS = {"cpu": "NumPy arrays and CPU tensors", "tensor": "torch tensors", "cuda": "CUDA tensors"}
 
 
 def _module(name):
@@ -39,71 +40,119 @@ def backend(name="auto", array=None):
     A named backend never falls back: RuntimeError says what to install.
     """
     if name == "auto":
-        cuda = getattr(getattr(array, "device", None), "type", "cpu") == "cuda"
-        order = ("triton", "cupy", "torch") if cuda else ("host", "numpy") \
-            if isinstance(array, np.ndarray) else ("host", "torch")
+        order = ("triton", "cupy", "torch") if _device(array) == "cuda" else \
+            ("host", "numpy") if isinstance(array, np.ndarray) else ("host", "torch")
         name = next(n for n in order if not missing(n))
-    reason = missing(name)
-    if reason:
+    if reason := missing(name):
         raise RuntimeError(f"backend {name!r}: {reason}")
     return _module(name)
 
 
-def _dtype(array):
-    return str(array.dtype).removeprefix("torch.")
+def _tensor(a):
+    return hasattr(a, "data_ptr")
 
 
-def _address(array):
-    return array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data
+def _device(a):
+    return a.device.type if _tensor(a) else "cpu"
 
 
-def _contiguous(array):
-    return array.is_contiguous() if hasattr(array, "data_ptr") else array.flags.c_contiguous
+def _dtype(a):
+    return str(a.dtype).removeprefix("torch.")
 
 
-def _overlap(out, u):
-    """Whether two contiguous arrays share some, but not all, of their bytes."""
-    start, other = _address(out), _address(u)
-    size = out.nbytes
-    return start != other and start < other + size and other < start + size
+def _address(a):
+    return a.data_ptr() if _tensor(a) else a.ctypes.data
 
 
-def _validate(arrays, names):
-    """One kind, dtype, shape and device for all, or one clear line."""
+def _contiguous(a):
+    return a.is_contiguous() if _tensor(a) else a.flags.c_contiguous
+
+
+def _empty_like(a):
+    return a.new_empty(a.shape) if _tensor(a) else np.empty(a.shape, a.dtype)
+
+
+def _accept(arrays, names, chosen):
+    """One kind, dtype, shape and device for all arrays, or one clear line; the backend."""
     first = arrays[0]
     for name, u in zip(names, arrays):
-        if not (isinstance(u, np.ndarray) or hasattr(u, "data_ptr")):
+        if not (isinstance(u, np.ndarray) or _tensor(u)):
             raise TypeError(f"{name} must be a NumPy array or a torch tensor, "
                             f"got {type(u).__name__}")
         if _dtype(u) not in FLOATS:
             raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {_dtype(u)}")
-        if isinstance(u, np.ndarray) != isinstance(first, np.ndarray):
-            raise TypeError(f"{name} is a {type(u).__name__}, {names[0]} a "
-                            f"{type(first).__name__}")
-        if u.dtype != first.dtype:
-            raise TypeError(f"{name} is {_dtype(u)}, {names[0]} is {_dtype(first)}")
+        if _tensor(u) != _tensor(first) or u.dtype != first.dtype:
+            raise TypeError(f"{name} is a {type(u).__name__} of {_dtype(u)}, {names[0]} a "
+                            f"{type(first).__name__} of {_dtype(first)}")
         if u.shape != first.shape:
             raise ValueError(f"{name} has shape {tuple(u.shape)}, {names[0]} "
                              f"{tuple(first.shape)}")
         if not u.ndim:
             raise ValueError(f"{name} needs a first axis, the samples")
-        if str(getattr(u, "device", "")) != str(getattr(first, "device", "")):
+        if _tensor(u) and u.device != first.device:
             raise ValueError(f"{name} is on {u.device}, {names[0]} on {first.device}")
+        if _device(u) not in ("cpu", "cuda") or "strided" not in str(getattr(u, "layout",
+                                                                             "strided")):
+            raise TypeError(f"{name} must be a dense CPU or CUDA tensor, got {u.device} "
+                            f"{u.layout}")
         if getattr(u, "requires_grad", False):
-            raise RuntimeError(f"{name} requires grad and this update records none: "
-                               "pass it detached")
+            raise RuntimeError(f"{name} requires grad and this records none: pass it detached, "
+                               "or call torch.ops.minidiff (minidiff.kernels.torch_ops)")
+    module = backend(chosen, first)
+    if not (_tensor(first) if module.TAKES == "tensor" else
+            _device(first) == module.TAKES and (_tensor(first) or module.TAKES == "cpu")):
+        raise ValueError(f"backend {module.NAME!r} takes {KINDS[module.TAKES]}, not "
+                         f"{type(first).__name__} on {_device(first)}")
+    return module
 
 
-def _table(array, rows_of, where):
-    """Coefficients as contiguous float32 beside `where`: NumPy on the CPU, else its device."""
-    if hasattr(array, "data_ptr") and getattr(where, "is_cuda", False):
-        return array.float().contiguous().reshape(rows_of)
-    host = array.detach().cpu().numpy() if hasattr(array, "data_ptr") else np.asarray(array)
-    host = np.ascontiguousarray(host.reshape(rows_of), np.float32)
-    if not getattr(where, "is_cuda", False):
+def _dense(u):
+    """u itself, or a contiguous copy."""
+    return u if _contiguous(u) else u.contiguous() if _tensor(u) else np.ascontiguousarray(u)
+
+
+def _shape(a):
+    """(batch, size of a sample)"""
+    return a.shape[0], int(np.prod(a.shape[1:], dtype=np.int64))
+
+
+def _writable(out, operands, names):
+    """ValueError where out is strided or shares some, but not all, bytes with an operand."""
+    if not _contiguous(out):
+        raise ValueError("out must be contiguous")
+    for name, u in zip(names, operands):
+        if _address(out) != _address(u) and _address(out) < _address(u) + u.nbytes \
+                and _address(u) < _address(out) + out.nbytes:
+            raise ValueError(f"out overlaps {name} in part: pass that array itself or a new one")
+
+
+def _table(array, shape, like):
+    """Coefficients as contiguous float32: NumPy on the CPU, else a tensor beside `like`."""
+    if _tensor(array) and _device(like) == "cuda":
+        return array.float().reshape(shape).to(like.device).contiguous()
+    host = array.detach().cpu().numpy() if _tensor(array) else np.asarray(array)
+    host = np.ascontiguousarray(host.reshape(shape), np.float32)
+    if _device(like) == "cpu":
         return host
     from torch import from_numpy
-    return from_numpy(host).to(where.device)
+    return from_numpy(host).to(like.device)
+
+
+def _rows(coef, widths, batch, step, like):
+    """Rows of coef, checked: 1, one a sample, or a table for a step counter."""
+    shape = np.shape(coef)
+    counted = not np.ndim(step) and (isinstance(step, np.ndarray) or _tensor(step))
+    if not shape or shape[-1] not in widths:
+        raise ValueError(f"coef has shape {shape}: its last axis must be "
+                         f"{' or '.join(map(str, widths))} long")
+    if counted and (_dtype(step) != "int64" or len(shape) != 2 or _tensor(step) != _tensor(like)
+                    or _tensor(step) and step.device != like.device):
+        raise ValueError("a step counter must be int64, on the operands' device, with a coef "
+                         "table of shape (N, K) or (N, K + 1)")
+    if len(shape) > 2 or len(shape) == 2 and not counted and shape[0] != batch:
+        raise ValueError(f"coef has shape {tuple(shape)}: one row a sample needs {batch} rows for "
+                         f"operands of shape {tuple(like.shape)}")
+    return shape[0] if len(shape) == 2 else 1
 
 
 def update(operands, coef, *, clip=None, seed=0, sample=0, step=0, tag=0, out=None,
@@ -126,46 +175,22 @@ def update(operands, coef, *, clip=None, seed=0, sample=0, step=0, tag=0, out=No
     if not operands and out is None:
         raise ValueError("out is needed where there is no operand")
     names = list(names or (f"operands[{k}]" for k in range(len(operands))))
-    _validate(operands + ([] if out is None else [out]), names + ["out"])
-    first = operands[0] if operands else out
-    module = globals()["backend"](backend, first)
-    reason = module.refuses(first)
-    if reason:
-        raise ValueError(f"backend {module.NAME!r} {reason}")
-    batch = first.shape[0]
-    size = int(np.prod(first.shape[1:], dtype=np.int64))
-
-    width, counted = np.shape(coef)[-1] if np.ndim(coef) else 0, np.ndim(step) == 0 and (
-        isinstance(step, np.ndarray) or hasattr(step, "data_ptr"))
-    if width - len(operands) not in (0, 1) or width == 0:
-        raise ValueError(f"coef has shape {tuple(np.shape(coef))}: its last axis must be "
-                         f"{len(operands)} coefficients, or one more for the noise")
-    if np.ndim(coef) > 2 or (np.ndim(coef) == 2 and not counted and len(coef) != batch):
-        raise ValueError(f"coef has shape {tuple(np.shape(coef))}: one row a sample needs "
-                         f"{batch} rows for {names[0]} of shape {tuple(first.shape)}")
-    rows = np.shape(coef)[0] if np.ndim(coef) == 2 else 1
-    if counted and (_dtype(step) != "int64" or np.ndim(coef) != 2
-                    or str(getattr(step, "device", "cpu")) != str(getattr(first, "device", "cpu"))):
-        raise ValueError("a step counter must be int64, on the operands' device, with a coef "
-                         "table of shape (N, K) or (N, K + 1)")
+    given = operands + ([] if out is None else [out])
+    module, first, k = _accept(given, names + ["out"], backend), given[0], len(operands)
+    batch, size = _shape(first)
+    rows = _rows(coef, (k, k + 1) if k else (1,), batch, step, first)
+    draws = np.shape(coef)[-1] > k
     if clip is not None:
-        if len(operands) < 2:
+        if k < 2:
             raise ValueError("clip needs two operands, x and s")
         clip = np.broadcast_to(np.asarray(clip, np.float32), (rows, 4))
-        coef = np.concatenate((np.reshape(coef, (rows, width)), clip), 1)
-    table = _table(coef, (rows, np.shape(coef)[-1]), first)
-
-    operands = [u if _contiguous(u) else module.contiguous(u) for u in operands]
-    if out is None:
-        out = module.empty_like(first)
-    elif not _contiguous(out):
-        raise ValueError("out must be contiguous")
-    for name, u in zip(names, operands):
-        if _overlap(out, u):
-            raise ValueError(f"out overlaps {name} in part: pass that array itself or a new one")
+        coef = np.concatenate((np.reshape(coef, (rows, -1)), clip), 1)
+    operands = [_dense(u) for u in operands]
+    out = _empty_like(first) if out is None else out
+    _writable(out, operands, names)
     if batch and size:
-        module.update(out, operands, table, width > len(operands), clip is not None,
-                      (batch, size), seed, sample, step, tag)
+        module.update(out, operands, _table(coef, (rows, np.shape(coef)[-1]), first), draws,
+                      clip is not None, (batch, size), seed, sample, step, tag)
     return out
 
 
@@ -182,26 +207,83 @@ def normal(shape, dtype="float32", device=None, *, out=None, **kw):
     return update([], [1.], out=out, **kw)
 
 
-def apply(op, *operands, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
+def _squares(module, out, operands, coef, draws, like, counter):
+    """sum of squares a row of the affine form, float64 (batch,) of like's kind."""
+    if not all(_shape(like)):
+        return like.new_zeros(len(like)).double() if _tensor(like) else np.zeros(len(like))
+    total = module.update(out, operands, coef, draws, False, _shape(like), *counter, sums=True)
+    if _tensor(like) and not _tensor(total):
+        from torch import from_numpy
+        return from_numpy(total)
+    return total
+
+
+def _float32(a):
+    return a.float() if _tensor(a) else np.float32(a)
+
+
+def _float64(a):
+    return a.double() if _tensor(a) else np.float64(a)
+
+
+def norms(x, *, backend="auto"):
+    """|x_b| of each sample, float32 (batch,): squares a quad in float32, quads in float64."""
+    module = _accept([x], ["x"], backend)
+    coef = _table(np.ones(1), (1, 1), x)
+    return _float32(_squares(module, None, [_dense(x)], coef, False, x, (0, 0, 0, 0))**.5)
+
+
+def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
+    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,); no z is stored."""
+    module = _accept([like], ["like"], backend)
+    coef = _table(np.ones((1, 1)), (1, 1), like)
+    out = _dense(like)  # for its shape, type and device: sums write nothing
+    return _float32(_squares(module, out, [], coef, True, like, (seed, sample, step, tag))**.5)
+
+
+def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
+    """Denoising score matching, value and gradient in one pass, its noise drawn again.
+
+        e = c0*s + cz*z,  value = sum_b w_b |e_b|^2,  gradient = ((2*w)*e)*c0
+
+    s: (batch, ...), the network's output; coef: rows (c0, cz, w), (batch, 3) or (3,). With
+    (c0, cz) = coefficients(score_matching.residual, sigma=sigma) and w = weight / (2 batch) the
+    value is score_matching.denoising. Returns (float32 scalar, gradient of s's dtype).
+    """
+    module = _accept([s], ["s"], backend)
+    rows = _rows(coef, (3,), len(s), 0, s)
+    table, gradient = _table(coef, (rows, 3), s), _empty_like(s)
+    total = _squares(module, gradient, [_dense(s)], table, True, s, (seed, sample, step, tag))
+    w = _float64(table[:, 2])
+    if _tensor(total) and not _tensor(w):
+        w = total.new_tensor(w)
+    return _float32((w * total).sum()), gradient
+
+
+def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
           **parameters):
     """A step of the reference, fused: its name in OPS or the function, operands without z.
 
-    parameters: the step's own, floats, or arrays (batch,) for one a sample.
+    parameters: the step's own, floats, or arrays (batch,) for one a sample. clip: (lo, hi) for
+    a row with a denoise stage.
 
     Example: apply("perturb", x0, a=a, sigma=sigma, seed=0, step=iteration, tag=PERTURBATION)
     """
     op = lookup(op)
-    op = op if isinstance(op, Op) else Op(op.__name__, op)
     if len(operands) != len(op.operands):
         raise TypeError(f"{op.name} takes {', '.join(op.operands) or 'no operand'}, "
                         f"got {len(operands)} operands")
-    return update(operands, coefficients(op.step, **parameters), seed=seed, sample=sample,
-                  step=step, tag=tag, out=out, backend=backend, names=op.operands)
+    coef, clip = op.coefficients(clip, **parameters)
+    return update(operands, coef, clip=clip, seed=seed, sample=sample, step=step, tag=tag, out=out,
+                  backend=backend, names=op.operands)
 
 
 class Fused:
     """The `op` of minidiff.sample's loops on a backend: a step's coefficients once a schedule,
     then one fused update a step.
+
+    k may be a 0-d int64 tensor on the device: then nothing waits for it, and a step captured in
+    a CUDA graph replays the whole schedule. The loop adds 1 to it after the step.
 
     Example: *_, x = reverse_sde(score, x, VP(), times, Fused(seed=0))
     """
@@ -209,14 +291,24 @@ class Fused:
     def __init__(self, seed=0, sample=0, backend="auto"):
         self.seed, self.sample, self.backend = seed, sample, backend
 
-    def __call__(self, step, tag, **parameters):
-        table = coefficients(step, **parameters)
-        names = Op(step.__name__, step).operands
+    def __call__(self, step, tag, denoise=None, clip=None, **parameters):
+        op = lookup(step, denoise)
+        table, clips = op.coefficients(clip, **parameters)
 
         def move(k, *u):
             nonlocal table
-            if getattr(u[0], "is_cuda", False) and isinstance(table, np.ndarray):
+            if _device(u[0]) == "cuda" and not _tensor(table) and clips is None:
                 table = _table(table, table.shape, u[0])  # one upload a schedule
-            return update(u, table[k] if table.ndim > 1 else table, seed=self.seed,
-                          sample=self.sample, step=k, tag=tag, backend=self.backend, names=names)
+            row = slice(None) if table.ndim == 1 or _tensor(k) else k
+            return update(u, table[row], clip=None if clips is None else clips[row],
+                          seed=self.seed, sample=self.sample, step=k, tag=tag,
+                          backend=self.backend, names=op.operands)
         return move
+
+    def correct(self, step, rule, x, s, k, tag):
+        """step(x, s, z, eps) with eps = rule(|z_b|, |s_b|), one a sample, kept on the device."""
+        draw = dict(seed=self.seed, sample=self.sample, step=k, tag=tag, backend=self.backend)
+        eps = rule(_float64(noise_norms(x, **draw)), _float64(norms(s, backend=self.backend)))
+        rows = [step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()]
+        stack = import_module("torch").stack if _tensor(eps) else np.stack
+        return update([x, s], stack(rows, -1), names=("x", "s"), **draw)

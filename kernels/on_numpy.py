@@ -55,9 +55,11 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, su
     squares = quad_squares(total) if sums else None
     if sums and draws and operands:
         total = ((np.float32(2) * c[2]) * total) * c[0]
+    if sums and not (draws and operands):
+        return squares
     if isinstance(out, np.ndarray):
         out[...] = total.reshape(out.shape)
-    elif out is not None:
+    else:
         from torch import from_numpy
         out.copy_(from_numpy(total).reshape(out.shape))
     return squares

@@ -103,6 +103,6 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, su
     squares = _quad_squares(total) if sums else None
     if sums and draws and operands:
         total = ((2. * c[2]) * total) * c[0]
-    if out is not None and not (sums and not operands):
+    if not sums or draws and operands:
         out.copy_(total.reshape(out.shape))
     return squares

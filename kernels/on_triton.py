@@ -137,7 +137,8 @@ if not _absent:
     @triton.jit(do_not_specialize=["k0", "k1", "sample", "step", "tag", "rows"])
     def kernel(out, u0, u1, u2, u3, sums, coef, counter, rows, batch, size, packs, tiles,
                k0, k1, sample, step, tag, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
-               CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr, COUNTED: tl.constexpr,
+               CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
+               COUNTED: tl.constexpr,
                ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
                COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr,
                BF16_INTERPRETED: tl.constexpr):

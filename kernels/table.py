@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 
-from .. import ddpm, langevin, sde
-from ..affine import operands
+import numpy as np
+
+from .. import ddpm, langevin, sde, solvers
+from ..affine import coefficients, operands
 from ..sde import VE, VP, SubVP
 
 
@@ -17,17 +20,22 @@ def white(z, /):
 class Op:
     """A step of the reference and where to try it: parameter -> (low, high) or a choice.
 
-    operands and noise are read off the step's signature.
+    denoise(x, s) is clipped and takes s's place in the step. Operands and noise are read off
+    the step's signature.
     """
 
     name: str
     step: Callable
     tried: dict = field(default_factory=dict)
+    denoise: Callable | None = None
 
     @property
     def operands(self):
         """Names of the operands, without z."""
-        return tuple(u for u in operands(self.step) if u != "z")
+        names = operands(self.step)
+        if self.denoise:
+            names = operands(self.denoise) + names[2:]
+        return tuple(u for u in names if u != "z")
 
     @property
     def noise(self):
@@ -43,26 +51,53 @@ class Op:
         return {name: draw(*v) if isinstance(v, tuple) else v[rng.integers(len(v))]
                 for name, v in self.tried.items()}
 
+    def coefficients(self, clip=None, **parameters):
+        """(coef, clip) of `update`: the step's coefficients; p0, p1, lo, hi of the denoise
+        stage, clip = (lo, hi), or None for a row without one."""
+        def own(f):
+            return {n: parameters[n] for n in signature(f).parameters if n in parameters}
+        unknown = set(parameters) - set(own(self.step)) - set(own(self.denoise or self.step))
+        if unknown:
+            raise TypeError(f"{self.name} has no parameter {sorted(unknown)[0]!r}")
+        if not self.denoise:
+            if clip is not None:
+                raise ValueError(f"{self.name} has no denoise stage to clip")
+            return coefficients(self.step, **parameters), None
+        coef = coefficients(self.step, **own(self.step))
+        p = coefficients(self.denoise, **own(self.denoise))
+        low, high = (-np.inf, np.inf) if clip is None else clip
+        ends = np.broadcast_to([low, high], (*p.shape[:-1], 2))
+        p = np.concatenate((p, ends), -1)
+        shape = np.broadcast_shapes(coef.shape[:-1], p.shape[:-1])
+        return np.broadcast_to(coef, (*shape, coef.shape[-1])), np.broadcast_to(p, (*shape, 4))
+
 
 _SDE = {"sde": [VE(), VP(), SubVP()], "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
+_DDIM = {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.)}
+_FALL = {"sigma": (1., 10.), "sigma_next": (.1, 1.)}
 OPS = {op.name: op for op in (
     Op("normal", white),
     Op("perturb", sde.perturb, {"a": (.01, 1.), "sigma": (.01, 50.)}),
     Op("langevin", langevin.langevin_step, {"eps": (1e-5, .1)}),
     Op("ddpm_forward", ddpm.forward_step, {"beta": (1e-4, .02)}),
     Op("ddpm_ancestral", ddpm.ancestral_step, {"beta": (1e-4, .02), "variance": (0., .02)}),
-    Op("ddim", ddpm.ddim_step, {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.),
-                                "eta": (0., 1.)}),
+    Op("ddpm_clipped", ddpm.posterior_step, {**_DDIM, "variance": (0., .5)},
+       denoise=ddpm.predicted_x0),
+    Op("ddim", ddpm.ddim_step, {**_DDIM, "eta": (0., 1.)}),
     Op("forward_sde", sde.forward_sde_step, _SDE),
     Op("reverse_sde", sde.reverse_sde_step, _SDE),
     Op("reverse_diffusion", sde.reverse_diffusion_step,
        {"sde": [VE(), VP(), SubVP()], "i": (0, 100), "n": [100]}),
     Op("pf_ode", sde.pf_ode_step, _SDE),
+    Op("heun", solvers.heun_step, _FALL),
+    Op("dpmpp_2m", solvers.dpmpp_2m_step, {"sigma_prev": (10., 20.), **_FALL}),
 )}
 
 
-def lookup(op):
-    """An Op by its name; an Op or a step function passes through. ValueError lists the names."""
+def lookup(op, denoise=None):
+    """An Op by its name, or made of a step function. ValueError lists the names."""
     if isinstance(op, str) and op not in OPS:
         raise ValueError(f"op {op!r} is none of {', '.join(OPS)}")
+    if callable(op):
+        return Op(op.__name__, op, denoise=denoise)
     return OPS[op] if isinstance(op, str) else op

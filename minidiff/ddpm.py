@@ -63,6 +63,22 @@ def ancestral_step(x, s, z, /, beta, variance):
     return (x + beta * s) / (1 - beta)**.5 + variance**.5 * z
 
 
+def predicted_x0(x, s, /, alpha_bar):
+    """x0_hat = (x_i + (1 - alpha_bar) s) / sqrt(alpha_bar). [DDPM eq. 15, in s]"""
+    return (x + (1 - alpha_bar) * s) / alpha_bar**.5
+
+
+def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
+    """A draw from q(x_{i-1} | x_i, x_0); x0 may be clipped. [DDPM eqs. 6 and 7]
+
+        mean = beta sqrt(alpha_bar_prev) / (1 - alpha_bar) x0
+               + (1 - alpha_bar_prev) sqrt(alpha) / (1 - alpha_bar) x,  alpha = 1 - beta
+    """
+    alpha = alpha_bar / alpha_bar_prev
+    return ((1 - alpha) * alpha_bar_prev**.5 / (1 - alpha_bar) * x0
+            + (1 - alpha_bar_prev) * alpha**.5 / (1 - alpha_bar) * x + variance**.5 * z)
+
+
 def posterior_variances(betas):
     """beta~_i = beta_i (1 - alpha_bar_{i-1}) / (1 - alpha_bar_i); 0 at i = 0. [DDPM eq. 7]"""
     alpha_bar = alpha_bars(betas)
@@ -78,8 +94,7 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
 
     x, s, z: same shape. eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
     """
-    eps = -(1 - alpha_bar)**.5 * s
-    x0_hat = (x - (1 - alpha_bar)**.5 * eps) / alpha_bar**.5
+    eps, x0_hat = -(1 - alpha_bar)**.5 * s, predicted_x0(x, s, alpha_bar)
     sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar))**.5 \
         * (1 - alpha_bar / alpha_bar_prev)**.5
     return alpha_bar_prev**.5 * x0_hat + (1 - alpha_bar_prev - sigma**2)**.5 * eps + sigma * z

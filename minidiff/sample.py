@@ -9,12 +9,16 @@ of: sigma (Langevin), the index i (DDPM, DDIM, reverse diffusion) or the time t 
 Example: *_, x = reverse_sde(score, x, VP(), times, Reference(seed=0))
 """
 
+from functools import partial
+from inspect import signature
+
 import numpy as np
 
 from . import ddpm, langevin, noise
 from . import sde as sdes
 from .affine import check_domain, coefficients, operands
 from .score_matching import posterior_mean
+from .solvers import snr_step_size
 
 
 class Reference:
@@ -26,15 +30,31 @@ class Reference:
     def __init__(self, seed=0, sample=0):
         self.seed, self.sample = seed, sample
 
-    def __call__(self, step, tag, **parameters):
-        coefficients(step, **parameters)  # refuses what a fused kernel would
-        draws = operands(step)[-1] == "z"
+    def __call__(self, step, tag, denoise=None, clip=None, **parameters):
+        """A step, or a step whose second operand is denoise(x, s) clipped to (lo, hi)."""
+        def own(f, k=None):
+            return {n: v if k is None or not np.ndim(v) else v[k] for n, v in parameters.items()
+                    if n in signature(f).parameters}
+        coefficients(step, **own(step))  # refuses what a fused kernel would
 
-        def move(k, *u):
-            p = {n: v[k] if np.ndim(v) else v for n, v in parameters.items()}
-            z = (noise.normal(u[0].shape, self.seed, self.sample, k, tag),) if draws else ()
-            return step(*u, *z, **p)
+        def move(k, x, *u):
+            if denoise:
+                x0_hat = denoise(x, u[0], **own(denoise, k))
+                u = (x0_hat if clip is None else np.clip(x0_hat, *clip), *u[1:])
+            z = (self.normal(x.shape, k, tag),) if operands(step)[-1] == "z" else ()
+            return step(x, *u, *z, **own(step, k))
         return move
+
+    def normal(self, shape, k, tag):
+        """The noise of step k."""
+        return noise.normal(shape, self.seed, self.sample, k, tag)
+
+    def correct(self, step, rule, x, s, k, tag):
+        """step(x, s, z, eps) with eps = rule(|z_b|, |s_b|), one a sample."""
+        def norm(u):
+            return (u * u).reshape(len(u), -1).sum(1)**.5
+        z = self.normal(x.shape, k, tag)
+        return step(x, s, z, eps=rule(norm(z), norm(s)).reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def prior(shape, std=1., seed=0, sample=0):
@@ -118,6 +138,20 @@ def forward_sde(x, sde, times, op):
     move = op(sdes.forward_sde_step, noise.PREDICTOR, sde=sde, t=t, dt=dt)
     for k in range(len(t)):
         x = move(k, x)
+        yield x
+
+
+def predictor_corrector(score, x, sde, times, op, snr=.16, n_corrector=1):
+    """Euler-Maruyama, then n_corrector Langevin steps at the new time; score(x, t).
+    [SDE Alg. 1; step sizes of Algs. 4 and 5 from each sample's own norms, kappa = 1]"""
+    t, dt = _grid(times, sde)
+    predict = op(sdes.reverse_sde_step, noise.PREDICTOR, sde=sde, t=t, dt=dt)
+    rule = partial(snr_step_size, snr=snr)
+    for k, after in enumerate(t - dt):
+        x = predict(k, x, score(x, t[k]))
+        for m in range(n_corrector):
+            x = op.correct(langevin.langevin_step, rule, x, score(x, after), k,
+                           noise.CORRECTOR + m)
         yield x
 
 

@@ -43,6 +43,11 @@ def sliced_vr(s, v, jacobian_v):
     return (_dot(v, jacobian_v) + .5 * _dot(s, s)).mean()
 
 
+def residual(s, z, /, sigma):
+    """e = s - grad log q(x~|x) = s + z / sigma, for x~ = a x + sigma z."""
+    return s + z / sigma
+
+
 def denoising(s, z, sigma, weight=1.):
     """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2 with x~ = a x + sigma z, so that
     grad log q(x~|x) = -z / sigma. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
@@ -50,7 +55,7 @@ def denoising(s, z, sigma, weight=1.):
     s, z: (B, D), the score at x~ and the noise in it; sigma > 0, weight: scalar or (B, 1).
     Returns a scalar; its minimiser is the score of x~'s own density.
     """
-    e = s + z / sigma
+    e = residual(s, z, sigma)
     return .5 * (weight * e * e).sum(-1).mean()
 
 

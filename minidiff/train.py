@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import noise
+from .affine import coefficients
 from .data import _order
 from .net import ScoreNet
-from .score_matching import denoising
+from .score_matching import residual
 from .sde import perturb
 
 
@@ -58,18 +59,19 @@ class Trainer:
         self.kernels, self.backend, self.device = kernels, backend, device
         self.step = 0
 
-    def loss(self):
-        """The objective of this iteration's batch, a mean over elements."""
+    def objective(self):
+        """This iteration's scores, `score_matching.denoising` a mean over elements, and its
+        gradient with respect to them: one kernel, which draws the perturbation's noise again."""
         k = self.step
         x0 = torch.from_numpy(self.x[batch_indices(len(self.x), self.batch, self.seed, k)])
         x0 = x0.to(self.device)
         sigma = noise_levels(len(x0), self.seed, k)
         draw = {"seed": self.seed, "step": k, "tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
-        z = self.kernels.normal(x.shape, device=self.device, **draw).flatten(1)
-        column = torch.from_numpy(sigma.astype(np.float32)).to(self.device)[:, None]
-        s = self.net(x, column[:, 0]).flatten(1)
-        return denoising(s, z, column, weights(column, self.net.sigma_data) * (2 / s.shape[1]))
+        s = self.net(x, torch.from_numpy(sigma.astype(np.float32)).to(self.device))
+        weight = 2 * weights(sigma, self.net.sigma_data) / s[0].numel()
+        coef = np.column_stack((coefficients(residual, sigma=sigma), weight / (2 * len(s))))
+        return s, *self.kernels.dsm_loss(s.detach(), coef, **draw)
 
     def rate(self):
         """Learning rate: 50 steps of warm-up, then half a cosine down to 0."""
@@ -80,12 +82,12 @@ class Trainer:
         """One iteration; returns its loss."""
         for group in self.adam.param_groups:
             group["lr"] = self.rate()
-        loss = self.loss()
+        s, loss, gradient = self.objective()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.step}; "
                                      "lower --lr")
         self.adam.zero_grad()
-        loss.backward()
+        s.backward(gradient)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
         self.adam.step()
         self.average.update_parameters(self.net)

@@ -144,7 +144,7 @@ def test_training_lowers_the_loss():
         probe.net = net
         losses = []
         for probe.step in range(1000, 1010):
-            losses.append(probe.loss().item())
+            losses.append(probe.objective()[1].item())
         return np.mean(losses)
     run = trainer(steps=200)
     before = mean_loss(run.net)
