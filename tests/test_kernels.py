@@ -2,6 +2,7 @@
 
 import math
 import platform
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidiff import ddpm, kernels, langevin, noise, sample, sde
+from minidiff import ddpm, kernels, langevin, noise, sample, score_matching, sde
 from minidiff.kernels import OPS, Fused, Op, coefficients, on_host, on_triton, update
 from minidiff.sample import Reference
 
@@ -66,6 +67,13 @@ def check(place, dtype, operands, coef, shape, message, shift=0, **kw):
 
 # ---- every op ----
 
+def drawn(op, rng, batch=None):
+    """Random parameters of a row, its clip bounds if it has any, and its coefficients."""
+    parameters, ends = op.parameters(rng, batch), (-.5, .8) if op.denoise else None
+    coef, clip = op.coefficients(ends, **parameters)
+    return parameters, ends, coef, clip
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_op_on_every_shape(place, dtype):
     """Per call and per sample. Triton takes every sixth shape an op: its interpreter is slow,
@@ -76,9 +84,9 @@ def test_every_op_on_every_shape(place, dtype):
         for shape in SHAPES[n % stride::stride]:
             operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
                         for _ in op.operands]
-            coef = coefficients(op.step, **op.parameters(rng, shape[0] if per_sample else None))
+            *_, coef, clip = drawn(op, rng, shape[0] if per_sample else None)
             check(place, getattr(torch, dtype), operands, coef, shape,
-                  f"{op.name}, per sample {per_sample}", shift=n % 2, **COUNTER)
+                  f"{op.name}, per sample {per_sample}", shift=n % 2, clip=clip, **COUNTER)
 
 
 def test_apply_is_update_with_the_rows_coefficients(place):
@@ -87,13 +95,17 @@ def test_apply_is_update_with_the_rows_coefficients(place):
         rng = np.random.default_rng(1)
         operands = [torch.from_numpy(rng.standard_normal((3, 7), np.float32)).to(device)
                     for _ in op.operands]
-        parameters = op.parameters(rng, 3)
-        want = oracle([u.cpu() for u in operands], coefficients(op.step, **parameters),
-                      torch.float32, (3, 7), **COUNTER)
-        for name in (op.name, op, op.step):
-            got = kernels.apply(name, *operands, **parameters, **COUNTER, backend=backend,
-                                out=torch.empty((3, 7), device=device))
+        parameters, ends, coef, clip = drawn(op, rng, 3)
+        want = oracle([u.cpu() for u in operands], coef, torch.float32, (3, 7), clip=clip,
+                      **COUNTER)
+        for name in (op.name, op) if op.denoise else (op.name, op, op.step):
+            got = kernels.apply(name, *operands, clip=ends, **parameters, **COUNTER,
+                                backend=backend, out=torch.empty((3, 7), device=device))
             assert difference(got, want) is None, op.name
+
+
+def own(f, parameters):
+    return {name: v for name, v in parameters.items() if name in signature(f).parameters}
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
@@ -103,22 +115,32 @@ def test_rows_are_their_equation(op):
 
     A term meets the rounding of its coefficient, of its product and of at most n - 1 sums:
     n + 1 factors 1 + d, |d| <= e = 2^-24, so gamma_m = m e / (1 - m e) [Higham, lemma 3.1].
+    A denoised operand comes with its own such error, which the clip does not enlarge.
     Beneath 2^-126 a rounding may lose 2^-150 instead: 2^-140 covers all.
     """
-    rng = np.random.default_rng(2)
+    def gamma(terms):
+        m = (len(terms) + 1) * 2.**-24
+        return m / (1 - m) * sum(map(np.abs, terms))
+
+    rng, shape = np.random.default_rng(2), (16, 5)
     for _ in range(50):
-        p = op.parameters(rng)
-        c = coefficients(op.step, **p)
-        u = [rng.standard_normal((16, 5), np.float32) for _ in op.operands]
-        got = update(u, c, out=np.empty((16, 5), np.float32), backend="numpy", **COUNTER)
-        u += [noise.normal((16, 5), **COUNTER)] * op.noise
-        terms = [c_k * u_k.astype(np.float64) for c_k, u_k in zip(c, u, strict=True)]
-        exact = op.step(*(u_k.astype(np.float64) for u_k in u), **p)
-        size = sum(map(np.abs, terms))
-        assert (np.abs(exact - sum(terms)) <= 1e-12 * np.maximum(size, 1)).all()
-        assert np.all(op.step(*(0. * u_k for u_k in u), **p) == 0)
-        m = (len(c) + 1) * 2.**-24
-        assert (np.abs(got - exact) <= m / (1 - m) * size + 2.**-140).all()
+        p, ends, c, clip = drawn(op, rng)
+        u = [rng.standard_normal(shape, np.float32) for _ in op.operands]
+        got = update(u, c, clip=clip, out=np.empty(shape, np.float32), backend="numpy", **COUNTER)
+        u = [v.astype(np.float64) for v in u + [noise.normal(shape, **COUNTER)] * op.noise]
+        slack = 2.**-140
+        if op.denoise:
+            pair = [clip[0] * u[0], clip[1] * u[1]]
+            denoised = op.denoise(u[0], u[1], **own(op.denoise, p))
+            assert np.allclose(denoised, sum(pair), rtol=0, atol=1e-12 * np.abs(pair).max())
+            u[1] = np.clip(denoised, *ends)
+            slack += 1.01 * abs(c[1]) * gamma(pair)
+        terms = [c_k * u_k for c_k, u_k in zip(c, u, strict=True)]
+        exact = op.step(*u, **own(op.step, p))
+        size = np.maximum(sum(map(np.abs, terms)), 1)
+        assert (np.abs(exact - sum(terms)) <= 1e-12 * size).all()
+        assert np.all(op.step(*(0. * v for v in u), **own(op.step, p)) == 0)
+        assert (np.abs(got - exact) <= gamma(terms) + slack).all()
 
 
 def test_rows_move_gaussians_as_they_should():
@@ -136,6 +158,8 @@ def test_rows_move_gaussians_as_they_should():
     assert math.isclose(after(ddpm.ancestral_step, 1., -1., beta=beta, variance=beta), 1)
     assert math.isclose(after(ddpm.ddim_step, 1 - a, -1 / (1 - a), alpha_bar=a,
                               alpha_bar_prev=b, eta=eta), 1 - b)
+    assert math.isclose(after(ddpm.posterior_step, 1 - a, alpha_bar=a, alpha_bar_prev=b,
+                              variance=(1 - b) / (1 - a) * (1 - a / b)), 1 - b)
     dt, t, v0 = 1e-4, .4, 2.
     for model in (sde.VE(), sde.VP(), sde.SubVP()):
         def variance(t, model=model):
@@ -324,6 +348,15 @@ def test_fused_is_each_step_of_the_reference(place):
         assert bool(end.isfinite().all())
 
 
+def test_fused_takes_a_step_counter(place):
+    backend, device = place
+    p = {"beta": np.linspace(.1, .2, 4), "variance": np.linspace(.2, .3, 4)}
+    move = Fused(3, 5, backend)(ddpm.ancestral_step, noise.PREDICTOR, **p)
+    x = torch.from_numpy(noise.normal((3, 6), seed=9)).to(device)
+    for k in range(4):
+        assert difference(move(torch.tensor(k, device=device), x, -x), move(k, x, -x).cpu()) is None
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.data())
@@ -348,6 +381,85 @@ def test_host_is_numpy_whatever_is_drawn(data):
           "hypothesis", shift=data.draw(integers(0, 3)), clip=clip,
           seed=data.draw(integers(-2**63, 2**64 - 1)), sample=data.draw(integers(0, 2**40)),
           step=data.draw(integers(0, 2**40)), tag=data.draw(integers(0, 2**32 - 1)))
+
+
+# ---- sums ----
+
+SUMMED = [(5, 1), (5, 3), (5, 8), (300, 2), (13, 101), (3, 4099), (2, 3, 4), (0, 3), (4, 0)]
+
+
+def close(got, want, last_places=1):
+    """Positive float32 arrays within so many units in the last place."""
+    got, want = (torch.as_tensor(v).float().cpu().reshape(-1) for v in (got, want))
+    assert got.shape == want.shape
+    return bool(((got.view(torch.int32) - want.view(torch.int32)).abs() <= last_places).all())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_norms(place, dtype):
+    """Within 1 ulp of NumPy's; and that of float64's: a square, and two sums of positive
+    numbers, are rounded to float32 (3 e of the sum, 1.5 e of its root), then the root (e)."""
+    backend, device = place
+    for shape in SUMMED:
+        x = torch.from_numpy(noise.normal(shape, seed=11)).to(getattr(torch, dtype))
+        got = kernels.norms(x.to(device), backend=backend)
+        exact = x.double().reshape(len(x), -1).norm(dim=1) if x.numel() else torch.zeros(len(x))
+        assert got.dtype == torch.float32 and close(got, kernels.norms(x, backend="numpy")), shape
+        assert ((got.cpu() - exact).abs() <= 2.51 * 2.**-24 * exact).all(), shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_noise_norms(place, dtype):
+    """Those of the noise an update would draw, in float32 whatever like's dtype."""
+    backend, device = place
+    for shape in SUMMED:
+        like, whole = guarded(torch.ones(shape), getattr(torch, dtype), device)
+        got = kernels.noise_norms(like, backend=backend, **COUNTER)
+        want = kernels.norms(noise.normal(shape, **COUNTER), backend="numpy")
+        assert close(got, want), shape
+        assert whole() and bool((like == 1).all()), shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_dsm_loss(place, dtype):
+    """The gradient is NumPy's bits, and those of torch's autograd of the composed form; the
+    value is within 1 ulp of NumPy's, and of sum w e^2 in float64 by a norm's bound, squared
+    (3 e), and the last rounding."""
+    backend, device = place
+    kind = getattr(torch, dtype)
+    rng = np.random.default_rng(12)
+    for n, shape in enumerate(SUMMED):
+        sigma = rng.uniform(.1, 5, shape[0])
+        c0, cz = coefficients(score_matching.residual, sigma=sigma).T
+        coef = np.stack((c0 * rng.uniform(.5, 2), cz, sigma**2 / (2 * max(1, shape[0]))), -1)
+        coef = coef if n % 2 or not shape[0] else coef[0]
+        s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(kind)
+        value, gradient = kernels.dsm_loss(s.to(device), coef, backend=backend, **COUNTER)
+        want, _ = kernels.dsm_loss(s.float(), coef, backend="numpy", **COUNTER)
+        leaf = s.float().requires_grad_()
+        c = torch.from_numpy(np.broadcast_to(coef, (shape[0], 3)).astype(np.float32)).reshape(
+            shape[0], 3, *[1] * (len(shape) - 1)).unbind(1)
+        e = c[0] * leaf + c[1] * torch.from_numpy(noise.normal(shape, **COUNTER))
+        (c[2] * e * e).sum().backward()
+        exact = (c[2].double() * e.detach().double()**2).sum()
+        assert difference(gradient, leaf.grad.to(kind)) is None, shape
+        assert value.shape == () and close(value, want), shape
+        assert abs(value.cpu() - exact) <= 4.01 * 2.**-24 * exact, shape
+
+
+def test_dsm_loss_is_denoising_score_matching():
+    """With the coefficients of its docstring. A residual of two terms is off by at most
+    d = gamma_3 (|c0 s| + |cz z|), its square by 2 |e| d + d^2."""
+    sigma, weight = np.linspace(.5, 2, 8), np.linspace(1, 3, 8)
+    c0, cz = coefficients(score_matching.residual, sigma=sigma).T
+    s, z = noise.normal((8, 20), seed=13), noise.normal((8, 20), seed=14)
+    value, _ = kernels.dsm_loss(s, np.stack((c0, cz, weight / 16), -1), seed=14)
+    s, z, sigma = s.astype(np.float64), z.astype(np.float64), sigma[:, None]
+    d = 3.01 * 2.**-24 * (np.abs(s) + np.abs(z / sigma))
+    e = np.abs(score_matching.residual(s, z, sigma))
+    exact = score_matching.denoising(s, z, sigma, weight[:, None])
+    slack = (weight[:, None] / 16 * (2 * e * d + d**2)).sum() + 5 * 2.**-24 * exact
+    assert abs(value - exact) <= slack
 
 
 # ---- blocks, threads, instruction sets, sizes ----
