@@ -10,6 +10,7 @@ Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 """
 
 from importlib import import_module
+from operator import index
 
 import numpy as np
 
@@ -117,9 +118,11 @@ def _shape(a):
 
 
 def _writable(out, operands, names):
-    """ValueError where out is strided or shares some, but not all, bytes with an operand."""
+    """ValueError where out is strided, read-only or shares part of an operand's bytes."""
     if not _contiguous(out):
         raise ValueError("out must be contiguous")
+    if not _tensor(out) and not out.flags.writeable:
+        raise ValueError("out is read-only")
     for name, u in zip(names, operands):
         if _address(out) != _address(u) and _address(out) < _address(u) + u.nbytes \
                 and _address(u) < _address(out) + out.nbytes:
@@ -131,6 +134,8 @@ def _table(array, shape, like):
     if _tensor(array) and _device(like) == "cuda":
         return array.float().reshape(shape).to(like.device).contiguous()
     host = array.detach().cpu().numpy() if _tensor(array) else np.asarray(array)
+    if host.dtype.kind not in "fiu":
+        raise TypeError(f"coef must hold real numbers, got {host.dtype}")
     host = np.ascontiguousarray(host.reshape(shape), np.float32)
     if _device(like) == "cpu":
         return host
@@ -138,10 +143,18 @@ def _table(array, shape, like):
     return from_numpy(host).to(like.device)
 
 
+def _counted(step):
+    return not np.ndim(step) and (isinstance(step, np.ndarray) or _tensor(step))
+
+
+def _counter(seed, sample, step, tag):
+    """The noise's counter as Python's integers; a step counter stays where it is."""
+    return index(seed), index(sample), step if _counted(step) else index(step), index(tag)
+
+
 def _rows(coef, widths, batch, step, like):
     """Rows of coef, checked: 1, one a sample, or a table for a step counter."""
-    shape = np.shape(coef)
-    counted = not np.ndim(step) and (isinstance(step, np.ndarray) or _tensor(step))
+    shape, counted = np.shape(coef), _counted(step)
     if not shape or shape[-1] not in widths:
         raise ValueError(f"coef has shape {shape}: its last axis must be "
                          f"{' or '.join(map(str, widths))} long")
@@ -183,14 +196,19 @@ def update(operands, coef, *, clip=None, seed=0, sample=0, step=0, tag=0, out=No
     if clip is not None:
         if k < 2:
             raise ValueError("clip needs two operands, x and s")
-        clip = np.broadcast_to(np.asarray(clip, np.float32), (rows, 4))
-        coef = np.concatenate((np.reshape(coef, (rows, -1)), clip), 1)
+        if np.shape(clip) not in ((4,), (rows, 4)):
+            raise ValueError(f"clip has shape {tuple(np.shape(clip))}, not (4,) or {(rows, 4)}")
+        coef, clip = (_table(v, (rows if np.ndim(v) == 2 else 1, np.shape(v)[-1]), first)
+                      for v in (coef, clip))
+        clip = clip.expand(rows, 4) if _tensor(clip) else np.broadcast_to(clip, (rows, 4))
+        join = import_module("torch").cat if _tensor(coef) else np.concatenate
+        coef = join((coef, clip), 1)
     operands = [_dense(u) for u in operands]
     out = _empty_like(first) if out is None else out
     _writable(out, operands, names)
     if batch and size:
         module.update(out, operands, _table(coef, (rows, np.shape(coef)[-1]), first), draws,
-                      clip is not None, (batch, size), seed, sample, step, tag)
+                      clip is not None, (batch, size), *_counter(seed, sample, step, tag))
     return out
 
 
@@ -238,7 +256,8 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     module = _accept([like], ["like"], backend)
     coef = _table(np.ones((1, 1)), (1, 1), like)
     out = _dense(like)  # for its shape, type and device: sums write nothing
-    return _float32(_squares(module, out, [], coef, True, like, (seed, sample, step, tag))**.5)
+    counter = _counter(seed, sample, step, tag)
+    return _float32(_squares(module, out, [], coef, True, like, counter)**.5)
 
 
 def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
@@ -253,7 +272,8 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     module = _accept([s], ["s"], backend)
     rows = _rows(coef, (3,), len(s), 0, s)
     table, gradient = _table(coef, (rows, 3), s), _empty_like(s)
-    total = _squares(module, gradient, [_dense(s)], table, True, s, (seed, sample, step, tag))
+    counter = _counter(seed, sample, step, tag)
+    total = _squares(module, gradient, [_dense(s)], table, True, s, counter)
     w = _float64(table[:, 2])
     if _tensor(total) and not _tensor(w):
         w = total.new_tensor(w)

@@ -174,15 +174,6 @@ FN float clip(float d, float lo, float hi) {  // NaN passes
 #ifdef __CUDACC_RTC__
 // ---- GPU: STORAGE, OPERANDS, DRAWS, CLIP, SUMS are macros; a thread moves packs of 16 bytes ----
 
-extern "C" __global__ void words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
-    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    u64 c[4];
-    UNROLL for (int k = 0; k < 4; k++) c[k] = counters[4 * i + k];
-    philox(c[0], c[1], c[2], c[3], k0, k1);
-    UNROLL for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
-}
-
 #define PACK (16 / (int)sizeof(STORAGE))
 #define LOSS (SUMS && OPERANDS && DRAWS)
 #define WIDTH (OPERANDS + DRAWS + 4 * CLIP + LOSS)

@@ -29,21 +29,9 @@ def options(dtype, operands, draws, clips, sums=False):
 
 
 @cache
-def kernel(device, name, *variant):
+def kernel(device, *variant):
     import cupy
-    return cupy.RawKernel(SOURCE.read_text(), name, options(*variant))
-
-
-def philox(counters, key):
-    """The words of (n, 4) uint32 counters, (n, 4), NumPy in and out."""
-    import cupy
-    import numpy as np
-    c = cupy.asarray(counters)
-    out = cupy.empty_like(c)
-    kernel(c.device.id, "words", "float32", 0, True, False)(
-        (-(-len(c) // THREADS),), (THREADS,),
-        (c, out, np.int64(len(c)), np.uint32(key[0]), np.uint32(key[1])))
-    return out.get()
+    return cupy.RawKernel(SOURCE.read_text(), "update", options(*variant))
 
 
 def tile(size, pack):
@@ -70,7 +58,7 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, su
     squares = torch.zeros(batch, dtype=torch.float64, device=device) if sums else None
     stream = torch.cuda.current_stream(device)
     with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
-        kernel(device.index, "update", dtype, len(operands), draws, clips, sums)(
+        kernel(device.index, dtype, len(operands), draws, clips, sums)(
             (-(-batch // (THREADS >> columns)) * column_tiles,), (THREADS,),
             (*pointers, squares.data_ptr() if sums else 0, coef.data_ptr(),
              np.int32(counter is None and len(coef) > 1),

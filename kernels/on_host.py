@@ -96,14 +96,6 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
 
 
-def philox(counters, key):
-    """The words of (n, 4) uint32 counters, (n, 4)."""
-    counters = np.ascontiguousarray(counters)
-    out = np.empty_like(counters)
-    library(NATIVE).minidiff_words(counters.ctypes.data, out.ctypes.data, len(out), *key)
-    return out
-
-
 def _pointer(array):
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
 

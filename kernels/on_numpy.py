@@ -12,11 +12,6 @@ def missing():
     return None
 
 
-def philox(counters, key):
-    """The words of (n, 4) uint32 counters, (n, 4)."""
-    return np.stack(noise.philox(counters.T, key), -1)
-
-
 def float32(array):
     """A float32 NumPy copy or view of an array or a CPU tensor."""
     return array.astype(np.float32, copy=False) if isinstance(array, np.ndarray) \

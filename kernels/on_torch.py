@@ -20,13 +20,7 @@ def missing():
     return None if torch else "torch is not installed: pip install torch"
 
 
-def philox(counters, key):
-    """The words of (n, 4) uint32 counters, (n, 4), NumPy in and out."""
-    words = torch.from_numpy(counters.astype("int64")).unbind(1)
-    return torch.stack(_philox(*words, *key), 1).numpy().astype("uint32")
-
-
-def _philox(c0, c1, c2, c3, k0, k1):
+def philox(c0, c1, c2, c3, k0, k1):
     """Four int64 tensors that hold uint32 words; a product may wrap, its bits are the same."""
     for _ in range(10):
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
@@ -69,11 +63,12 @@ def normal(shape, seed, sample, step, tag, device):
     quad = torch.arange((size + 3) // 4, device=device)[None, :]
     ids = (torch.arange(batch, device=device)[:, None] + sample) & MASK
     zero = torch.zeros_like(quad + ids)
-    w = _philox(quad + zero, ids + zero, zero + (step & MASK), zero + tag,
+    w = philox(quad + zero, ids + zero, zero + (step & MASK), zero + tag,
                seed & MASK, seed >> 32 & MASK)
     r0, r1 = _radius(w[0]), _radius(w[2])
     (c0, s0), (c1, s1) = _cos_sin(w[1]), _cos_sin(w[3])
-    return torch.stack((r0 * c0, r0 * s0, r1 * c1, r1 * s1), -1).reshape(batch, -1)[:, :size]
+    z = torch.stack((r0 * c0, r0 * s0, r1 * c1, r1 * s1), -1)
+    return z.reshape(batch, 4 * z.shape[1])[:, :size]
 
 
 def _quad_squares(e):

@@ -10,9 +10,8 @@ from functools import cache
 try:
     import triton
     import triton.language as tl
-    _absent = None
 except ImportError:
-    _absent = "triton is not installed: pip install triton"
+    triton = None
 
 NAME = "triton"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -28,14 +27,16 @@ def missing():
         import torch
     except ImportError:
         return "torch is not installed: pip install torch"
-    if _absent or INTERPRET or torch.cuda.is_available():
-        return _absent
+    if not triton:
+        return "triton is not installed: pip install triton"
+    if INTERPRET or torch.cuda.is_available():
+        return None
     return "no CUDA device; TRITON_INTERPRET=1 runs it in Triton's interpreter, slowly"
 
 
-if not _absent:
+if triton:
     @triton.jit
-    def _philox(c0, c1, c2, c3, k0, k1):
+    def philox(c0, c1, c2, c3, k0, k1):
         for _ in tl.static_range(10):
             p0 = c0.to(tl.uint64) * 0xD2511F53
             p1 = c2.to(tl.uint64) * 0xCD9E8D57
@@ -46,21 +47,6 @@ if not _absent:
             k0 += 0x9E3779B9
             k1 += 0xBB67AE85
         return c0, c1, c2, c3
-
-    @triton.jit
-    def words(counters, out, n, k0, k1, BLOCK: tl.constexpr):
-        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        at = counters + 4 * i
-        c0 = tl.load(at, mask=i < n).to(tl.uint32)
-        c1 = tl.load(at + 1, mask=i < n).to(tl.uint32)
-        c2 = tl.load(at + 2, mask=i < n).to(tl.uint32)
-        c3 = tl.load(at + 3, mask=i < n).to(tl.uint32)
-        c0, c1, c2, c3 = _philox(c0, c1, c2, c3, k0.to(tl.uint32), k1.to(tl.uint32))
-        at = out + 4 * i
-        tl.store(at, c0.to(tl.int32, bitcast=True), mask=i < n)
-        tl.store(at + 1, c1.to(tl.int32, bitcast=True), mask=i < n)
-        tl.store(at + 2, c2.to(tl.int32, bitcast=True), mask=i < n)
-        tl.store(at + 3, c3.to(tl.int32, bitcast=True), mask=i < n)
 
     @triton.jit
     def radius(w, INTERPRETED: tl.constexpr):
@@ -85,12 +71,6 @@ if not _absent:
             "fma.rn.f32 $0, y, h, s; }", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
 
     @triton.jit
-    def radii(words, out, n, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr):
-        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        w = tl.load(words + i, mask=i < n).to(tl.uint32)
-        tl.store(out + i, radius(w, INTERPRETED), mask=i < n)
-
-    @triton.jit
     def cos_sin(w):
         q = (w + 0x20000000) >> 30
         a = (w - (q << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
@@ -110,7 +90,7 @@ if not _absent:
     def normal4(quad, sample, step, tag, k0, k1, INTERPRETED: tl.constexpr):
         """[rows, quads, 2, 2]: z0 z1 z2 z3 of each quad."""
         quad, sample = tl.broadcast(quad, sample)
-        w0, w1, w2, w3 = _philox(quad, sample, step, tag, k0, k1)
+        w0, w1, w2, w3 = philox(quad, sample, step, tag, k0, k1)
         r0 = radius(w0, INTERPRETED)
         r1 = radius(w2, INTERPRETED)
         c0, s0 = cos_sin(w1)
@@ -134,7 +114,7 @@ if not _absent:
         else:
             tl.store(ptr, x.to(ptr.dtype.element_ty), mask=mask)
 
-    @triton.jit(do_not_specialize=["k0", "k1", "sample", "step", "tag", "rows"])
+    @triton.jit(do_not_specialize=["k0", "k1", "sample", "step", "tag", "rows", "packs"])
     def kernel(out, u0, u1, u2, u3, sums, coef, counter, rows, batch, size, packs, tiles,
                k0, k1, sample, step, tag, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
                CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
@@ -145,12 +125,13 @@ if not _absent:
         LOSS: tl.constexpr = SUMS and OPERANDS > 0 and DRAWS > 0
         WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + LOSS
         pid = tl.program_id(0)
-        b = (pid // tiles) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
+        b = (pid // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         column = (pid % tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        j = (pid % tiles) * (COLUMNS * 4 * V) + tl.arange(0, COLUMNS * 4 * V)[None, :]
+        j = (pid % tiles).to(tl.int64) * (COLUMNS * 4 * V) + tl.arange(0, COLUMNS * 4 * V)[None, :]
         if ALIGNED:  # the compiler must see the row's length as a multiple of a pack
-            at = b * (packs * (4 * V)) + j
-            mask = (b < batch) & (j < packs * (4 * V))
+            length = packs.to(tl.int64) * (4 * V)
+            at = b * length + j
+            mask = (b < batch) & (j < length)
         else:
             at = b * size + j
             mask = (b < batch) & (j < size)
@@ -205,7 +186,7 @@ if not _absent:
             even, odd = tl.split(tl.reshape(q, (ROWS, COLUMNS * V, 2, 2)))
             first, second = tl.split(even + odd)
             partial = tl.sum((first + second).to(tl.float64), axis=1)
-            row = (pid // tiles) * ROWS + tl.arange(0, ROWS).to(tl.int64)
+            row = (pid // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
             tl.store(sums + row * tiles + pid % tiles, partial, mask=row < batch)
         if LOSS:
             w = tl.load(c + WIDTH - 1, mask=c_mask)
@@ -221,19 +202,8 @@ def tile(size, v):
     return QUADS // v // columns, columns, -(-packs // columns)
 
 
-def _signed(word):
+def signed(word):
     return (word + (1 << 31)) % (1 << 32) - (1 << 31)
-
-
-def philox(counters, key):
-    """The words of (n, 4) uint32 counters, (n, 4), NumPy in and out."""
-    import torch
-    device = "cpu" if INTERPRET else "cuda"
-    c = torch.from_numpy(counters.view("int32")).to(device)
-    out = torch.empty_like(c)
-    block = 1 << 16 if INTERPRET else 256
-    words[(-(-len(c) // block),)](c, out, len(c), *map(_signed, key), BLOCK=block)
-    return out.cpu().numpy().view("uint32")
 
 
 def arguments(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=None):
@@ -254,8 +224,8 @@ def arguments(out, operands, coef, draws, clips, shape, seed, sample, step, tag,
         BF16_INTERPRETED=INTERPRET and "bfloat16" in str(first.dtype))
     return (-(-batch // rows) * tiles,), (
         *u, coef if sums is None else sums, coef, step if counted else coef, len(coef), batch,
-        size, size // (4 * v), tiles, _signed(seed), _signed(seed >> 32), _signed(sample),
-        0 if counted else _signed(step), tag), constants
+        size, size // (4 * v), tiles, signed(seed), signed(seed >> 32), signed(sample),
+        0 if counted else signed(step), tag), constants
 
 
 def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False):

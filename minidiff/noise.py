@@ -13,6 +13,8 @@ correctly, in the order written, with no contraction: any machine that keeps the
 returns the same bits. The polynomial constants belong to the contract.
 """
 
+from operator import index
+
 import numpy as np
 
 # What a draw is for. Draws that differ in any of seed, sample, step or tag are independent.
@@ -56,9 +58,10 @@ def words(shape, seed=0, sample=0, step=0, tag=0):
     Returns uint32 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
     batch, size = shape[0], int(np.prod(shape[1:]))
-    ids = (sample + np.arange(batch, dtype=np.int64)) & 0xFFFFFFFF
+    seed, sample, step, tag = map(index, (seed, sample, step, tag))
+    ids = ((sample & 0xFFFFFFFF) + np.arange(batch, dtype=np.int64)) & 0xFFFFFFFF
     quads = np.arange(-(-size // 4), dtype=np.int64)
-    counter = quads[None, :], ids[:, None], step & 0xFFFFFFFF, tag
+    counter = quads[None, :], ids[:, None], step & 0xFFFFFFFF, tag & 0xFFFFFFFF
     return np.stack(philox(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), -1)
 
 

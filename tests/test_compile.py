@@ -26,7 +26,7 @@ try:
 except ImportError:
     TOOL = None
 needs_triton = pytest.mark.skipif(TOOL is None, reason="triton is not installed")
-# dtype, operands, draws, clip, coefficients, elements of a row, aligned
+# dtype, operands, draws, clip or sums, coefficients, elements of a row, aligned
 VARIANTS = [
     ("float32", 0, 1, 0, "call", 1024, 1), ("float32", 1, 1, 0, "call", 1024, 1),
     ("float32", 2, 1, 0, "call", 1024, 1), ("float32", 2, 1, 1, "sample", 1024, 1),
@@ -37,9 +37,12 @@ VARIANTS = [
     ("bfloat16", 2, 1, 0, "sample", 1024, 1), ("bfloat16", 3, 1, 1, "call", 1024, 1),
     ("bfloat16", 4, 0, 0, "counter", 1024, 1), ("bfloat16", 2, 1, 0, "counter", 1023, 0),
     ("float16", 1, 1, 0, "counter", 1024, 1), ("float16", 2, 1, 1, "call", 1024, 1),
-    ("float16", 2, 0, 0, "sample", 1024, 1), ("float16", 4, 1, 1, "sample", 7, 0)]
-MACROS = [(dtype, operands, draws, clip) for dtype in on_cupy.STORAGE
-          for operands, draws, clip in ((0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1))]
+    ("float16", 2, 0, 0, "sample", 1024, 1), ("float16", 4, 1, 1, "sample", 7, 0),
+    ("float32", 1, 1, "sums", "sample", 1024, 1), ("bfloat16", 1, 0, "sums", "call", 1024, 1),
+    ("float16", 0, 1, "sums", "call", 1024, 1)]
+MACROS = [(dtype, *variant) for dtype in on_cupy.STORAGE for variant in (
+    (0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1),
+    (1, 1, 0, True), (1, 0, 0, True), (0, 1, 0, True))]
 
 
 def disassembled(cubin, function):
@@ -64,15 +67,16 @@ def compiled_by_triton(dtype, operands, draws, clip, rows, size, aligned):
     from triton.compiler import ASTSource
     out = torch.empty((64, size), dtype=getattr(torch, dtype), device="meta")
     step = torch.empty((), dtype=torch.int64, device="meta") if rows == "counter" else 0
-    coef = torch.empty((1 if rows == "call" else 64, operands + draws + 4 * clip))
-    _, _, constants = on_triton.arguments(out, [out] * operands, coef, draws, clip, (64, size),
-                                          0, 0, step, 0)
+    coef = torch.empty((1 if rows == "call" else 64, 9))
+    _, _, constants = on_triton.arguments(
+        out, [out] * operands, coef, draws, clip == 1, (64, size), 0, 0, step, 0,
+        sums=coef if clip == "sums" else None)
     assert constants["ALIGNED"] == bool(aligned)
     names = on_triton.kernel.arg_names
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
     arrays = ["out", "u0", "u1", "u2", "u3"]
     types = dict.fromkeys(names, "i32") | dict.fromkeys(constants, "constexpr") \
-        | dict.fromkeys(arrays, pointer) | {"coef": "*fp32", "counter": "*i64"}
+        | dict.fromkeys(arrays, pointer) | {"sums": "*fp64", "coef": "*fp32", "counter": "*i64"}
     divisible = {(names.index(n),): [["tt.divisibility", 16]]
                  for n in aligned * [*arrays, "size"]}
     return triton.compile(
@@ -92,20 +96,26 @@ def from_triton():
 
 @needs_triton
 def test_triton_uses_registers_alone(from_triton):
-    """No stack and no spills, no shared memory, no double precision."""
+    """No stack and no spills; and but for sums no double precision, and where rows are aligned
+    no shared memory."""
     for variant, found in zip(VARIANTS, from_triton, strict=True):
-        assert not (found["stack"] or found["local"] or found["double"]), (variant, found)
-        assert not found["shared"] or not variant[-1], (variant, found)
+        sums, aligned = variant[3] == "sums", variant[-1]
+        assert not (found["stack"] or found["local"]), (variant, found)
+        assert bool(found["double"]) == sums, (variant, found)
+        assert not found["shared"] or sums or not aligned, (variant, found)
 
 
 @needs_triton
 def test_triton_moves_16_bytes_at_a_time(from_triton):
     """Each operand's and the output's share of a thread, where rows are aligned."""
-    for (dtype, operands, *_, aligned), found in zip(VARIANTS, from_triton, strict=True):
+    for variant, found in zip(VARIANTS, from_triton, strict=True):
+        dtype, operands, draws, clip, *_, aligned = variant
         if aligned:
             packs = found["elements"] * (4 if dtype == "float32" else 2) // 16
-            assert found["load16"] == operands * packs, (dtype, operands, found)
-            assert found["store16"] == found["store"] == packs, (dtype, operands, found)
+            stored = packs if clip != "sums" or operands and draws else 0  # sums, or a gradient
+            assert found["load16"] == operands * packs, (variant, found)
+            assert found["store16"] == stored, (variant, found)
+            assert found["store"] == stored or clip == "sums", (variant, found)
 
 
 @needs_triton
@@ -137,9 +147,10 @@ def test_nvrtc(variant):
         pytest.skip(f"NVRTC is not installed: {e}")
     nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture=sm_90"])
     found = disassembled(nvrtc.getCUBIN(program) + b"\0", "update")  # CuPy drops the last byte
-    dtype, operands, draws, clip = variant
-    assert not (found["stack"] or found["local"] or found["shared"] or found["double"]), found
-    assert found["store16"] and found["load16"] >= operands, found
+    dtype, operands, draws, clip, *sums = variant
+    assert not (found["stack"] or found["local"] or found["shared"]), found
+    assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
+    assert found["store16"] or sums and not (operands and draws), found
     assert found["fma"] == 2 * found["root"] and bool(found["root"]) == bool(draws), found
 
 
@@ -156,12 +167,13 @@ def test_triton_is_launched_as_it_is_compiled_here(monkeypatch):
 def threads_in_turn(monkeypatch, folder, variant, blocks=range):
     """Have on_cupy compile for the CPU and launch by running blocks(grid) thread by thread."""
     source = on_cupy.SOURCE.read_text()
-    mark = '#ifdef __CUDACC_RTC__\nextern "C" __global__'
-    assert source.count(mark) == 1
-    source = source.replace(mark, """#define __global__
+    source, found = re.subn(r'#ifdef __CUDACC_RTC__(?=\n// ---- GPU)', """
+        #define __global__
         extern "C" { struct { unsigned x; } blockIdx, threadIdx, blockDim; }
-        #if 1
-        extern "C" __global__""")
+        double __shfl_xor_sync(unsigned, double, int);  // for sums, which need a warp
+        void atomicAdd(double *, double);
+        #if 1""", source)
+    assert found == 1
     built = Path(folder) / "_".join(map(str, variant))
     macros = [o for o in on_cupy.options(*variant) if o.startswith("-D")]
     subprocess.run([on_host.compiler(), "-O1", "-ffp-contract=off", "-fno-math-errno", "-shared",

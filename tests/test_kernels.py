@@ -76,9 +76,9 @@ def drawn(op, rng, batch=None):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_op_on_every_shape(place, dtype):
-    """Per call and per sample. Triton takes every sixth shape an op: its interpreter is slow,
+    """Per call and per sample. Triton takes every ninth shape an op: its interpreter is slow,
     and its compiler has a kernel for each."""
-    stride = 6 if place[0] == "triton" else 1
+    stride = 9 if place[0] == "triton" else 1
     rng = np.random.default_rng(0)
     for n, (op, per_sample) in enumerate((op, p) for op in OPS.values() for p in (False, True)):
         for shape in SHAPES[n % stride::stride]:
@@ -400,12 +400,14 @@ def test_norms(place, dtype):
     """Within 1 ulp of NumPy's; and that of float64's: a square, and two sums of positive
     numbers, are rounded to float32 (3 e of the sum, 1.5 e of its root), then the root (e)."""
     backend, device = place
-    for shape in SUMMED:
-        x = torch.from_numpy(noise.normal(shape, seed=11)).to(getattr(torch, dtype))
+    uneven = torch.full((3, 4099), 2.**-13)  # summed in float32 the small squares are lost
+    uneven[:, ::61] = 1.
+    for x in [torch.from_numpy(noise.normal(shape, seed=11)) for shape in SUMMED] + [uneven]:
+        x = x.to(getattr(torch, dtype))
         got = kernels.norms(x.to(device), backend=backend)
         exact = x.double().reshape(len(x), -1).norm(dim=1) if x.numel() else torch.zeros(len(x))
-        assert got.dtype == torch.float32 and close(got, kernels.norms(x, backend="numpy")), shape
-        assert ((got.cpu() - exact).abs() <= 2.51 * 2.**-24 * exact).all(), shape
+        assert got.dtype == torch.float32 and close(got, kernels.norms(x, backend="numpy")), x.shape
+        assert ((got.cpu() - exact).abs() <= 2.51 * 2.**-24 * exact).all(), x.shape
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

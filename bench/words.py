@@ -1,0 +1,96 @@
+"""The raw words of each backend's Philox, for the known answers: no kernel of use returns them."""
+
+import numpy as np
+
+from .. import noise
+from ..kernels import on_cupy, on_host, on_torch, on_triton
+
+CUDA_WORDS = """
+extern "C" __global__ void words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    u64 c[4];
+    for (int k = 0; k < 4; k++) c[k] = counters[4 * i + k];
+    philox(c[0], c[1], c[2], c[3], k0, k1);
+    for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
+}
+"""
+
+
+def _numpy(counters, key):
+    return np.stack(noise.philox(counters.T, key), -1)
+
+
+def _torch(counters, key):
+    import torch
+    words = torch.from_numpy(counters.astype(np.int64)).unbind(1)
+    return torch.stack(on_torch.philox(*words, *key), 1).numpy().astype(np.uint32)
+
+
+def _host(counters, key):
+    counters = np.ascontiguousarray(counters)
+    out = np.empty_like(counters)
+    on_host.library(on_host.NATIVE).minidiff_words(counters.ctypes.data, out.ctypes.data,
+                                                   len(out), *key)
+    return out
+
+
+def _cupy(counters, key):
+    import cupy
+    c = cupy.asarray(counters)
+    out = cupy.empty_like(c)
+    kernel = cupy.RawKernel(on_cupy.SOURCE.read_text() + CUDA_WORDS, "words",
+                            on_cupy.options("float32", 0, True, False))
+    kernel((-(-len(c) // 256),), (256,), (c, out, np.int64(len(c)), *map(np.uint32, key)))
+    return out.get()
+
+
+def _triton(counters, key):
+    import torch
+    c = torch.from_numpy(counters.view(np.int32)).to("cpu" if on_triton.INTERPRET else "cuda")
+    out = torch.empty_like(c)
+    block = 1 << 16 if on_triton.INTERPRET else 256
+    _words[(-(-len(c) // block),)](c, out, len(c), *map(on_triton.signed, key), BLOCK=block)
+    return out.cpu().numpy().view(np.uint32)
+
+
+def triton_radius(w):
+    """on_triton.radius of uint32 words, NumPy in and out."""
+    import torch
+    t = torch.from_numpy(w.view(np.int32)).to("cpu" if on_triton.INTERPRET else "cuda")
+    out = torch.empty(len(w), device=t.device)
+    _radii[(-(-len(w) // 1024),)](t, out, len(w), INTERPRETED=on_triton.INTERPRET, BLOCK=1024)
+    return out.cpu().numpy()
+
+
+if on_triton.triton:
+    import triton
+    import triton.language as tl
+
+    from ..kernels.on_triton import philox as triton_philox
+    from ..kernels.on_triton import radius
+
+    @triton.jit
+    def _words(counters, out, n, k0, k1, BLOCK: tl.constexpr):
+        i = 4 * (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))
+        c0 = tl.load(counters + i, mask=i < 4 * n).to(tl.uint32)
+        c1 = tl.load(counters + i + 1, mask=i < 4 * n).to(tl.uint32)
+        c2 = tl.load(counters + i + 2, mask=i < 4 * n).to(tl.uint32)
+        c3 = tl.load(counters + i + 3, mask=i < 4 * n).to(tl.uint32)
+        c0, c1, c2, c3 = triton_philox(c0, c1, c2, c3, k0.to(tl.uint32), k1.to(tl.uint32))
+        tl.store(out + i, c0.to(tl.int32, bitcast=True), mask=i < 4 * n)
+        tl.store(out + i + 1, c1.to(tl.int32, bitcast=True), mask=i < 4 * n)
+        tl.store(out + i + 2, c2.to(tl.int32, bitcast=True), mask=i < 4 * n)
+        tl.store(out + i + 3, c3.to(tl.int32, bitcast=True), mask=i < 4 * n)
+
+    @triton.jit
+    def _radii(words, out, n, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr):
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        w = tl.load(words + i, mask=i < n).to(tl.uint32)
+        tl.store(out + i, radius(w, INTERPRETED), mask=i < n)
+
+
+def philox(name, counters, key):
+    """The words of (n, 4) uint32 counters on a backend, (n, 4)."""
+    return {"numpy": _numpy, "torch": _torch, "host": _host, "cupy": _cupy,
+            "triton": _triton}[name](counters, key)
