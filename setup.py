@@ -24,7 +24,7 @@ setup(
         "test": ["pytest>=8,<10", "pytest-benchmark>=5,<6", "hypothesis>=6.100,<7",
                  "scipy>=1.13,<2", "ruff>=0.6,<1",
                  "triton>=3.6,<3.10; platform_system == 'Linux'"],
-        "cuda12": ["cupy-cuda12x>=13,<15"],
+        "cuda12": ["cupy-cuda12x>=14,<15"],
         "cuda13": ["cupy-cuda13x>=14,<15", "nvidia-cuda-nvrtc>=13,<14"],
     },
     entry_points={"console_scripts": ["minidiff = minidiff.__main__:main"]},

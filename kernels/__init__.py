@@ -66,7 +66,7 @@ def _address(a):
 
 
 def _contiguous(a):
-    return a.is_contiguous() if _tensor(a) else a.flags.c_contiguous
+    return a.is_contiguous() if _tensor(a) else a.flags.c_contiguous and a.flags.aligned
 
 
 def _empty_like(a):
@@ -149,7 +149,8 @@ def _counted(step):
 
 def _counter(seed, sample, step, tag):
     """The noise's counter as Python's integers; a step counter stays where it is."""
-    return index(seed), index(sample), step if _counted(step) else index(step), index(tag)
+    step = step if _counted(step) else index(step) & 0xFFFFFFFF
+    return index(seed) & (1 << 64) - 1, index(sample) & 0xFFFFFFFF, step, index(tag) & 0xFFFFFFFF
 
 
 def _rows(coef, widths, batch, step, like):
@@ -158,7 +159,8 @@ def _rows(coef, widths, batch, step, like):
     if not shape or shape[-1] not in widths:
         raise ValueError(f"coef has shape {shape}: its last axis must be "
                          f"{' or '.join(map(str, widths))} long")
-    if counted and (_dtype(step) != "int64" or len(shape) != 2 or _tensor(step) != _tensor(like)
+    if counted and (_dtype(step) != "int64" or len(shape) != 2 or not shape[0]
+                    or _tensor(step) != _tensor(like)
                     or _tensor(step) and step.device != like.device):
         raise ValueError("a step counter must be int64, on the operands' device, with a coef "
                          "table of shape (N, K) or (N, K + 1)")
@@ -316,9 +318,10 @@ class Fused:
         table, clips = op.coefficients(clip, **parameters)
 
         def move(k, *u):
-            nonlocal table
-            if _device(u[0]) == "cuda" and not _tensor(table) and clips is None:
-                table = _table(table, table.shape, u[0])  # one upload a schedule
+            nonlocal table, clips
+            if _device(u[0]) == "cuda":  # one upload a schedule
+                table, clips = (v if v is None or _tensor(v) else _table(v, v.shape, u[0])
+                                for v in (table, clips))
             row = slice(None) if table.ndim == 1 or _tensor(k) else k
             return update(u, table[row], clip=None if clips is None else clips[row],
                           seed=self.seed, sample=self.sample, step=k, tag=tag,

@@ -192,7 +192,7 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
         + (threadIdx.x & ((1 << columns) - 1));
     i64 row = per_sample && b < batch ? b : 0;
     if (counter) {
-        row = *counter < rows ? *counter : rows - 1;
+        row = *counter < 0 ? 0 : *counter < rows ? *counter : rows - 1;
         step = (u32)*counter;
     }
     float c[WIDTH];

@@ -93,7 +93,8 @@ def missing():
 @cache
 def threads():
     """Cores this process may use; OMP_NUM_THREADS overrides."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(mine)
 
 
 def _pointer(array):
@@ -106,7 +107,7 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, su
     per_sample = len(coef) > 1
     if isinstance(step, np.ndarray) or hasattr(step, "data_ptr"):
         step, per_sample = int(step), False
-        coef = coef[min(step, len(coef) - 1)]
+        coef = coef[max(0, min(step, len(coef) - 1))]
     batch, size = shape
     partial = np.empty((batch, -(-size // 1024))) if sums else None  # a block is 1024 elements
     job = Job(None if out is None else _pointer(out),

@@ -32,11 +32,12 @@ def quad_squares(e):
     return ((q[..., 0] + q[..., 1]) + (q[..., 2] + q[..., 3])).astype(np.float64).sum(1)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False):
     """See kernels.update and kernels.dsm_loss. coef: float32 (rows, width), checked before."""
     if isinstance(step, np.ndarray) or hasattr(step, "data_ptr"):
         step = int(step)
-        coef = coef[[min(step, len(coef) - 1)]]
+        coef = coef[[max(0, min(step, len(coef) - 1))]]
     c = [column[:, None] for column in coef.T]
     u = [float32(v).reshape(shape) for v in operands]
     if clips:

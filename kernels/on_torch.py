@@ -82,7 +82,7 @@ def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, su
     device = (out if out is not None else operands[0]).device
     coef = torch.as_tensor(coef, device=device)
     if hasattr(step, "data_ptr"):
-        coef = coef[step.clamp(max=len(coef) - 1)][None]
+        coef = coef[step.clamp(0, len(coef) - 1)][None]
     c = coef[:, :, None].unbind(1)
     u = [v.reshape(shape).float() for v in operands]
     if clips:

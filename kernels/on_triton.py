@@ -137,7 +137,7 @@ if triton:
             mask = (b < batch) & (j < size)
         if COUNTED:
             now = tl.load(counter)
-            c = coef + tl.minimum(now, rows - 1) * WIDTH
+            c = coef + tl.maximum(tl.minimum(now, rows - 1), 0) * WIDTH
             now = now.to(tl.uint32)
             c_mask = None
         elif PER_SAMPLE:

@@ -78,7 +78,8 @@ def parser():
                 " --backend host --json check.json")
     c.add_argument("--backend", action="append", choices=BACKENDS, help="only this one "
                    "(repeatable); it must be able to run")
-    c.add_argument("--op", action="append", choices=OPS, help="only this one (repeatable)")
+    c.add_argument("--op", action="append", choices=(*OPS, "norms", "noise_norms", "dsm_loss"),
+                   help="only this one (repeatable)")
     c.add_argument("--dtype", action="append", choices=FLOATS, help="only this one (repeatable)")
     c.add_argument("--kernel", metavar="FILE.py", help="check your own: functions named like ops "
                    "(see the README)")

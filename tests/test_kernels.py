@@ -269,11 +269,12 @@ def test_strided_operands_are_copied(place):
 
 
 def test_any_seed_sample_step_and_tag(place):
-    """Seeds beyond 2^32 and negative; sample ids that pass 2^31 and wrap at 2^32."""
+    """Seeds beyond 2^32 and negative; sample ids that pass 2^31 and wrap at 2^32, as steps and
+    tags do."""
     backend, device = place
     for seed in (0, 2**31, 2**32, 2**63, 2**64 - 1, -1, -2**40):
-        for first in (0, 2**31 - 2, 2**32 - 2, 2**33 + 1):
-            counter = {"seed": seed, "sample": first, "step": seed % 2**32, "tag": first % 2**32}
+        for first in (0, 2**31 - 2, 2**32 - 2, 2**33 + 1, 2**64 + 5, -1):
+            counter = {"seed": seed, "sample": first, "step": seed + first, "tag": first}
             got = kernels.normal((4, 5), device=device, backend=backend, **counter)
             want = torch.from_numpy(noise.normal((4, 5), **counter))
             assert difference(got, want) is None, counter
