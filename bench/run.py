@@ -8,6 +8,7 @@ import numpy as np
 
 from ..kernels import BACKENDS, OPS, coefficients, missing, update
 from .check import check_op
+from .machine import machine
 from .peers import PEERS
 
 ELEMENTS = 1 << 20, 1 << 22, 1 << 24
@@ -87,7 +88,7 @@ def clock(functions, device, seconds=SECONDS):
 def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
     fraction_of_copy, matches_reference, speedup over each peer. RuntimeError on a red gate."""
-    rows = []
+    rows, here = [], machine()
     for op in (OPS[name] for name in ops):
         names = candidates(backends, device)
         matches = {name: gate(op, name, dtype) for name in names}
@@ -111,7 +112,7 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
                     "seconds": median[name], "quartiles": [low, high],
                     "bytes": size * (len(u) + 1), "gb_per_s": rate / 1e9,
                     "fraction_of_copy": rate / copy_rate, "matches_reference": matches[name],
-                    "speedup": {p: median[p] / median[name] for p in names
+                    "machine": here, "speedup": {p: median[p] / median[name] for p in names
                                 if p in PEERS and name not in PEERS}})
     return rows
 

@@ -9,7 +9,9 @@ float32 oracle), torch, host (CPU, compiled), triton, cupy; `auto` picks by devi
 Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 """
 
+from functools import cache
 from importlib import import_module
+from math import prod
 from operator import index
 
 import numpy as np
@@ -24,6 +26,7 @@ FLOATS = "float32", "bfloat16", "float16"
 KINDS = {"cpu": "NumPy arrays and CPU tensors", "tensor": "torch tensors", "cuda": "CUDA tensors"}
 
 
+@cache
 def _module(name):
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is none of auto, {', '.join(BACKENDS)}")
@@ -92,8 +95,8 @@ def _accept(arrays, names, chosen):
             raise ValueError(f"{name} needs a first axis, the samples")
         if _tensor(u) and u.device != first.device:
             raise ValueError(f"{name} is on {u.device}, {names[0]} on {first.device}")
-        if _device(u) not in ("cpu", "cuda") or "strided" not in str(getattr(u, "layout",
-                                                                             "strided")):
+        if _tensor(u) and (_device(u) not in ("cpu", "cuda") or u.is_sparse or u.is_sparse_csr
+                           or u.is_mkldnn):
             raise TypeError(f"{name} must be a dense CPU or CUDA tensor, got {u.device} "
                             f"{u.layout}")
         if getattr(u, "requires_grad", False):
@@ -114,7 +117,7 @@ def _dense(u):
 
 def _shape(a):
     """(batch, size of a sample)"""
-    return a.shape[0], int(np.prod(a.shape[1:], dtype=np.int64))
+    return a.shape[0], prod(a.shape[1:])
 
 
 def _writable(out, operands, names):
@@ -144,7 +147,7 @@ def _table(array, shape, like):
 
 
 def _counted(step):
-    return not np.ndim(step) and (isinstance(step, np.ndarray) or _tensor(step))
+    return (isinstance(step, np.ndarray) or _tensor(step)) and not step.ndim
 
 
 def _counter(seed, sample, step, tag):

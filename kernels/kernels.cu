@@ -260,10 +260,22 @@ struct Job {
 FN float at(float c, i64) { return c; }
 FN float at(const float *c, i64 i) { return c[i]; }
 
+// one or two operands and noise, most of all updates, in one pass
+template <class T, int K, class C>
+static void fused(T *out, const T **u, const float *z, const C *c, i64 n) {
+    for (i64 i = 0; i < n; i++) {
+        float sum = at(c[0], i) * T::load(u[0][i]);
+        if (K > 1) sum = sum + at(c[1], i) * T::load(u[1][i]);
+        out[i] = T::store(sum + at(c[K], i) * z[i]);
+    }
+}
+
 // C is a float, one coefficient for the block, or a pointer, one an element. Fills sum.
 template <class T, class C>
 static void affine(const Job &job, T *out, const T **u, const float *z, const C *c, i64 n,
                    float *sum) {
+    if (z && !job.sums && !job.clips && job.operands == 1) return fused<T, 1>(out, u, z, c, n);
+    if (z && !job.sums && !job.clips && job.operands == 2) return fused<T, 2>(out, u, z, c, n);
     float d[4 * QUADS];
     const C *clips = c + job.operands + job.draws;
     if (job.clips)
