@@ -6,10 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from ..kernels import BACKENDS, OPS, coefficients, missing, update
-from .check import check_op
+from ..kernels import BACKENDS, OPS, Fused, dsm_loss, missing, update
+from ..langevin import langevin_step
+from ..solvers import snr_step_size
+from .check import CLIP, check_op, check_sums
 from .machine import machine
-from .peers import PEERS
+from .peers import PEERS, composed_loss, eager_corrector
 
 ELEMENTS = 1 << 20, 1 << 22, 1 << 24
 SECONDS = 1.5  # of timing for each row, about
@@ -40,14 +42,16 @@ def case(op, elements, dtype, device, seed=0):
     rng, shape = np.random.default_rng(seed), shape_of(elements)
     u = [torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in op.operands]
     out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-    return coefficients(op.step, **op.parameters(rng)), u, out
+    coef, clip = op.coefficients(CLIP if op.denoise else None, **op.parameters(rng))
+    return (coef, clip), u, out
 
 
 def call(name, c, u, out):
     """A function of no arguments that does one update into out."""
+    coef, clip = c
     if name in BACKENDS:
-        return partial(update, u, c, out=out, backend=name)
-    return PEERS[name](c.tolist(), u, out)
+        return partial(update, u, coef, clip=clip, out=out, backend=name)
+    return PEERS[name](coef.tolist(), u, out, clip=clip)
 
 
 def gate(op, name, dtype):
@@ -57,8 +61,12 @@ def gate(op, name, dtype):
         return all(row["passed"] for row in check_op(op, name, (dtype,), [(37, 1024), (5, 33)]))
     c, u, out = case(op, 1 << 12, dtype, "cpu")
     z = torch.randn_like(out)
-    got = PEERS[name](c.tolist(), u, out, z)().double()
-    terms = [c_k * v.double() for c_k, v in zip(c, [*u, z])]
+    coef, clip = c
+    got = PEERS[name](coef.tolist(), u, out, z, clip)().double()
+    v = [t.double() for t in (*u, z)]
+    if clip is not None:
+        v[1] = (clip[0] * v[0] + clip[1] * v[1]).clamp(*clip[2:])
+    terms = [c_k * v_k for c_k, v_k in zip(coef, v)]
     # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
     bound = 2 * len(terms) * torch.finfo(out.dtype).eps * sum(t.abs() for t in terms)
     if not ((got - sum(terms)).abs() <= bound).all():
@@ -85,11 +93,48 @@ def clock(functions, device, seconds=SECONDS):
     return times
 
 
+def sums_case(op, elements, dtype, device):
+    """({name: function of a backend}, eager form, bytes) of the loss and the corrector."""
+    import torch
+    shape = shape_of(elements)
+    x, s = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in "xs")
+    coef = torch.rand((shape[0], 3), device=device)
+    if op == "dsm_loss":
+        return lambda name: partial(dsm_loss, s, coef, backend=name), \
+            partial(composed_loss, s, coef), 2 * s.nbytes
+    return lambda name: partial(Fused(backend=name).correct, langevin_step, snr_step_size, x, s, 0,
+                                0), partial(eager_corrector, x, s), 4 * s.nbytes
+
+
+def bench_sums(op, backends=None, elements=None, dtype="float32", device="cpu"):
+    """As bench, for `dsm_loss` (value and gradient) and `corrector` (norms, then the step)."""
+    rows = []
+    names = [n for n in candidates(backends, device) if n in BACKENDS]
+    for name in names:
+        if not all(row["passed"] for row in check_sums(name, dtypes=(dtype,), shapes=[(37, 1024)])):
+            raise RuntimeError(f"{op}: {name} does not return the reference's sums; nothing was "
+                               "timed")
+    for n in elements or ELEMENTS:
+        make, eager, size = sums_case(op, n, dtype, device)
+        times = clock({name: make(name) for name in names} | {"torch_eager": eager}, device)
+        median = {name: statistics.median(t) for name, t in times.items()}
+        for name, seconds in median.items():
+            contract = name in BACKENDS
+            rows.append({"op": op, "backend": name, "dtype": dtype, "elements": n,
+                         "seconds": seconds, "bytes": size, "gb_per_s": size / seconds / 1e9,
+                         "fraction_of_copy": None, "matches_reference": contract or None,
+                         "machine": machine(), "speedup":
+                         {"torch_eager": median["torch_eager"] / seconds} if contract else {}})
+    return rows
+
+
 def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
     fraction_of_copy, matches_reference, speedup over each peer. RuntimeError on a red gate."""
     rows, here = [], machine()
-    for op in (OPS[name] for name in ops):
+    for name in set(ops) - set(OPS):
+        rows += bench_sums(name, backends, elements, dtype, device)
+    for op in (OPS[name] for name in ops if name in OPS):
         names = candidates(backends, device)
         matches = {name: gate(op, name, dtype) for name in names}
         red = [name for name, ok in matches.items() if ok is False]
@@ -126,5 +171,5 @@ def show(rows):
         over = ", ".join(f"{p} {v:.1f}x" for p, v in r["speedup"].items())
         lines.append(f"{r['op']:<18}{r['backend']:<15}{r['dtype']:<10}{r['elements']:>10}"
                      f"{r['seconds'] / r['elements'] * 1e9:>11.2f}{r['gb_per_s']:>7.1f}"
-                     f"{r['fraction_of_copy']:>8.2f}  {bits:<6} {over}")
+                     f"{r['fraction_of_copy'] or float('nan'):>8.2f}  {bits:<6} {over}")
     return "\n".join(lines)

@@ -6,8 +6,9 @@
     langevin         Langevin dynamics and its annealed form (SMLD)
     ddpm             denoising diffusion: forward, ancestral and implicit (DDIM) steps
     sde              VE, VP and sub-VP SDEs, their reversal and probability-flow ODE
+    solvers          Heun, DPM-Solver++(2M), the corrector's step size
     affine           a step's coefficients, read off the step itself
-    sample           the sampling loops
+    sample           the sampling loops; families: each of them from one score
 
 These need NumPy alone. `minidiff.kernels` runs the same steps fused, bit for bit.
 """

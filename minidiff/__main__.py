@@ -89,7 +89,8 @@ def parser():
                 " --op langevin --elements 1048576")
     c.add_argument("--backend", action="append", help="a backend or a peer (repeatable; default: "
                    "all that run here)")
-    c.add_argument("--op", action="append", choices=OPS, help="(repeatable; default langevin)")
+    c.add_argument("--op", action="append", choices=(*OPS, "dsm_loss", "corrector"),
+                   help="(repeatable; default langevin)")
     c.add_argument("--elements", type=positive, action="append", help="(repeatable; default 2^20, "
                    "2^22 and 2^24)")
     c.add_argument("--dtype", choices=FLOATS, default="float32", help="(default float32)")

@@ -15,14 +15,10 @@ import numpy as np
 
 _INF = float("inf")
 # parameter -> lowest, highest, whether each end is allowed
-DOMAIN = {
-    "eps": (0, _INF, False, False), "sigma": (0, _INF, False, False),
-    "sigma_next": (0, _INF, False, False), "sigma_prev": (0, _INF, False, False),
-    "dt": (0, _INF, False, False), "a": (0, _INF, False, False),
-    "beta": (0, 1, False, False), "variance": (0, _INF, True, False),
-    "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True),
-    "eta": (0, 1, True, True),
-}
+DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "dt", "a"),
+                       (0, _INF, False, False)) | {
+    "beta": (0, 1, False, False), "variance": (0, _INF, True, False), "eta": (0, 1, True, True),
+    "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True)}
 
 
 def operands(step):

@@ -38,23 +38,24 @@ def _ddpm_grid(n):
     return alpha_bar[np.unique(np.abs(np.log(ratio)[:, None] - np.log(levels)).argmin(0))]
 
 
-def _at_index(score, alpha_bar):
-    """s(x, i) of the discrete chain."""
-    return lambda x, i: rescaled_score(score, alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)(x)
+def _discrete(score, n):
+    """(s(x, i), alpha_bar) of the chain on n indices."""
+    alpha_bar = _ddpm_grid(n)
+    return lambda x, i: rescaled_score(score, alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)(x), \
+        alpha_bar
 
 
 def ddpm_ancestral(score, z, n, op):
     """DDPM on n of its 1000 indices, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
-    alpha_bar = _ddpm_grid(n)
+    at, alpha_bar = _discrete(score, n)
     betas = ddpm.subset_betas(alpha_bar, np.arange(len(alpha_bar)))
-    return sample.ancestral(_at_index(score, alpha_bar), z, betas, op,
-                            ddpm.posterior_variances(betas))
+    return sample.ancestral(at, z, betas, op, ddpm.posterior_variances(betas))
 
 
 def ddim(score, z, n, op):
     """DDIM (eta = 0) on n of DDPM's 1000 indices. [DDIM eq. 12]"""
-    alpha_bar = _ddpm_grid(n)
-    return sample.ddim(_at_index(score, alpha_bar), z, alpha_bar, op)
+    at, alpha_bar = _discrete(score, n)
+    return sample.ddim(at, z, alpha_bar, op)
 
 
 def _continuous(loop, sde):

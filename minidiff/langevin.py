@@ -11,20 +11,22 @@ def langevin_step(x, s, z, /, eps):
     return x + eps / 2 * s + eps**.5 * z
 
 
+def _check_levels(n, least, sigma_max, sigma_min):
+    if n < least or not 0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(f"need n >= {least} and 0 < sigma_min < sigma_max, got n={n}, "
+                         f"sigma_min={sigma_min}, sigma_max={sigma_max}")
+
+
 def noise_levels(n=10, sigma_max=1., sigma_min=.01):
     """n levels from sigma_max down to sigma_min, a geometric sequence. [SMLD sec. 4.1]"""
-    if n < 1 or not 0 < sigma_min < sigma_max < np.inf:
-        raise ValueError(f"need n >= 1 and 0 < sigma_min < sigma_max, got n={n}, "
-                         f"sigma_min={sigma_min}, sigma_max={sigma_max}")
+    _check_levels(n, 1, sigma_max, sigma_min)
     return np.geomspace(sigma_max, sigma_min, n)
 
 
 def rho_levels(n, sigma_max, sigma_min, rho=7.):
     """(smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho, n levels that fall and crowd
-    at the small end. [EDM: Karras et al. 2022, eq. 5]"""
-    if n < 2 or not 0 < sigma_min < sigma_max < np.inf or not rho > 0:
-        raise ValueError(f"need n >= 2, 0 < sigma_min < sigma_max and rho > 0, got n={n}, "
-                         f"sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}")
+    at the small end, rho > 0. [EDM: Karras et al. 2022, eq. 5]"""
+    _check_levels(n, 2, sigma_max, sigma_min)
     return np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n)**rho
 
 

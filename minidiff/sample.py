@@ -86,7 +86,8 @@ def annealed_langevin(score, x, sigmas, op, eps=2e-5, n_steps=100, **kw):
 
     score(x, sigma). `denoise` at sigmas[-1] ends it without noise. [NCSNv2 Alg. 1]
     """
-    _at_least_one(n_steps)
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}")
     alphas = langevin.step_sizes(sigmas, eps)
     yield from iterate(langevin.langevin_step, score, x, np.repeat(sigmas, n_steps), op,
                        eps=np.repeat(alphas, n_steps), **kw)
@@ -170,8 +171,3 @@ def _grid(times, sde):
         raise ValueError("times must be at least two numbers, each smaller than the last")
     check_domain(sde=sde, t=times)
     return times[:-1], -np.diff(times)
-
-
-def _at_least_one(n_steps):
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be at least 1, got {n_steps}")

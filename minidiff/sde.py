@@ -50,9 +50,12 @@ class VE:
         return 0. * x, (self.marginal(i / (n - 1))[1]**2 - before**2)**.5
 
 
+@dataclass(frozen=True)
 class _LinearBeta:
     """What VP and sub-VP share: beta(t) linear, f = -beta x / 2, a = exp(-1/2 int beta)."""
 
+    beta_min: float = .1
+    beta_max: float = 20.
     T = 1.
 
     def __post_init__(self):
@@ -80,12 +83,8 @@ class _LinearBeta:
         return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral)**.5)
 
 
-@dataclass(frozen=True)
 class VP(_LinearBeta):
     """Variance preserving, DDPM's limit: g = sqrt(beta(t)). [SDE eq. 32]"""
-
-    beta_min: float = .1
-    beta_max: float = 20.
 
     def diffusion(self, t):
         """g(t) = sqrt(beta(t))."""
@@ -106,12 +105,8 @@ class VP(_LinearBeta):
         return (1 - beta)**.5 * x - x, beta**.5
 
 
-@dataclass(frozen=True)
 class SubVP(_LinearBeta):
     """Sub-VP: VP's drift, g = sqrt(beta (1 - a^4)), so a smaller variance. [SDE eq. 12]"""
-
-    beta_min: float = .1
-    beta_max: float = 20.
 
     def diffusion(self, t):
         """g(t) = sqrt(beta(t) (1 - a^4))."""

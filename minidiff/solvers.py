@@ -7,15 +7,10 @@ D = x + sigma^2 s. Levels fall; the last step, to sigma = 0, is D itself.
 import numpy as np
 
 
-def euler_step(x, s, /, sigma, sigma_next):
-    """x' = x + (sigma' - sigma) d,  d = -sigma s. [EDM Alg. 1, first half]"""
-    return x + (sigma_next - sigma) * (-sigma * s)
-
-
 def heun_step(x, s, s_next, /, sigma, sigma_next):
     """x' = x + (sigma' - sigma) (d + d') / 2,  d = -sigma s, d' = -sigma' s'. [EDM Alg. 1]
 
-    s at (x, sigma), s_next at (euler_step(x, s), sigma_next); second order.
+    s at (x, sigma), s_next at the Euler step (x + (sigma' - sigma) d, sigma'); second order.
     """
     return x + (sigma_next - sigma) * .5 * (-sigma * s - sigma_next * s_next)
 

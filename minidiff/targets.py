@@ -58,8 +58,7 @@ class Mixture:
     variances: np.ndarray
 
     def __post_init__(self):
-        weights = np.asarray(self.weights, np.float64)
-        means = np.asarray(self.means, np.float64)
+        weights, means = (np.asarray(v, np.float64) for v in (self.weights, self.means))
         if means.ndim != 2 or weights.shape != means.shape[:1]:
             raise ValueError(f"weights must be (K,) and means (K, D), got {weights.shape} "
                              f"and {means.shape}")
