@@ -28,17 +28,12 @@ def previous(alpha_bar):
     return np.concatenate(([1.], alpha_bar[:-1]))
 
 
-def subset_betas(alpha_bar, indices):
-    """The betas of the chain that visits only these indices, so that its own alpha_bar
-    are the given ones: beta_k = 1 - alpha_bar_k / alpha_bar_{k-1}. [iDDPM eq. 19]
-
-    alpha_bar: (N,); indices: rising. Returns (len(indices),).
-    """
-    alpha_bar, indices = np.asarray(alpha_bar), np.asarray(indices)
-    if indices.ndim != 1 or not indices.size or not (np.diff(indices) > 0).all() \
-            or indices[0] < 0 or indices[-1] >= len(alpha_bar):
-        raise ValueError(f"indices must rise within 0 ... {len(alpha_bar) - 1}")
-    return 1 - alpha_bar[indices] / previous(alpha_bar[indices])
+def subset_betas(alpha_bar):
+    """The betas of a chain whose alpha_bar are these, any falling subset of another chain's:
+    beta_k = 1 - alpha_bar_k / alpha_bar_{k-1}. [iDDPM eq. 19]"""
+    alpha_bar = np.asarray(alpha_bar, np.float64)
+    check_domain(alpha_bar=alpha_bar, beta=1 - alpha_bar / previous(alpha_bar))
+    return 1 - alpha_bar / previous(alpha_bar)
 
 
 def forward_step(x, z, /, beta):

@@ -48,7 +48,7 @@ def _discrete(score, n):
 def ddpm_ancestral(score, z, n, op):
     """DDPM on n of its 1000 indices, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
     at, alpha_bar = _discrete(score, n)
-    betas = ddpm.subset_betas(alpha_bar, np.arange(len(alpha_bar)))
+    betas = ddpm.subset_betas(alpha_bar)
     return sample.ancestral(at, z, betas, op, ddpm.posterior_variances(betas))
 
 

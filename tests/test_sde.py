@@ -240,13 +240,13 @@ def test_ddim_leads_from_marginal_to_marginal_whatever_eta(eta):
 
 def test_the_betas_of_a_subset_have_its_alpha_bars():
     alpha_bar, indices = ddpm.alpha_bars(ddpm.linear_betas()), [3, 10, 400, 999]
-    betas = ddpm.subset_betas(alpha_bar, indices)
+    betas = ddpm.subset_betas(alpha_bar[indices])
     np.testing.assert_allclose(ddpm.alpha_bars(betas), alpha_bar[indices], rtol=1e-11)
-    np.testing.assert_allclose(ddpm.subset_betas(alpha_bar, range(1000)), ddpm.linear_betas(),
+    np.testing.assert_allclose(ddpm.subset_betas(alpha_bar), ddpm.linear_betas(),
                                rtol=0, atol=1e-15)
-    for bad in ([], [3, 3], [5, 2], [-1, 3], [3, 1000], [[1, 2]]):
-        with pytest.raises(ValueError, match="indices"):
-            ddpm.subset_betas(alpha_bar, bad)
+    for bad in ([.5, .5], [.5, .9], [1.1], [.5, -.1]):
+        with pytest.raises(ValueError, match="alpha_bar|beta"):
+            ddpm.subset_betas(bad)
 
 
 def test_posterior_variances_lie_between_zero_and_beta():
