@@ -76,10 +76,10 @@ def _row(op, name, dtype, shape, got, expected, variant="", allowed=0):
                     f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {int(d.max())} ulp)"}
 
 
-def _cases(op, dtypes, shapes):
+def _cases(op, dtypes, shapes, seed=0):
     """dtype, shape, operands, parameters, coef, result rounded from the float32 oracle."""
     import torch
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for dtype in dtypes:
         for shape in shapes:
             for variant in ("per call", "per sample"):
@@ -100,10 +100,11 @@ def _device(name):
     return "cuda" if name in ("triton", "cupy") and torch.cuda.is_available() else "cpu"
 
 
-def check_op(op, name, dtypes=FLOATS, shapes=SHAPES):
+def check_op(op, name, dtypes=FLOATS, shapes=SHAPES, seed=0):
     """Rows of one op on one backend: per call and per sample, out of place and in place."""
     import torch
-    for dtype, shape, variant, u, _, (coef, clip), expected in _cases(op, dtypes, shapes):
+    for dtype, shape, variant, u, _, (coef, clip), expected in _cases(op, dtypes, shapes,
+                                                                          seed):
         u = [v.to(_device(name)) for v in u]
         out = torch.full(shape, float("nan"), dtype=expected.dtype, device=_device(name))
         update(u, coef, clip=clip, out=out, backend=name, **COUNTER)
@@ -182,7 +183,7 @@ def check_equation(op, trials=100, shape=(64, 5)):
            f"float32 error / bound {bound:.2f} (1)"}
 
 
-def check(ops=None, backends=None, dtypes=FLOATS):
+def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
     """All rows, one by one, for names of ops and backends (default: all)."""
     sums = [name for name in SUMS if not ops or name in ops]
     ops = [OPS[name] for name in ops or OPS if name in OPS]
@@ -199,9 +200,14 @@ def check(ops=None, backends=None, dtypes=FLOATS):
             continue
         yield from check_words(name)
         for op in ops:
-            yield from check_op(op, name, dtypes)
+            yield from check_op(op, name, dtypes, seed=seed)
         if sums:
             yield from check_sums(name, sums, dtypes)
+
+
+def _short(e):
+    """An exception in one line."""
+    return f"{type(e).__name__}: {e}".splitlines()[0]
 
 
 def load_kernels(file):
@@ -213,8 +219,8 @@ def load_kernels(file):
         raise ValueError(f"{file}: no such file")
     try:
         names = runpy.run_path(str(file))
-    except Exception as e:
-        raise ValueError(f"{file}: {type(e).__name__}: {e}") from e
+    except (Exception, SystemExit) as e:
+        raise ValueError(f"{file}: {_short(e)}") from e
     kernels = {n: f for n, f in names.items() if n in OPS and callable(f)}
     if not kernels:
         raise ValueError(f"{file} defines no function named like an op: {', '.join(OPS)}")
@@ -232,14 +238,15 @@ def arguments(function, op, u, p, coef, clip, shape):
     wanted = inspect.signature(function).parameters
     if "z" in wanted:
         have["z"] = noise.normal(shape, **COUNTER)
-    unknown = [n for n, w in wanted.items() if n not in have and w.default is w.empty]
+    unknown = [n for n, w in wanted.items() if n not in have and w.default is w.empty
+               and w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)]
     if unknown:
         raise ValueError(f"{op.name}: unknown argument {unknown[0]!r}; there are z, "
                          f"{', '.join(have)}")
     return {n: have[n] for n in wanted if n in have}
 
 
-def check_kernels(file, ops=None, dtypes=("float32",)):
+def check_kernels(file, ops=None, dtypes=("float32",), seed=0):
     """Rows of a user's own kernels: functions named like ops, in a Python file.
 
     Each is called with the arguments it names and returns the result: operands (x, s, ...),
@@ -249,26 +256,32 @@ def check_kernels(file, ops=None, dtypes=("float32",)):
     """
     import torch
     kernels, arrays = load_kernels(file)
+    if arrays == "numpy" and "bfloat16" in dtypes:
+        raise ValueError(f"{file}: NumPy has no bfloat16; put ARRAYS = 'torch' into the file")
+    if ops and not set(ops) & set(kernels):
+        raise ValueError(f"{file} defines no {', '.join(ops)}; it has {', '.join(kernels)}")
     device = "cuda" if arrays == "torch" and torch.cuda.is_available() else "cpu"
 
     def give(v):
         v = v if hasattr(v, "data_ptr") else torch.from_numpy(np.ascontiguousarray(v))
         return v.to(device) if arrays == "torch" else v.numpy()
     for name, function in kernels.items():
-        for dtype, shape, variant, u, p, rows, expected in _cases(OPS[name], dtypes, SHAPES) \
+        for dtype, shape, variant, u, p, rows, expected in _cases(OPS[name], dtypes, SHAPES,
+                                                                        seed) \
                 if not ops or name in ops else ():
             coef, clip = (None if r is None else r.astype(np.float32) for r in rows)
-            args = arguments(function, OPS[name], u, p, coef, clip, shape)
-            args = {n: give(v) if isinstance(v, np.ndarray) or hasattr(v, "data_ptr") else v
-                    for n, v in args.items()}
             try:
+                args = arguments(function, OPS[name], u, p, coef, clip, shape)
+                args = {n: give(v) if isinstance(v, np.ndarray) or hasattr(v, "data_ptr") else v
+                        for n, v in args.items()}
                 got = function(**args)
+                if not (isinstance(got, np.ndarray) or hasattr(got, "data_ptr")):
+                    raise TypeError(f"returned a {type(got).__name__}, not an array or a tensor")
                 got = got.detach().cpu() if hasattr(got, "data_ptr") \
                     else torch.from_numpy(np.asarray(got))
-            except Exception as e:
+            except (Exception, SystemExit) as e:
                 yield {"op": name, "backend": str(file), "dtype": dtype, "shape": list(shape),
-                       "max_ulp": None, "passed": False,
-                       "reason": f"{variant}: raised {type(e).__name__}: {e}"}
+                       "max_ulp": None, "passed": False, "reason": f"{variant}: {_short(e)}"}
                 continue
             yield _row(name, str(file), dtype, shape, got, expected, variant)
 

@@ -31,4 +31,5 @@ def machine():
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": _processor(), "cores": str(cores), "gpu": gpu,
-            "python": platform.python_version(), "system": platform.platform(), **versions}
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}", **versions}

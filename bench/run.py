@@ -75,21 +75,23 @@ def gate(op, name, dtype):
 
 
 def clock(functions, device, seconds=SECONDS):
-    """{name: times}: every function in turn, again and again, each synchronised."""
+    """{name: times}: every function in turn, again and again, each synchronised; a round
+    starts one further on, so that none always follows the same neighbour."""
     import torch
     wait = torch.cuda.synchronize if str(device).startswith("cuda") else lambda: None
-    times = {name: [] for name in functions}
+    times, order = {name: [] for name in functions}, list(functions)
     for f in functions.values():
         f()
         f()
     end = time.perf_counter() + seconds * len(functions)
     while time.perf_counter() < end or len(next(iter(times.values()))) < 7:
-        for name, f in functions.items():
+        for name in order:
             wait()
             start = time.perf_counter()
-            f()
+            functions[name]()
             wait()
             times[name].append(time.perf_counter() - start)
+        order.append(order.pop(0))
     return times
 
 

@@ -69,7 +69,8 @@ def _address(a):
 
 
 def _contiguous(a):
-    return a.is_contiguous() if _tensor(a) else a.flags.c_contiguous and a.flags.aligned
+    return a.is_contiguous() and not a.is_neg() if _tensor(a) else \
+        a.flags.c_contiguous and a.flags.aligned
 
 
 def _empty_like(a):
@@ -99,6 +100,8 @@ def _accept(arrays, names, chosen):
                            or u.is_mkldnn):
             raise TypeError(f"{name} must be a dense CPU or CUDA tensor, got {u.device} "
                             f"{u.layout}")
+        if _tensor(u) and u.numel() and not u.data_ptr():
+            raise TypeError(f"{name} has no memory (a fake tensor): call torch.ops.minidiff")
         if getattr(u, "requires_grad", False):
             raise RuntimeError(f"{name} requires grad and this records none: pass it detached, "
                                "or call torch.ops.minidiff (minidiff.kernels.torch_ops)")
@@ -112,7 +115,8 @@ def _accept(arrays, names, chosen):
 
 def _dense(u):
     """u itself, or a contiguous copy."""
-    return u if _contiguous(u) else u.contiguous() if _tensor(u) else np.ascontiguousarray(u)
+    return u if _contiguous(u) else u.resolve_neg().contiguous() if _tensor(u) else \
+        np.ascontiguousarray(u)
 
 
 def _shape(a):
@@ -136,7 +140,8 @@ def _table(array, shape, like):
     """Coefficients as contiguous float32: NumPy on the CPU, else a tensor beside `like`."""
     if _tensor(array) and _device(like) == "cuda":
         return array.float().reshape(shape).to(like.device).contiguous()
-    host = array.detach().cpu().numpy() if _tensor(array) else np.asarray(array)
+    host = array.detach().cpu().double().numpy() if _tensor(array) and not array.is_complex() \
+        else np.asarray(array)
     if host.dtype.kind not in "fiu":
         raise TypeError(f"coef must hold real numbers, got {host.dtype}")
     host = np.ascontiguousarray(host.reshape(shape), np.float32)
@@ -226,6 +231,8 @@ def normal(shape, dtype="float32", device=None, *, out=None, **kw):
         out = np.empty(shape, dtype)
     elif out is None:
         import torch
+        if dtype not in FLOATS:
+            raise TypeError(f"dtype must be one of {', '.join(FLOATS)}, got {dtype}")
         out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
     return update([], [1.], out=out, **kw)
 
@@ -262,6 +269,7 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     coef = _table(np.ones((1, 1)), (1, 1), like)
     out = _dense(like)  # for its shape, type and device: sums write nothing
     counter = _counter(seed, sample, step, tag)
+    _rows(np.ones((1, 1)), (1,), 1, step, like)
     return _float32(_squares(module, out, [], coef, True, like, counter)**.5)
 
 
@@ -277,7 +285,7 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     module = _accept([s], ["s"], backend)
     rows = _rows(coef, (3,), len(s), 0, s)
     table, gradient = _table(coef, (rows, 3), s), _empty_like(s)
-    counter = _counter(seed, sample, step, tag)
+    counter = _counter(seed, sample, index(step), tag)  # rows are samples, never steps
     total = _squares(module, gradient, [_dense(s)], table, True, s, counter)
     w = _float64(table[:, 2])
     if _tensor(total) and not _tensor(w):

@@ -65,6 +65,8 @@ class Op:
             return coefficients(self.step, **parameters), None
         coef = coefficients(self.step, **own(self.step))
         p = coefficients(self.denoise, **own(self.denoise))
+        if clip is not None and (np.shape(clip) != (2,) or not clip[0] <= clip[1]):
+            raise ValueError(f"clip must be (lo, hi) with lo <= hi, got {clip}")
         low, high = (-np.inf, np.inf) if clip is None else clip
         ends = np.broadcast_to([low, high], (*p.shape[:-1], 2))
         p = np.concatenate((p, ends), -1)

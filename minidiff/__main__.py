@@ -96,7 +96,10 @@ def parser():
     c.add_argument("--dtype", choices=FLOATS, default="float32", help="(default float32)")
     c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON")
 
-    command("info", run_info, "say what this machine can run", "")
+    c = command("info", run_info, "say what this machine can run", " --out info.json")
+    c.add_argument("--backend", action="append", choices=BACKENDS, help="only this one "
+                   "(repeatable)")
+    c.add_argument("--json", "--out", metavar="F", help="write it as JSON")
     return p
 
 
@@ -132,7 +135,7 @@ def run_train(args):
     from . import kernels, train
     from .data import load
     from .demo import metadata
-    if args.lr <= 0:
+    if not 0 < args.lr < float("inf"):
         raise ValueError(f"--lr must be positive, got {args.lr}")
     data = load(args.data, args.seed)
     out = Path(args.out)
@@ -153,7 +156,7 @@ def run_train(args):
 
 
 def run_sample(args):
-    """Write x (n, *shape), float32, in [-1, 1] and a picture beside it."""
+    """Write x (n, *shape), float32, in [-1, 1]."""
     import numpy as np
     import torch
 
@@ -161,6 +164,8 @@ def run_sample(args):
     from .data import Data
     from .demo import NetScore, sample
     from .train import load_model
+    if Path(args.out).suffix not in ("", ".npz"):
+        raise ValueError(f"--out {args.out}: samples are written as .npz")
     net, saved = load_model(args.model, device(args))
     score = NetScore(net)
     *_, x = sample(score, saved["shape"], args.family, args.n, kernels, args.evaluations,
@@ -185,11 +190,14 @@ def run_check(args):
         os.environ.setdefault("TRITON_INTERPRET", "1")
     from .bench import check
     from .kernels import FLOATS
+    device(args)
     dtypes = args.dtype or FLOATS
     if args.kernel:
-        rows = check.check_kernels(args.kernel, args.op, args.dtype or ("float32",))
+        if args.backend:
+            raise ValueError("--kernel checks your own functions, not a --backend")
+        rows = check.check_kernels(args.kernel, args.op, args.dtype or ("float32",), args.seed)
     else:
-        rows = check.check(args.op, args.backend, dtypes)
+        rows = check.check(args.op, args.backend, dtypes, args.seed)
     rows = check.report(rows)
     if args.json:
         write_json(args.json, rows)
@@ -210,10 +218,12 @@ def run_info(args):
     """Versions, devices, backends."""
     from .bench.machine import machine
     from .kernels import BACKENDS, missing
-    for key, value in machine().items():
-        print(f"{key:<12}{value}")
-    for name in BACKENDS:
-        print(f"{name:<12}{missing(name) or 'runs'}")
+    found = machine() | {"device": device(args)} | {
+        name: missing(name) or "runs" for name in args.backend or BACKENDS}
+    for key, value in found.items():
+        print(f"{key:<14}{value}")
+    if args.json:
+        write_json(args.json, found)
 
 
 def main(argv=None):

@@ -37,6 +37,11 @@ def check_domain(**parameters):
         domain = domain | {"t": (0, parameters["sde"].T, True, True)}
     if "n" in parameters:
         domain = domain | {"i": (0, parameters["n"] - 1, True, True)}
+    for low, high in (("sigma_next", "sigma"), ("sigma", "sigma_prev"),
+                      ("alpha_bar", "alpha_bar_prev")):
+        if low in parameters and high in parameters and not (
+                np.asarray(parameters[low]) < np.asarray(parameters[high])).all():
+            raise ValueError(f"{low} must be smaller than {high}")
     for name, value in parameters.items():
         if name not in domain:
             continue

@@ -79,8 +79,8 @@ SETS = {"mixture": mixture, "moons": moons, "checkerboard": checkerboard}
 def load(name, seed=0):
     """A data set by name (digits, mixture, moons, checkerboard) or the path of a .npz file.
 
-    A file's first numeric array of two or more axes is taken, (n, D), (n, H, W) or
-    (n, C, H, W), and scaled to [-1, 1]; uint8 counts as 256 grey levels. ValueError in one
+    A file's array `x`, or else its first numeric one of two or more axes, (n, D), (n, H, W) or
+    (n, C, H, W), is scaled to [-1, 1]; uint8 counts as 256 grey levels. ValueError in one
     line where a file cannot be used.
     """
     if name == "digits":
@@ -103,19 +103,23 @@ def _read(file):
             found = {k: arrays[k] for k in arrays.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as e:
         raise ValueError(f"{file}: not a readable .npz file ({e})") from e
+    found = {k: found[k] for k in sorted(found, key=lambda k: k != "x")}  # x first
     good = [v for v in found.values() if v.dtype.kind in "fiu" and v.ndim in (2, 3, 4)]
     if not good:
         raise ValueError(f"{file}: no numeric array of 2 to 4 axes; it holds "
                          f"{ {k: (v.shape, str(v.dtype)) for k, v in found.items()} }")
-    # the largest array is the data; labels and the like are smaller
-    x = max(good, key=lambda v: v.size)
+    x = good[0]
+    if not x.size or x.ndim == 2 and x.shape[1] < 2:
+        raise ValueError(f"{file}: x of shape {x.shape}; points need two axes or more, images "
+                         "pixels")
     if len(x) < 2 * HELD_OUT:
         raise ValueError(f"{file}: {len(x)} samples, at least {2 * HELD_OUT} are needed")
     if not np.isfinite(x).all():
         raise ValueError(f"{file}: holds NaN or inf")
     levels, low, high = (256, 0, 255) if x.dtype == np.uint8 else (None, x.min(), x.max())
-    if not low < high:
-        raise ValueError(f"{file}: every value is {low}")
+    if not low < high or not np.isfinite(np.float64(high) - np.float64(low)):
+        raise ValueError(f"{file}: every value is {low}" if low == high else
+                         f"{file}: values from {low} to {high} are too far apart")
     x = (x - np.float64(low)) / (np.float64(high) - low) * 2 - 1
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):

@@ -7,6 +7,7 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 import numpy as np
 
 from .affine import check_domain
+from .score_matching import posterior_mean
 
 
 def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
@@ -60,7 +61,7 @@ def ancestral_step(x, s, z, /, beta, variance):
 
 def predicted_x0(x, s, /, alpha_bar):
     """x0_hat = (x_i + (1 - alpha_bar) s) / sqrt(alpha_bar). [DDPM eq. 15, in s]"""
-    return (x + (1 - alpha_bar) * s) / alpha_bar**.5
+    return posterior_mean(x, s, alpha_bar**.5, (1 - alpha_bar)**.5)
 
 
 def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):

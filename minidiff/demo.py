@@ -1,5 +1,6 @@
 """Train one network, sample it with every family, measure, draw."""
 
+import tempfile
 import time
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
     from .plot import picture
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):  # better now than after training
+        pass
     start = time.perf_counter()
     trainer = Trainer(data.train, kernels, steps, seed=seed, device=device, backend=backend)
     net = train(trainer)
@@ -74,8 +77,8 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
         rows.append((family, score.evaluations, seconds, *svm_accuracy(samples[family], held),
                      nearest_distance(samples[family], data.train)))
     reference = *svm_accuracy(data.train[:n], held), nearest_distance(held, data.train)
-    picture(out / "demo.png", data, samples, trajectory)
     print(table(rows, reference))
+    picture(out / "demo.png", data, samples, trajectory)
     print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
           f"{trainer.steps} iterations\nin {trained:.0f} s, {time.perf_counter() - start:.0f} s in "
           "all\n"

@@ -68,6 +68,9 @@ def iterate(step, score, x, levels, op, check_finite=False, **parameters):
     levels: (N,); parameters: scalars or (N,). check_finite raises FloatingPointError naming
     the step whose state is not finite (one synchronisation a step on a GPU).
     """
+    for name, value in parameters.items():
+        if np.ndim(value) and len(value) != len(levels):
+            raise ValueError(f"{name} has {len(value)} entries for {len(levels)} levels")
     move = op(step, noise.PREDICTOR, **parameters)
     for k, level in enumerate(levels):
         x = move(k, x, score(x, level))

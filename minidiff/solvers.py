@@ -6,6 +6,8 @@ D = x + sigma^2 s. Levels fall; the last step, to sigma = 0, is D itself.
 
 import numpy as np
 
+from .score_matching import posterior_mean
+
 
 def heun_step(x, s, s_next, /, sigma, sigma_next):
     """x' = x + (sigma' - sigma) (d + d') / 2,  d = -sigma s, d' = -sigma' s'. [EDM Alg. 1]
@@ -24,7 +26,7 @@ def dpmpp_2m_step(x, s, x_prev, s_prev, /, sigma_prev, sigma, sigma_next):
     x, s at sigma; x_prev, s_prev at sigma_prev, one step before. sigma_next > 0.
     """
     h, h_prev = np.log(sigma / sigma_next), np.log(sigma_prev / sigma)
-    D, D_prev = x + sigma**2 * s, x_prev + sigma_prev**2 * s_prev
+    D, D_prev = posterior_mean(x, s, 1., sigma), posterior_mean(x_prev, s_prev, 1., sigma_prev)
     return sigma_next / sigma * x - np.expm1(-h) * (D + (D - D_prev) * (.5 * h / h_prev))
 
 

@@ -63,8 +63,9 @@ class Mixture:
             raise ValueError(f"weights must be (K,) and means (K, D), got {weights.shape} "
                              f"and {means.shape}")
         variances = np.broadcast_to(np.asarray(self.variances, np.float64), weights.shape)
-        if not ((weights > 0).all() and (variances > 0).all() and np.isfinite(means).all()):
-            raise ValueError("weights and variances must be positive and means finite")
+        if not (weights.size and np.isfinite([weights.sum(), means.sum()]).all()
+                and (weights > 0).all() and (variances > 0).all()):
+            raise ValueError("weights and variances must be positive, weights and means finite")
         object.__setattr__(self, "weights", weights / weights.sum())
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "variances", variances)

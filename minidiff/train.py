@@ -24,7 +24,7 @@ from .score_matching import residual
 from .sde import perturb
 
 
-def noise_levels(n, seed, step, mean=-1.2, std=1.2):
+def training_levels(n, seed, step, mean=-1.2, std=1.2):
     """ln sigma ~ N(mean, std^2), (n,) float64. [EDM table 1]"""
     return np.exp(mean + std * noise.normal((n,), seed, step=step, tag=noise.TIME).astype(float))
 
@@ -51,7 +51,7 @@ class Trainer:
                  device="cpu", backend="auto"):
         images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
         steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed & (1 << 63) - 1)
         self.net = ScoreNet(x.shape[1:]).to(device)
         self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.adam = torch.optim.Adam(self.net.parameters(), lr=lr, betas=(.9, .99))
@@ -65,7 +65,7 @@ class Trainer:
         k = self.step
         x0 = torch.from_numpy(self.x[batch_indices(len(self.x), self.batch, self.seed, k)])
         x0 = x0.to(self.device)
-        sigma = noise_levels(len(x0), self.seed, k)
+        sigma = training_levels(len(x0), self.seed, k)
         draw = {"seed": self.seed, "step": k, "tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
         s = self.net(x, torch.from_numpy(sigma.astype(np.float32)).to(self.device))
@@ -154,7 +154,11 @@ def read(file):
 def load_model(file, device="cpu"):
     """(score network ready to sample, metadata) from a model file."""
     tensors, metadata = read(file)
-    net = ScoreNet(tuple(metadata.get("shape", (0,))))
+    shape = metadata.get("shape") if isinstance(metadata, dict) else None
+    if not (isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape)
+            and {"data", "levels"} <= metadata.keys()):
+        raise ValueError(f"{file}: a safetensors file, but not minidiff's")
+    net = ScoreNet(tuple(shape))
     try:
         net.load_state_dict(tensors)
     except RuntimeError:

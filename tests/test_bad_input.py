@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
-from minidiff import ddpm, kernels, langevin, noise, sample, sde
+from minidiff import ddpm, kernels, langevin, noise, sample, sde, solvers
 from minidiff.kernels import (
     Fused,
     apply,
@@ -70,6 +71,21 @@ def test_tensors_without_memory_never_crash(name):
         update([T.to("meta")], [1.], backend=name)
     with pytest.raises(TypeError, match="dense"):
         update([T.to_sparse()], [1.], backend="auto")
+    with FakeTensorMode(), pytest.raises(TypeError, match="no memory"):
+        update([torch.ones(2, 3)], [1.], backend="auto")
+
+
+def test_a_negated_view_is_its_values():
+    for backend in ("numpy", "torch", "host"):
+        assert (update([torch._neg_view(torch.ones(2, 3))], [2.], backend=backend) == -2).all()
+
+
+def test_the_losss_rows_are_samples_never_steps():
+    with pytest.raises(ValueError, match="step counter must be int64"):
+        kernels.noise_norms(T, step=torch.tensor(7.5))
+    s, coef = torch.randn(4, 3), torch.rand(4, 3)
+    want = kernels.dsm_loss(s, coef, step=1)[0]
+    assert torch.equal(kernels.dsm_loss(s, coef, step=torch.tensor(1))[0], want)
 
 
 def test_number_of_operands():
@@ -306,8 +322,10 @@ def test_parameters_out_of_their_range(step, parameters, words):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_coefficients_that_are_not_finite():
-    with pytest.raises(ValueError, match="ddim_step: a coefficient is not finite"):
+    with pytest.raises(ValueError, match="alpha_bar must be smaller than alpha_bar_prev"):
         coefficients(ddpm.ddim_step, alpha_bar=.9, alpha_bar_prev=.1, eta=1.)
+    with pytest.raises(ValueError, match="sigma_next must be smaller than sigma"):
+        coefficients(solvers.heun_step, sigma=.1, sigma_next=1.)
     with pytest.raises(ValueError, match="reverse_diffusion_step: a coefficient is not finite"):
         coefficients(sde.reverse_diffusion_step, sde=sde.VP(), i=4, n=5)  # beta / n > 1
 

@@ -241,12 +241,16 @@ def broken_files(folder):
     (folder / "text.safetensors").write_text("hello")
     import safetensors.torch
     safetensors.torch.save_file({"x": torch.ones(1)}, folder / "foreign.safetensors")
-    train.save(folder / "other.safetensors", ScoreNet((2,)).state_dict(), {"shape": [1, 8, 8]})
+    for name, shape in (("other", [1, 8, 8]), ("strange", "abc"), ("negative", [-1])):
+        train.save(folder / f"{name}.safetensors", ScoreNet((2,)).state_dict(),
+                   {"shape": shape, "data": "moons", "levels": None})
+    train.save(folder / "list.safetensors", ScoreNet((2,)).state_dict(), [])
 
 
 @pytest.mark.parametrize("name, words", [
     ("absent", "no such file"), ("truncated", "not a readable"), ("text", "not a readable"),
-    ("foreign", "not minidiff's"), ("other", "another architecture")])
+    ("foreign", "not minidiff's"), ("other", "another architecture"),
+    ("strange", "not minidiff's"), ("negative", "not minidiff's"), ("list", "not minidiff's")])
 def test_bad_models_are_refused(name, words, tmp_path, capsys):
     broken_files(tmp_path)
     refused(capsys, f"{name}.safetensors", words,
@@ -260,7 +264,9 @@ def test_bad_models_are_refused(name, words, tmp_path, capsys):
     ({"x": np.zeros((900, 7, 7))}, "every value"), ({"x": np.zeros((10, 2))}, "at least"),
     ({"x": np.array(["a"] * 900)}, "no numeric array"), ({"x": np.full((900, 2), np.nan)}, "NaN"),
     ({"x": np.random.default_rng(0).random((900, 7, 7))}, "must be even"),
-    ({"x": np.array([{}] * 900, object)}, "not a readable")])
+    ({"x": np.array([{}] * 900, object)}, "not a readable"),
+    ({"x": np.zeros((900, 1))}, "two axes"), ({"x": np.zeros((900, 0))}, "two axes"),
+    ({"x": np.array([[-1.7e308, 1.7e308]] * 900)}, "too far apart")])
 def test_bad_data_files_are_refused(content, words, tmp_path, capsys):
     file = tmp_path / "d.npz"
     if isinstance(content, dict):
@@ -343,11 +349,31 @@ def test_a_right_kernel_passes_and_a_wrong_one_is_located(tmp_path, capsys):
 
 @pytest.mark.parametrize("code, words", [
     ("def nothing(): pass", "no function named like an op"), ("1/0", "ZeroDivisionError"),
-    ("def langevin(x, q): pass", "unknown argument 'q'"), ("ARRAYS = 'jax'\ndef langevin(x): 0",
-                                                          "ARRAYS")])
+    ("raise SystemExit('bye')", "SystemExit: bye"),
+    ("ARRAYS = 'jax'\ndef langevin(x): 0", "ARRAYS")])
 def test_a_kernel_file_that_cannot_be_used_is_refused(code, words, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(code)
     refused(capsys, words, argv=["check", "--kernel", str(tmp_path / "mine.py")])
+
+
+@pytest.mark.parametrize("body, words", [
+    ("langevin(x, q): pass", "unknown argument 'q'"), ("langevin(x): raise SystemExit(0)", "Sys"),
+    ("langevin(x): return None", "returned a NoneType"), ("langevin(x): return x[:0]", "returned"),
+    ("langevin(x): raise ValueError('one\\ntwo')", "ValueError: one"),
+    ("langevin(x): return x.astype('float64')", "returned torch.float64")])
+def test_a_kernel_that_breaks_is_a_failed_row(body, words, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def " + body)
+    assert main(["check", "--kernel", str(tmp_path / "mine.py")]) == 1
+    assert re.search(f"FAILED langevin .*{words}", capsys.readouterr().out)
+
+
+def test_a_kernel_file_must_hold_what_is_asked_of_it(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def langevin(x): return x")
+    refused(capsys, "bfloat16", "ARRAYS", argv=["check", "--kernel", str(file), "--dtype",
+                                                "bfloat16"])
+    refused(capsys, "no heun", argv=["check", "--kernel", str(file), "--op", "heun"])
+    refused(capsys, "--backend", argv=["check", "--kernel", str(file), "--backend", "host"])
 
 
 def test_check_counts_what_cannot_run_as_not_passed(tmp_path, capsys):
