@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .families import FAMILIES
 from .quality import nearest_distance, svm_accuracy
-from .train import Trainer, save
+from .train import Trainer, iterations, save
 
 EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40}  # the others: 80
 
@@ -35,18 +35,6 @@ def sample(net, shape, family, n, kernels, evaluations=None, seed=0, device="cpu
     yield from FAMILIES[family](net, z, evaluations or EVALUATIONS.get(family, 80), op)
 
 
-def train(trainer, label="training"):
-    """Run a Trainer to its end behind a progress bar."""
-    with tqdm(total=trainer.steps, initial=trainer.step, desc=label, unit="it",
-              mininterval=.5) as bar:
-        while trainer.step < trainer.steps:
-            loss = trainer.advance()
-            bar.update()
-            if trainer.step % 25 == 0:
-                bar.set_postfix(loss=f"{loss:.3f}")
-    return trainer.average.module.eval().requires_grad_(False)
-
-
 def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw; prints the table, writes model.safetensors and demo.png.
 
@@ -59,7 +47,9 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
         pass
     start = time.perf_counter()
     trainer = Trainer(data.train, kernels, steps, seed=seed, device=device, backend=backend)
-    net = train(trainer)
+    for _ in iterations(trainer):
+        pass
+    net = trainer.average.module.eval().requires_grad_(False)
     save(out / "model.safetensors", net.state_dict(), metadata(data, trainer))
     trained = time.perf_counter() - start
     held = data.held[:n]

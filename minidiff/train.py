@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 from . import noise
 from .affine import coefficients
@@ -177,26 +178,31 @@ def stop_on_interrupt():
         signal.signal(signal.SIGINT, old)
 
 
+def iterations(trainer):
+    """Train to the end behind a progress bar, yielding after every iteration."""
+    with tqdm(total=trainer.steps, initial=trainer.step, desc="training", unit="it",
+              mininterval=.5) as bar:
+        while trainer.step < trainer.steps:
+            loss = trainer.advance()
+            bar.update()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            yield
+
+
 def run(trainer, out, metadata, save_every):
     """Train to the end, saving `state` every so often and `model` last. Returns the exit code:
     130 after Ctrl-C, which finishes the iteration and saves first."""
-    from tqdm import tqdm
     state = Path(out) / "state.safetensors"
 
     def keep():
         save(state, trainer.state(), metadata | {"step": trainer.step})
-    with stop_on_interrupt() as stopped, tqdm(total=trainer.steps, initial=trainer.step,
-                                              unit="it", mininterval=.5) as bar:
-        while trainer.step < trainer.steps and not stopped:
-            loss = trainer.advance()
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            if trainer.step % save_every == 0:
+    with stop_on_interrupt() as stopped:
+        for _ in iterations(trainer):
+            if stopped or trainer.step % save_every == 0:
                 keep()
-        if stopped:
-            keep()
-            print(f"\nstopped at iteration {trainer.step}; --resume goes on from {state}")
-            return 130
+            if stopped:
+                print(f"\nstopped at iteration {trainer.step}; --resume goes on from {state}")
+                return 130
     keep()
     model = Path(out) / "model.safetensors"
     save(model, trainer.average.module.state_dict(), metadata)
