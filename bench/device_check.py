@@ -17,7 +17,7 @@ import torch
 
 from .. import noise
 from ..kernels import FLOATS, OPS, coefficients, missing, on_cupy, update
-from .check import check_op, check_words
+from .check import check_op, check_sums, check_words
 from .machine import machine
 from .run import bench, show
 from .words import triton_radius
@@ -56,11 +56,12 @@ def words():
 
 
 def rows():
-    """Every op on triton and cupy: dtypes and shapes of `check`."""
+    """Every op and sum on triton and cupy: dtypes and shapes of `check`."""
     names = DEVICES or [n for n in ("triton", "host") if not missing(n)]
     shapes = {} if DEVICES else {"shapes": [(3, 5), (2, 64)]}
     found = [row for name in names for op in OPS.values()
              for row in check_op(op, name, FLOATS, **shapes)]
+    found += [row for name in names for row in check_sums(name, **shapes)]
     failed = [r for r in found if not r["passed"]]
     return {"passed": not failed, "rows": len(found), "failed": failed[:20], "backends": names}
 

@@ -228,7 +228,10 @@ def run_info(args):
 
 def main(argv=None):
     """Run a command; what a user can mend is one line and exit 2."""
-    args = parser().parse_args(argv)
+    try:
+        args = parser().parse_args(argv)
+    except ModuleNotFoundError as e:
+        sys.exit(f"minidiff: {e}; install this folder first: pip install --use-pep517 -e .")
     try:
         return args.run(args) or 0
     except (ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as e:

@@ -117,7 +117,9 @@ def _read(file):
     if not np.isfinite(x).all():
         raise ValueError(f"{file}: holds NaN or inf")
     levels, low, high = (256, 0, 255) if x.dtype == np.uint8 else (None, x.min(), x.max())
-    if not low < high or not np.isfinite(np.float64(high) - np.float64(low)):
+    with np.errstate(over="ignore"):
+        width = np.float64(high) - np.float64(low)
+    if not 0 < width < np.inf:
         raise ValueError(f"{file}: every value is {low}" if low == high else
                          f"{file}: values from {low} to {high} are too far apart")
     x = (x - np.float64(low)) / (np.float64(high) - low) * 2 - 1
