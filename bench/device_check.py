@@ -1,7 +1,8 @@
 """The claim that a CPU cannot prove: Triton and CuPy on a device return NumPy's bits.
 
-python -m minidiff.bench.device_check [--out FILE.json]: under five minutes on one GPU. Each part
-prints a line: what it did, and passed, FAILED, or why it could not run. Exit 1 on a failure.
+python -m minidiff.bench.device_check [--out FILE.json]: meant for five minutes of one GPU.
+Each part prints a line: what it did, and passed, FAILED, or why it could not run. Exit 1 on a
+failure.
 """
 
 import argparse

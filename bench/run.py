@@ -96,7 +96,7 @@ def clock(functions, device, seconds=SECONDS):
 
 
 def sums_case(op, elements, dtype, device):
-    """({name: function of a backend}, eager form, bytes) of the loss and the corrector."""
+    """(a function that makes a backend's call, eager call, bytes): the loss or the corrector."""
     import torch
     shape = shape_of(elements)
     x, s = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in "xs")
@@ -134,7 +134,7 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
     fraction_of_copy, matches_reference, speedup over each peer. RuntimeError on a red gate."""
     rows, here = [], machine()
-    for name in set(ops) - set(OPS):
+    for name in (name for name in ops if name not in OPS):
         rows += bench_sums(name, backends, elements, dtype, device)
     for op in (OPS[name] for name in ops if name in OPS):
         names = candidates(backends, device)

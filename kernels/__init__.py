@@ -341,7 +341,8 @@ class Fused:
 
     def correct(self, step, rule, x, s, k, tag):
         """step(x, s, z, eps) with eps = rule(|z_b|, |s_b|), one a sample, kept on the device."""
-        draw = dict(seed=self.seed, sample=self.sample, step=k, tag=tag, backend=self.backend)
+        draw = dict(seed=self.seed, sample=self.sample, step=index(k), tag=tag,
+                    backend=self.backend)  # rows are samples, never steps
         eps = rule(_float64(noise_norms(x, **draw)), _float64(norms(s, backend=self.backend)))
         rows = [step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()]
         stack = import_module("torch").stack if _tensor(eps) else np.stack
