@@ -1,26 +1,15 @@
-"""Every op on every backend against NumPy, bit for bit; and a kernel of your own.
+"""Every op on every backend against NumPy, bit for bit.
 
 A row: op, backend, dtype, shape, max_ulp, passed, reason. `passed` is None where the backend
 cannot run here; it never counts as passed.
 """
 
 import inspect
-import runpy
-from pathlib import Path
 
 import numpy as np
 
 from .. import noise
-from ..kernels import (
-    BACKENDS,
-    FLOATS,
-    OPS,
-    dsm_loss,
-    missing,
-    noise_norms,
-    norms,
-    update,
-)
+from ..kernels import BACKENDS, FLOATS, OPS, dsm_loss, missing, noise_norms, norms, update
 from .words import philox
 
 SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
@@ -59,7 +48,7 @@ def _numpy(tensor):
     return tensor.numpy()
 
 
-def _row(op, name, dtype, shape, got, expected, variant="", allowed=0):
+def compare(op, name, dtype, shape, got, expected, variant="", allowed=0):
     """Compare two CPU tensors to `allowed` ulp; the reason names the worst element."""
     shown = {"op": op, "backend": name, "dtype": dtype, "shape": list(shape)}
     if tuple(got.shape) != tuple(expected.shape) or got.dtype != expected.dtype:
@@ -76,7 +65,7 @@ def _row(op, name, dtype, shape, got, expected, variant="", allowed=0):
                     f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {int(d.max())} ulp)"}
 
 
-def _cases(op, dtypes, shapes, seed=0):
+def cases(op, dtypes, shapes, seed=0):
     """dtype, shape, operands, parameters, coef, result rounded from the float32 oracle."""
     import torch
     rng = np.random.default_rng(seed)
@@ -86,13 +75,12 @@ def _cases(op, dtypes, shapes, seed=0):
                 u = [torch.from_numpy(rng.standard_normal(shape, np.float32))
                      .to(getattr(torch, dtype)) for _ in op.operands]
                 p = op.parameters(rng, shape[0] if variant == "per sample" else None)
-                coef, clip = (None if c is None else np.broadcast_to(
-                    c, (shape[0], c.shape[-1])) if variant == "per sample" else c
-                    for c in op.coefficients(CLIP if op.denoise else None, **p))
+                coef = op.coefficients(CLIP if op.denoise else None, **p)
+                if variant == "per sample":
+                    coef = np.broadcast_to(coef, (shape[0], coef.shape[-1]))
                 out = torch.empty(shape)
-                update([v.float() for v in u], coef, clip=clip, out=out, backend="numpy",
-                       **COUNTER)
-                yield dtype, shape, variant, u, p, (coef, clip), out.to(getattr(torch, dtype))
+                update([v.float() for v in u], coef, out=out, backend="numpy", **COUNTER)
+                yield dtype, shape, variant, u, p, coef, out.to(getattr(torch, dtype))
 
 
 def _device(name):
@@ -103,41 +91,47 @@ def _device(name):
 def check_op(op, name, dtypes=FLOATS, shapes=SHAPES, seed=0):
     """Rows of one op on one backend: per call and per sample, out of place and in place."""
     import torch
-    for dtype, shape, variant, u, _, (coef, clip), expected in _cases(op, dtypes, shapes,
-                                                                          seed):
+    for dtype, shape, variant, u, _, coef, expected in cases(op, dtypes, shapes, seed):
         u = [v.to(_device(name)) for v in u]
         out = torch.full(shape, float("nan"), dtype=expected.dtype, device=_device(name))
-        update(u, coef, clip=clip, out=out, backend=name, **COUNTER)
-        yield _row(op.name, name, dtype, shape, out.cpu(), expected, f"{variant}, out of place")
+        update(u, coef, out=out, backend=name, **COUNTER)
+        yield compare(op.name, name, dtype, shape, out.cpu(), expected, f"{variant}, out of place")
         if u:
-            update(u, coef, clip=clip, out=u[0], backend=name, **COUNTER)
-            yield _row(op.name, name, dtype, shape, u[0].cpu(), expected, f"{variant}, in place")
+            update(u, coef, out=u[0], backend=name, **COUNTER)
+            yield compare(op.name, name, dtype, shape, u[0].cpu(), expected, f"{variant}, in place")
 
 
-def sums_of(name, s, coef):
-    """{op: tensor} of the sums on a backend: norms, the noise's norms, the loss, its gradient."""
-    import torch
-    loss, gradient = dsm_loss(s, coef, backend=name, **COUNTER)
-    return {"norms": norms(s, backend=name),
-            "noise_norms": noise_norms(s, backend=name, **COUNTER),
-            "dsm_loss": torch.as_tensor(loss).reshape(1), "dsm_loss gradient": gradient}
+def sums_of(op, s, coef, name):
+    """One of SUMS on a backend, as a tuple: the loss comes with its gradient."""
+    if op == "norms":
+        return norms(s, backend=name),
+    if op == "noise_norms":
+        return noise_norms(s, backend=name, **COUNTER),
+    return dsm_loss(s, coef, backend=name, **COUNTER)
 
 
-def check_sums(name, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
-    """Rows of norms and dsm_loss: sums within 1 ulp of NumPy's, the gradient by ==."""
+def sum_cases(dtypes, shapes):
+    """dtype, shape, s, coef of dsm_loss."""
     import torch
     rng = np.random.default_rng(3)
     for dtype in dtypes:
         for shape in shapes:
             s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(getattr(torch, dtype))
-            coef = rng.uniform(.1, 2., (shape[0], 3))
-            want = sums_of("numpy", s, coef)
-            got = sums_of(name, s.to(_device(name)), coef)
-            for op in want:
-                if op.split()[0] in ops:
-                    exact = 0 if "gradient" in op else 1
-                    yield _row(op.split()[0], name, dtype, shape, got[op].cpu(), want[op], op,
-                               exact)
+            yield dtype, shape, s, rng.uniform(.1, 2., (shape[0], 3))
+
+
+def sum_rows(op, name, dtype, s, coef, got):
+    """Rows of one of SUMS: sums within 1 ulp of NumPy's, the gradient by ==."""
+    parts = zip(got, sums_of(op, s, coef, "numpy"), ("sum", "gradient"), (1, 0), strict=False)
+    return [compare(op, name, dtype, s.shape, a.cpu(), b, part, ulp) for a, b, part, ulp in parts]
+
+
+def check_sums(name, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
+    """Rows of norms, noise_norms and dsm_loss on one backend."""
+    for dtype, _, s, coef in sum_cases(dtypes, shapes):
+        for op in ops:
+            yield from sum_rows(op, name, dtype, s, coef,
+                                sums_of(op, s.to(_device(name)), coef, name))
 
 
 def check_words(name, n=100_000):
@@ -164,7 +158,8 @@ def check_equation(op, trials=100, shape=(64, 5)):
     worst, bound, zero = 0., 0., 0.
     for _ in range(trials):
         p = op.parameters(rng)
-        c = op.coefficients(**p)[0]  # of the step alone: a denoise stage is another row's
+        c = op.coefficients(**p)  # of the step alone: a denoise stage is another row's
+        c = c[:-4] if op.denoise else c
         u = [rng.standard_normal(shape, np.float32) for _ in op.operands]
         own = {n: v for n, v in p.items() if n in inspect.signature(op.step).parameters}
         terms = [*u, noise.normal(shape, **COUNTER)] if op.noise else u
@@ -203,87 +198,6 @@ def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
             yield from check_op(op, name, dtypes, seed=seed)
         if sums:
             yield from check_sums(name, sums, dtypes)
-
-
-def _short(e):
-    """An exception in one line."""
-    return f"{type(e).__name__}: {e}".splitlines()[0]
-
-
-def load_kernels(file):
-    """A user's file as {op name: function}, and the arrays its functions take.
-
-    ValueError in one line where the file cannot be used.
-    """
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file")
-    try:
-        names = runpy.run_path(str(file))
-    except (Exception, SystemExit) as e:
-        raise ValueError(f"{file}: {_short(e)}") from e
-    kernels = {n: f for n, f in names.items() if n in OPS and callable(f)}
-    if not kernels:
-        raise ValueError(f"{file} defines no function named like an op: {', '.join(OPS)}")
-    arrays = names.get("ARRAYS", "numpy")
-    if arrays not in ("numpy", "torch"):
-        raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', got {arrays!r}")
-    return kernels, arrays
-
-
-def arguments(function, op, u, p, coef, clip, shape):
-    """What a user's function asks for by name: operands, z, parameters, coef, the counter."""
-    have = dict(zip(op.operands, u)) | p | COUNTER | {"coef": coef, "shape": shape}
-    if clip is not None:
-        have["clip"] = clip
-    wanted = inspect.signature(function).parameters
-    if "z" in wanted:
-        have["z"] = noise.normal(shape, **COUNTER)
-    unknown = [n for n, w in wanted.items() if n not in have and w.default is w.empty
-               and w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)]
-    if unknown:
-        raise ValueError(f"{op.name}: unknown argument {unknown[0]!r}; there are z, "
-                         f"{', '.join(have)}")
-    return {n: have[n] for n in wanted if n in have}
-
-
-def check_kernels(file, ops=None, dtypes=("float32",), seed=0):
-    """Rows of a user's own kernels: functions named like ops, in a Python file.
-
-    Each is called with the arguments it names and returns the result: operands (x, s, ...),
-    coef (float32, (K,) or one row a sample), clip (p0, p1, lo, hi, likewise) of a row that has
-    it, z, the step's parameters, shape, seed, sample, step, tag. Arrays are NumPy's, or with
-    ARRAYS = "torch" tensors (CUDA if there is one).
-    """
-    import torch
-    kernels, arrays = load_kernels(file)
-    if arrays == "numpy" and "bfloat16" in dtypes:
-        raise ValueError(f"{file}: NumPy has no bfloat16; put ARRAYS = 'torch' into the file")
-    if ops and not set(ops) & set(kernels):
-        raise ValueError(f"{file} defines no {', '.join(ops)}; it has {', '.join(kernels)}")
-    device = "cuda" if arrays == "torch" and torch.cuda.is_available() else "cpu"
-
-    def give(v):
-        v = v if hasattr(v, "data_ptr") else torch.from_numpy(np.ascontiguousarray(v))
-        return v.to(device) if arrays == "torch" else v.numpy()
-    for name, function in kernels.items():
-        for dtype, shape, variant, u, p, rows, expected in _cases(OPS[name], dtypes, SHAPES,
-                                                                        seed) \
-                if not ops or name in ops else ():
-            coef, clip = (None if r is None else r.astype(np.float32) for r in rows)
-            try:
-                args = arguments(function, OPS[name], u, p, coef, clip, shape)
-                args = {n: give(v) if isinstance(v, np.ndarray) or hasattr(v, "data_ptr") else v
-                        for n, v in args.items()}
-                got = function(**args)
-                if not (isinstance(got, np.ndarray) or hasattr(got, "data_ptr")):
-                    raise TypeError(f"returned a {type(got).__name__}, not an array or a tensor")
-                got = got.detach().cpu() if hasattr(got, "data_ptr") \
-                    else torch.from_numpy(np.asarray(got))
-            except (Exception, SystemExit) as e:
-                yield {"op": name, "backend": str(file), "dtype": dtype, "shape": list(shape),
-                       "max_ulp": None, "passed": False, "reason": f"{variant}: {_short(e)}"}
-                continue
-            yield _row(name, str(file), dtype, shape, got, expected, variant)
 
 
 def report(rows):

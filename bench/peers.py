@@ -1,6 +1,6 @@
 """What a user would write instead, in its best idiomatic form, with its own random numbers.
 
-A peer is made once for an op: peer(c, u, out, z, clip) returns f, one call of which computes
+A peer is made once for an op: peer(c, clip, u, out, z) returns f, one call of which computes
 sum c_k u_k (+ c_z noise) into its own buffers. With an explicit z it can be checked.
 c: floats, the noise's last if there is any; u: the operands; out: a buffer of their shape;
 clip: p0, p1, lo, hi of a denoise stage.
@@ -9,7 +9,7 @@ clip: p0, p1, lo, hi of a denoise stage.
 import torch
 
 
-def torch_eager(c, u, out, z=None, clip=None):
+def torch_eager(c, clip, u, out, z=None):
     """a*x + b*s + c*torch.randn_like(x)"""
     def f():
         noise = [torch.randn_like(out) if z is None else z] if len(c) > len(u) else []
@@ -21,7 +21,7 @@ def torch_eager(c, u, out, z=None, clip=None):
     return f
 
 
-def torch_inplace(c, u, out, z=None, clip=None):
+def torch_inplace(c, clip, u, out, z=None):
     """z.normal_().mul_(c).add_(s, alpha=b).add_(x, alpha=a)"""
     d = None if clip is None else torch.empty_like(out)
 
@@ -42,14 +42,14 @@ def torch_inplace(c, u, out, z=None, clip=None):
     return f
 
 
-def torch_compile(c, u, out, z=None, clip=None):
+def torch_compile(c, clip, u, out, z=None):
     """torch.compile of the eager form; static shapes. On a CPU z is drawn outside the graph:
     its own fused normal takes five times torch.randn there."""
     outside = z is None and out.device.type == "cpu" and len(c) > len(u)
 
     @torch.compile(dynamic=False)
     def graph(u, z):
-        return torch_eager(c, u, out, z, clip)()
+        return torch_eager(c, clip, u, out, z)()
     return lambda: graph(u, torch.randn_like(out) if outside else z)
 
 

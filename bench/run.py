@@ -37,21 +37,26 @@ def candidates(names, device):
 
 
 def case(op, elements, dtype, device, seed=0):
-    """(coefficients, operands, out) of an op at a size, as torch tensors."""
+    """(coefficients, operands, out, parameters) of an op at a size, as torch tensors."""
     import torch
     rng, shape = np.random.default_rng(seed), shape_of(elements)
     u = [torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in op.operands]
     out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-    coef, clip = op.coefficients(CLIP if op.denoise else None, **op.parameters(rng))
-    return (coef, clip), u, out
+    p = op.parameters(rng)
+    return op.coefficients(CLIP if op.denoise else None, **p), u, out, p
 
 
-def call(name, c, u, out):
+def call(name, coef, u, out):
     """A function of no arguments that does one update into out."""
-    coef, clip = c
     if name in BACKENDS:
-        return partial(update, u, coef, clip=clip, out=out, backend=name)
-    return PEERS[name](coef.tolist(), u, out, clip=clip)
+        return partial(update, u, coef, out=out, backend=name)
+    return PEERS[name](*split(coef, u), u, out)
+
+
+def split(coef, u):
+    """(the sum's coefficients, the clip stage's p0, p1, lo, hi or None) as lists."""
+    coef = coef.tolist()
+    return (coef[:-4], coef[-4:]) if len(coef) - len(u) > 3 else (coef, None)
 
 
 def gate(op, name, dtype):
@@ -59,10 +64,10 @@ def gate(op, name, dtype):
     import torch
     if name in BACKENDS:
         return all(row["passed"] for row in check_op(op, name, (dtype,), [(37, 1024), (5, 33)]))
-    c, u, out = case(op, 1 << 12, dtype, "cpu")
+    coef, u, out, _ = case(op, 1 << 12, dtype, "cpu")
     z = torch.randn_like(out)
-    coef, clip = c
-    got = PEERS[name](coef.tolist(), u, out, z, clip)().double()
+    coef, clip = split(coef, u)
+    got = PEERS[name](coef, clip, u, out, z)().double()
     v = [t.double() for t in (*u, z)]
     if clip is not None:
         v[1] = (clip[0] * v[0] + clip[1] * v[1]).clamp(*clip[2:])
@@ -96,19 +101,19 @@ def clock(functions, device, seconds=SECONDS):
 
 
 def sums_case(op, elements, dtype, device):
-    """(a function that makes a backend's call, eager call, bytes): the loss or the corrector."""
+    """(a function that makes a backend's call, eager call, bytes, s, coef of dsm_loss)."""
     import torch
     shape = shape_of(elements)
     x, s = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in "xs")
     coef = torch.rand((shape[0], 3), device=device)
     if op == "dsm_loss":
         return lambda name: partial(dsm_loss, s, coef, backend=name), \
-            partial(composed_loss, s, coef), 2 * s.nbytes
+            partial(composed_loss, s, coef), 2 * s.nbytes, s, coef
     return lambda name: partial(Fused(backend=name).correct, langevin_step, snr_step_size, x, s, 0,
-                                0), partial(eager_corrector, x, s), 4 * s.nbytes
+                                0), partial(eager_corrector, x, s), 4 * s.nbytes, s, coef
 
 
-def bench_sums(op, backends=None, elements=None, dtype="float32", device="cpu"):
+def bench_sums(op, backends=None, elements=None, dtype="float32", device="cpu", own=None):
     """As bench, for `dsm_loss` (value and gradient) and `corrector` (norms, then the step)."""
     rows = []
     names = [n for n in candidates(backends, device) if n in BACKENDS]
@@ -117,11 +122,14 @@ def bench_sums(op, backends=None, elements=None, dtype="float32", device="cpu"):
             raise RuntimeError(f"{op}: {name} does not return the reference's sums; nothing was "
                                "timed")
     for n in elements or ELEMENTS:
-        make, eager, size = sums_case(op, n, dtype, device)
-        times = clock({name: make(name) for name in names} | {"torch_eager": eager}, device)
+        make, eager, size, s, coef = sums_case(op, n, dtype, device)
+        functions = {name: make(name) for name in names} | {"torch_eager": eager}
+        if own and op in own.functions:
+            functions[own.file] = own.bind(op, [s], coef, {})
+        times = clock(functions, device)
         median = {name: statistics.median(t) for name, t in times.items()}
         for name, seconds in median.items():
-            contract = name in BACKENDS
+            contract = name != "torch_eager"
             rows.append({"op": op, "backend": name, "dtype": dtype, "elements": n,
                          "seconds": seconds, "bytes": size, "gb_per_s": size / seconds / 1e9,
                          "fraction_of_copy": None, "matches_reference": contract or None,
@@ -130,12 +138,17 @@ def bench_sums(op, backends=None, elements=None, dtype="float32", device="cpu"):
     return rows
 
 
-def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0):
+def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0, own=None):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
-    fraction_of_copy, matches_reference, speedup over each peer. RuntimeError on a red gate."""
+    fraction_of_copy, matches_reference, speedup over each peer. own: a user's kernels (own.Own),
+    timed beside the rest. RuntimeError on a red gate."""
     rows, here = [], machine()
+    wrong = [row for row in own.check((dtype,), seed) if not row["passed"]] if own else ()
+    if wrong:
+        raise RuntimeError(f"{own.file}: {wrong[0]['op']} does not return the reference's bits, "
+                           "nothing was timed; see check --kernel")
     for name in (name for name in ops if name not in OPS):
-        rows += bench_sums(name, backends, elements, dtype, device)
+        rows += bench_sums(name, backends, elements, dtype, device, own)
     for op in (OPS[name] for name in ops if name in OPS):
         names = candidates(backends, device)
         matches = {name: gate(op, name, dtype) for name in names}
@@ -144,21 +157,24 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
             raise RuntimeError(f"{op.name}: {', '.join(red)} does not return the reference's "
                                "bits; nothing was timed")
         for n in elements or ELEMENTS:
-            c, u, out = case(op, n, dtype, device, seed)
+            c, u, out, p = case(op, n, dtype, device, seed)
             size = out.numel() * out.element_size()
             functions = {name: call(name, c, u, out) for name in names}
+            if own and op.name in own.functions:
+                functions[own.file] = own.bind(op.name, u or [out], c, p)
             copied = out.clone()
             times = clock(functions | {"copy": lambda a=copied, b=out: a.copy_(b)}, device)
             copy_rate = 2 * size / statistics.median(times.pop("copy"))
             median = {name: statistics.median(t) for name, t in times.items()}
-            for name in names:
+            for name in times:
                 low, _, high = statistics.quantiles(times[name], n=4)
                 rate = size * (len(u) + 1) / median[name]
                 rows.append({
                     "op": op.name, "backend": name, "dtype": dtype, "elements": out.numel(),
                     "seconds": median[name], "quartiles": [low, high],
                     "bytes": size * (len(u) + 1), "gb_per_s": rate / 1e9,
-                    "fraction_of_copy": rate / copy_rate, "matches_reference": matches[name],
+                    "fraction_of_copy": rate / copy_rate,
+                    "matches_reference": matches.get(name, True),
                     "machine": here, "speedup": {p: median[p] / median[name] for p in names
                                 if p in PEERS and name not in PEERS}})
     return rows

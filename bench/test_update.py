@@ -21,7 +21,7 @@ def test_update(benchmark, op, name, elements):
     benchmark.group = f"{op} {elements}"
     benchmark.extra_info |= machine()
     assert gate(OPS[op], name, "float32") in ((True, None) if name in PEERS else (True,))
-    f = call(name, *case(OPS[op], elements, "float32", DEVICE))
+    f = call(name, *case(OPS[op], elements, "float32", DEVICE)[:3])
 
     def synchronised():
         f()

@@ -1,18 +1,27 @@
 """The raw words of each backend's Philox, for the known answers: no kernel of use returns them."""
 
+import ctypes
+
 import numpy as np
 
 from .. import noise
-from ..kernels import on_cupy, on_host, on_torch, on_triton
+from ..kernels import on_cupy, on_host, on_triton
 
-CUDA_WORDS = """
-extern "C" __global__ void words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
-    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    u64 c[4];
-    for (int k = 0; k < 4; k++) c[k] = counters[4 * i + k];
-    philox(c[0], c[1], c[2], c[3], k0, k1);
-    for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
+WORDS = """
+#ifdef __CUDACC_RTC__
+#define GLOBAL __global__
+#define EACH(i, n) i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; if (i < n)
+#else
+#define GLOBAL
+#define EACH(i, n) for (i64 i = 0; i < n; i++)
+#endif
+extern "C" GLOBAL void words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
+    EACH(i, n) {
+        u64 c[4];
+        for (int k = 0; k < 4; k++) c[k] = counters[4 * i + k];
+        philox(c[0], c[1], c[2], c[3], k0, k1);
+        for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
+    }
 }
 """
 
@@ -24,14 +33,15 @@ def _numpy(counters, key):
 def _torch(counters, key):
     import torch
     words = torch.from_numpy(counters.astype(np.int64)).unbind(1)
-    return torch.stack(on_torch.philox(*words, *key), 1).numpy().astype(np.uint32)
+    return torch.stack(noise.philox(words, key), 1).numpy().astype(np.uint32)
 
 
 def _host(counters, key):
     counters = np.ascontiguousarray(counters)
     out = np.empty_like(counters)
-    on_host.library(on_host.NATIVE).minidiff_words(counters.ctypes.data, out.ctypes.data,
-                                                   len(out), *key)
+    words = on_host.library(on_host.macros("float32", 0, 1, 0), on_host.NATIVE, WORDS).words
+    words.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] + [ctypes.c_uint32] * 2
+    words(counters.ctypes.data, out.ctypes.data, len(out), *key)
     return out
 
 
@@ -39,7 +49,7 @@ def _cupy(counters, key):
     import cupy
     c = cupy.asarray(counters)
     out = cupy.empty_like(c)
-    kernel = cupy.RawKernel(on_cupy.SOURCE.read_text() + CUDA_WORDS, "words",
+    kernel = cupy.RawKernel(on_cupy.SOURCE.read_text() + WORDS, "words",
                             on_cupy.options("float32", 0, True, False))
     kernel((-(-len(c) // 256),), (256,), (c, out, np.int64(len(c)), *map(np.uint32, key)))
     return out.get()

@@ -11,7 +11,6 @@ Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 
 from functools import cache
 from importlib import import_module
-from math import prod
 from operator import index
 
 import numpy as np
@@ -23,7 +22,8 @@ __all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "coefficients",
            "missing", "noise_norms", "normal", "norms", "update"]
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 FLOATS = "float32", "bfloat16", "float16"
-KINDS = {"cpu": "NumPy arrays and CPU tensors", "tensor": "torch tensors", "cuda": "CUDA tensors"}
+COUNTED = ("a step counter must be int64, on the operands' device, with a coef table of shape "
+           "(N, K) or (N, K + 1)")
 
 
 @cache
@@ -38,188 +38,161 @@ def missing(name):
     return _module(name).missing()
 
 
-def backend(name="auto", array=None):
-    """The backend's module, by name, or the fastest for the array's device.
+def backend(name="auto", device="cpu"):
+    """The backend's module, by name, or the fastest for "cpu" or "cuda".
 
     A named backend never falls back: RuntimeError says what to install.
     """
     if name == "auto":
-        order = ("triton", "cupy", "torch") if _device(array) == "cuda" else \
-            ("host", "numpy") if isinstance(array, np.ndarray) else ("host", "torch")
+        order = ("triton", "cupy", "torch") if device == "cuda" else ("host", "torch")
         name = next(n for n in order if not missing(n))
     if reason := missing(name):
         raise RuntimeError(f"backend {name!r}: {reason}")
     return _module(name)
 
 
-def _tensor(a):
-    return hasattr(a, "data_ptr")
+# ---- arguments: NumPy arrays become tensors of the same memory ----
 
-
-def _device(a):
-    return a.device.type if _tensor(a) else "cpu"
-
-
-def _dtype(a):
-    return str(a.dtype).removeprefix("torch.")
-
-
-def _address(a):
-    return a.data_ptr() if _tensor(a) else a.ctypes.data
-
-
-def _contiguous(a):
-    return a.is_contiguous() and not a.is_neg() if _tensor(a) else \
-        a.flags.c_contiguous and a.flags.aligned
-
-
-def _empty_like(a):
-    return a.new_empty(a.shape) if _tensor(a) else np.empty(a.shape, a.dtype)
+def _tensor(name, u):
+    """An array or tensor as a dense tensor, a copy only where it must be, or one clear line."""
+    import torch
+    if not isinstance(u, (np.ndarray, torch.Tensor)):
+        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(u).__name__}")
+    if (dtype := str(u.dtype).removeprefix("torch.")) not in FLOATS:
+        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {dtype}")
+    if not u.ndim:
+        raise ValueError(f"{name} needs a first axis, the samples")
+    if isinstance(u, np.ndarray):
+        return torch.from_numpy(np.require(u, None, "CAW"))
+    if u.device.type not in ("cpu", "cuda") or u.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense CPU or CUDA tensor, got {u.device} {u.layout}")
+    if isinstance(u, torch._subclasses.FakeTensor):
+        raise TypeError(f"{name} has no memory (a fake tensor): call torch.ops.minidiff")
+    if u.requires_grad:
+        raise RuntimeError(f"{name} requires grad and this records none: pass it detached, or "
+                           "call torch.ops.minidiff (minidiff.kernels.torch_ops)")
+    return u.resolve_neg().contiguous()
 
 
 def _accept(arrays, names, chosen):
-    """One kind, dtype, shape and device for all arrays, or one clear line; the backend."""
-    first = arrays[0]
-    for name, u in zip(names, arrays):
-        if not (isinstance(u, np.ndarray) or _tensor(u)):
-            raise TypeError(f"{name} must be a NumPy array or a torch tensor, "
-                            f"got {type(u).__name__}")
-        if _dtype(u) not in FLOATS:
-            raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {_dtype(u)}")
-        if _tensor(u) != _tensor(first) or u.dtype != first.dtype:
-            raise TypeError(f"{name} is a {type(u).__name__} of {_dtype(u)}, {names[0]} a "
-                            f"{type(first).__name__} of {_dtype(first)}")
-        if u.shape != first.shape:
-            raise ValueError(f"{name} has shape {tuple(u.shape)}, {names[0]} "
-                             f"{tuple(first.shape)}")
-        if not u.ndim:
-            raise ValueError(f"{name} needs a first axis, the samples")
-        if _tensor(u) and u.device != first.device:
-            raise ValueError(f"{name} is on {u.device}, {names[0]} on {first.device}")
-        if _tensor(u) and (_device(u) not in ("cpu", "cuda") or u.is_sparse or u.is_sparse_csr
-                           or u.is_mkldnn):
-            raise TypeError(f"{name} must be a dense CPU or CUDA tensor, got {u.device} "
-                            f"{u.layout}")
-        if _tensor(u) and u.numel() and not u.data_ptr():
-            raise TypeError(f"{name} has no memory (a fake tensor): call torch.ops.minidiff")
-        if getattr(u, "requires_grad", False):
-            raise RuntimeError(f"{name} requires grad and this records none: pass it detached, "
-                               "or call torch.ops.minidiff (minidiff.kernels.torch_ops)")
-    module = backend(chosen, first)
-    if not (_tensor(first) if module.TAKES == "tensor" else
-            _device(first) == module.TAKES and (_tensor(first) or module.TAKES == "cpu")):
-        raise ValueError(f"backend {module.NAME!r} takes {KINDS[module.TAKES]}, not "
-                         f"{type(first).__name__} on {_device(first)}")
-    return module
+    """The arrays as tensors of one dtype, shape and device, and the backend for them."""
+    tensors = [_tensor(name, u) for name, u in zip(names, arrays)]
+    for name, u, t in zip(names, arrays, tensors):
+        if isinstance(u, np.ndarray) != isinstance(arrays[0], np.ndarray) \
+                or t.dtype != tensors[0].dtype:
+            raise TypeError(f"{name} is a {type(u).__name__} of {u.dtype}, {names[0]} a "
+                            f"{type(arrays[0]).__name__} of {arrays[0].dtype}")
+        if t.shape != tensors[0].shape:
+            raise ValueError(f"{name} has shape {tuple(t.shape)}, {names[0]} "
+                             f"{tuple(tensors[0].shape)}")
+        if t.device != tensors[0].device:
+            raise ValueError(f"{name} is on {t.device}, {names[0]} on {tensors[0].device}")
+    kind = tensors[0].device.type
+    module = backend(chosen, kind)
+    if kind not in module.TAKES:
+        raise ValueError(f"backend {module.NAME!r} takes arrays on {module.TAKES}, not {kind}")
+    return tensors, module
 
 
-def _dense(u):
-    """u itself, or a contiguous copy."""
-    return u if _contiguous(u) else u.resolve_neg().contiguous() if _tensor(u) else \
-        np.ascontiguousarray(u)
-
-
-def _shape(a):
-    """(batch, size of a sample)"""
-    return a.shape[0], prod(a.shape[1:])
-
-
-def _writable(out, operands, names):
+def _writable(out, t, operands, names):
     """ValueError where out is strided, read-only or shares part of an operand's bytes."""
-    if not _contiguous(out):
+    if not (out.flags.c_contiguous and out.flags.aligned if isinstance(out, np.ndarray) else
+            out.is_contiguous() and not out.is_neg()):
         raise ValueError("out must be contiguous")
-    if not _tensor(out) and not out.flags.writeable:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only")
     for name, u in zip(names, operands):
-        if _address(out) != _address(u) and _address(out) < _address(u) + u.nbytes \
-                and _address(u) < _address(out) + out.nbytes:
+        if t.data_ptr() != u.data_ptr() and t.data_ptr() < u.data_ptr() + u.nbytes \
+                and u.data_ptr() < t.data_ptr() + t.nbytes:
             raise ValueError(f"out overlaps {name} in part: pass that array itself or a new one")
 
 
-def _table(array, shape, like):
-    """Coefficients as contiguous float32: NumPy on the CPU, else a tensor beside `like`."""
-    if _tensor(array) and _device(like) == "cuda":
-        return array.float().reshape(shape).to(like.device).contiguous()
-    host = array.detach().cpu().double().numpy() if _tensor(array) and not array.is_complex() \
-        else np.asarray(array)
-    if host.dtype.kind not in "fiu":
-        raise TypeError(f"coef must hold real numbers, got {host.dtype}")
-    host = np.ascontiguousarray(host.reshape(shape), np.float32)
-    if _device(like) == "cpu":
-        return host
-    from torch import from_numpy
-    return from_numpy(host).to(like.device)
+def _like(given, t):
+    """A result in the kind of what was given."""
+    return t.numpy() if isinstance(given, np.ndarray) else t
 
 
-def _counted(step):
-    return (isinstance(step, np.ndarray) or _tensor(step)) and not step.ndim
+def _table(coef, device):
+    """Coefficients as a contiguous float32 tensor."""
+    import torch
+    if not isinstance(coef, torch.Tensor):
+        coef = np.asarray(coef)
+        if coef.dtype.kind not in "fiu":
+            raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
+        coef = torch.from_numpy(coef.astype(np.float32))
+    if coef.is_complex():
+        raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
+    return coef.detach().to(device, torch.float32).contiguous()
 
 
-def _counter(seed, sample, step, tag):
-    """The noise's counter as Python's integers; a step counter stays where it is."""
-    step = step if _counted(step) else index(step) & 0xFFFFFFFF
+def _counter(seed, sample, step, tag, like):
+    """The noise's counter as unsigned integers; a step counter stays a tensor."""
+    if isinstance(step, np.generic) or getattr(step, "shape", None) != ():
+        step = index(step) & 0xFFFFFFFF
+    else:
+        import torch
+        step = torch.as_tensor(step)
+        if step.dtype != torch.int64 or step.device != like.device:
+            raise ValueError(COUNTED)
     return index(seed) & (1 << 64) - 1, index(sample) & 0xFFFFFFFF, step, index(tag) & 0xFFFFFFFF
 
 
-def _rows(coef, widths, batch, step, like):
-    """Rows of coef, checked: 1, one a sample, or a table for a step counter."""
-    shape, counted = np.shape(coef), _counted(step)
+def _launch(module, out, operands, coef, widths, counter, per_sample=False, sums=0):
+    """Check coef and run; returns the sums of squares a sample, float64, or None.
+
+    per_sample: rows of coef are samples also beside a step counter. sums: 1 stores nothing
+    else, 2 the loss's gradient, ((2*w)*e)*c0 of e the update.
+    """
+    batch, shape = len(out), tuple(coef.shape)
+    table = not per_sample and not isinstance(counter[2], int)
     if not shape or shape[-1] not in widths:
         raise ValueError(f"coef has shape {shape}: its last axis must be "
                          f"{' or '.join(map(str, widths))} long")
-    if counted and (_dtype(step) != "int64" or len(shape) != 2 or not shape[0]
-                    or _tensor(step) != _tensor(like)
-                    or _tensor(step) and step.device != like.device):
-        raise ValueError("a step counter must be int64, on the operands' device, with a coef "
-                         "table of shape (N, K) or (N, K + 1)")
-    if len(shape) > 2 or len(shape) == 2 and not counted and shape[0] != batch:
-        raise ValueError(f"coef has shape {tuple(shape)}: one row a sample needs {batch} rows for "
-                         f"operands of shape {tuple(like.shape)}")
-    return shape[0] if len(shape) == 2 else 1
+    if table and (len(shape) != 2 or not shape[0]):
+        raise ValueError(COUNTED)
+    if len(shape) > 2 or len(shape) == 2 and not table and shape[0] != batch:
+        raise ValueError(f"coef has shape {shape}: one row a sample needs {batch} rows for "
+                         f"operands of shape {tuple(out.shape)}")
+    if not out.numel():
+        return out.new_zeros(batch).double() if sums else None
+    extra = shape[-1] - len(operands)  # 1 for noise, 2 with a weight, and 4 for a clip stage
+    return module.update(out.view(batch, -1), [u.view(batch, -1) for u in operands],
+                         coef.view(-1, shape[-1]), len(shape) == 2 and not table,
+                         extra % 4 > 0, extra > 3, sums, *counter)
 
 
-def update(operands, coef, *, clip=None, seed=0, sample=0, step=0, tag=0, out=None,
-           backend="auto", names=()):
+# ---- the primitives ----
+
+def update(operands, coef, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
+           names=(), per_sample=False):
     """out = ((c0*u0 + c1*u1) + ...) + cz*z in float32, rounded once to the operands' dtype.
 
     operands: none (then `out` gives the shape) to four arrays of one shape, dtype (float32,
       bfloat16, float16) and device; the first axis is the samples.
-    coef: (K,), or (K + 1,) where the last multiplies the noise; (batch, ...) for one row a
-      sample. A table (N, ...) when `step` is a 0-d int64 array or tensor, which then selects
-      the row (clamped to N - 1) and is the noise's step: nothing waits for its value.
-    clip: (p0, p1, lo, hi), or rows of it like coef's: u1 becomes min(max(p0*u0 + p1*u1, lo), hi).
+    coef: (K,), or (K + 1,) where the last multiplies the noise; with four more, p0, p1, lo, hi,
+      u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a sample. A
+      table (N, ...) when `step` is a 0-d int64 array or tensor, which then selects the row
+      (clamped to N - 1) and is the noise's step: nothing waits for its value on a GPU.
     seed, sample, step, tag: the noise's counter (minidiff.noise); sample is the first row's id.
     out: where to write; may be an operand itself (in place), may not overlap one otherwise.
+    per_sample: rows of coef are samples also beside a step counter.
     Returns out. TypeError, ValueError and RuntimeError say which argument and why.
     """
-    operands = list(operands)
-    if len(operands) > 4:
-        raise ValueError(f"at most 4 operands, got {len(operands)}")
-    if not operands and out is None:
+    given, k = [*operands] + ([] if out is None else [out]), len(operands)
+    if k > 4:
+        raise ValueError(f"at most 4 operands, got {k}")
+    if not given:
         raise ValueError("out is needed where there is no operand")
-    names = list(names or (f"operands[{k}]" for k in range(len(operands))))
-    given = operands + ([] if out is None else [out])
-    module, first, k = _accept(given, names + ["out"], backend), given[0], len(operands)
-    batch, size = _shape(first)
-    rows = _rows(coef, (k, k + 1) if k else (1,), batch, step, first)
-    draws = np.shape(coef)[-1] > k
-    if clip is not None:
-        if k < 2:
-            raise ValueError("clip needs two operands, x and s")
-        if np.shape(clip) not in ((4,), (rows, 4)):
-            raise ValueError(f"clip has shape {tuple(np.shape(clip))}, not (4,) or {(rows, 4)}")
-        coef, clip = (_table(v, (rows if np.ndim(v) == 2 else 1, np.shape(v)[-1]), first)
-                      for v in (coef, clip))
-        clip = clip.expand(rows, 4) if _tensor(clip) else np.broadcast_to(clip, (rows, 4))
-        join = import_module("torch").cat if _tensor(coef) else np.concatenate
-        coef = join((coef, clip), 1)
-    operands = [_dense(u) for u in operands]
-    out = _empty_like(first) if out is None else out
-    _writable(out, operands, names)
-    if batch and size:
-        module.update(out, operands, _table(coef, (rows, np.shape(coef)[-1]), first), draws,
-                      clip is not None, (batch, size), *_counter(seed, sample, step, tag))
-    return out
+    names = [*(names or (f"operands[{i}]" for i in range(k))), "out"]
+    tensors, module = _accept(given, names, backend)
+    like, inputs = tensors[0], tensors[:k]
+    target = like.new_empty(like.shape) if out is None else tensors[k]
+    if out is not None:
+        _writable(out, target, inputs, names)
+    widths = (k, k + 1, k + 4, k + 5)[:4 if k > 1 else 2] if k else (1,)
+    _launch(module, target, inputs, _table(coef, like.device), widths,
+            _counter(seed, sample, step, tag, like), per_sample)
+    return _like(given[0], target) if out is None else out
 
 
 def normal(shape, dtype="float32", device=None, *, out=None, **kw):
@@ -237,40 +210,19 @@ def normal(shape, dtype="float32", device=None, *, out=None, **kw):
     return update([], [1.], out=out, **kw)
 
 
-def _squares(module, out, operands, coef, draws, like, counter):
-    """sum of squares a row of the affine form, float64 (batch,) of like's kind."""
-    if not all(_shape(like)):
-        return like.new_zeros(len(like)).double() if _tensor(like) else np.zeros(len(like))
-    total = module.update(out, operands, coef, draws, False, _shape(like), *counter, sums=True)
-    if _tensor(like) and not _tensor(total):
-        from torch import from_numpy
-        return from_numpy(total)
-    return total
-
-
-def _float32(a):
-    return a.float() if _tensor(a) else np.float32(a)
-
-
-def _float64(a):
-    return a.double() if _tensor(a) else np.float64(a)
-
-
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,): squares a quad in float32, quads in float64."""
-    module = _accept([x], ["x"], backend)
-    coef = _table(np.ones(1), (1, 1), x)
-    return _float32(_squares(module, None, [_dense(x)], coef, False, x, (0, 0, 0, 0))**.5)
+    (u,), module = _accept([x], ["x"], backend)
+    total = _launch(module, u, [u], _table([1.], u.device), (1,), (0, 0, 0, 0), sums=1)
+    return _like(x, total.sqrt().float())
 
 
 def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,); no z is stored."""
-    module = _accept([like], ["like"], backend)
-    coef = _table(np.ones((1, 1)), (1, 1), like)
-    out = _dense(like)  # for its shape, type and device: sums write nothing
-    counter = _counter(seed, sample, step, tag)
-    _rows(np.ones((1, 1)), (1,), 1, step, like)
-    return _float32(_squares(module, out, [], coef, True, like, counter)**.5)
+    (u,), module = _accept([like], ["like"], backend)
+    total = _launch(module, u, [], _table([1.], u.device), (1,),
+                    _counter(seed, sample, step, tag, u), True, sums=1)
+    return _like(like, total.sqrt().float())
 
 
 def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
@@ -282,16 +234,15 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     (c0, cz) = coefficients(score_matching.residual, sigma=sigma) and w = weight / (2 batch) the
     value is score_matching.denoising. Returns (float32 scalar, gradient of s's dtype).
     """
-    module = _accept([s], ["s"], backend)
-    rows = _rows(coef, (3,), len(s), 0, s)
-    table, gradient = _table(coef, (rows, 3), s), _empty_like(s)
-    counter = _counter(seed, sample, index(step), tag)  # rows are samples, never steps
-    total = _squares(module, gradient, [_dense(s)], table, True, s, counter)
-    w = _float64(table[:, 2])
-    if _tensor(total) and not _tensor(w):
-        w = total.new_tensor(w)
-    return _float32((w * total).sum()), gradient
+    (u,), module = _accept([s], ["s"], backend)
+    table, gradient = _table(coef, u.device), u.new_empty(u.shape)
+    total = _launch(module, gradient, [u], table, (3,), _counter(seed, sample, step, tag, u),
+                    True, sums=2)
+    value = (table[..., 2].double() * total).sum().float()
+    return _like(s, value)[()], _like(s, gradient)
 
+
+# ---- the reference's steps on them ----
 
 def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
           **parameters):
@@ -306,9 +257,8 @@ def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=0, out=None, b
     if len(operands) != len(op.operands):
         raise TypeError(f"{op.name} takes {', '.join(op.operands) or 'no operand'}, "
                         f"got {len(operands)} operands")
-    coef, clip = op.coefficients(clip, **parameters)
-    return update(operands, coef, clip=clip, seed=seed, sample=sample, step=step, tag=tag, out=out,
-                  backend=backend, names=op.operands)
+    return update(operands, op.coefficients(clip, **parameters), seed=seed, sample=sample,
+                  step=step, tag=tag, out=out, backend=backend, names=op.operands)
 
 
 class Fused:
@@ -322,28 +272,27 @@ class Fused:
     """
 
     def __init__(self, seed=0, sample=0, backend="auto"):
-        self.seed, self.sample, self.backend = seed, sample, backend
+        self.draw = {"seed": seed, "sample": sample, "backend": backend}
 
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
         op = lookup(step, denoise)
-        table, clips = op.coefficients(clip, **parameters)
+        table = op.coefficients(clip, **parameters)
 
         def move(k, *u):
-            nonlocal table, clips
-            if _device(u[0]) == "cuda":  # one upload a schedule
-                table, clips = (v if v is None or _tensor(v) else _table(v, v.shape, u[0])
-                                for v in (table, clips))
-            row = slice(None) if table.ndim == 1 or _tensor(k) else k
-            return update(u, table[row], clip=None if clips is None else clips[row],
-                          seed=self.seed, sample=self.sample, step=k, tag=tag,
-                          backend=self.backend, names=op.operands)
+            nonlocal table
+            if isinstance(table, np.ndarray):  # one upload a schedule
+                table = _table(table, getattr(u[0], "device", "cpu"))
+            row = table if table.ndim == 1 or hasattr(k, "data_ptr") else table[k]
+            return update(u, row, step=k, tag=tag, names=op.operands, **self.draw)
         return move
 
     def correct(self, step, rule, x, s, k, tag):
-        """step(x, s, z, eps) with eps = rule(|z_b|, |s_b|), one a sample, kept on the device."""
-        draw = dict(seed=self.seed, sample=self.sample, step=index(k), tag=tag,
-                    backend=self.backend)  # rows are samples, never steps
-        eps = rule(_float64(noise_norms(x, **draw)), _float64(norms(s, backend=self.backend)))
-        rows = [step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()]
-        stack = import_module("torch").stack if _tensor(eps) else np.stack
-        return update([x, s], stack(rows, -1), names=("x", "s"), **draw)
+        """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample,
+        kept on the device; z is drawn twice and stored nowhere."""
+        import torch
+        draw = self.draw | {"step": k, "tag": tag}
+        lengths = noise_norms(x, **draw), norms(s, backend=self.draw["backend"])
+        eps = torch.as_tensor(rule(*(v.astype(float) if isinstance(v, np.ndarray) else v.double()
+                                     for v in lengths)))
+        rows = torch.stack([step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()], -1)
+        return update([x, s], rows, out=x, names=("x", "s"), per_sample=True, **draw)

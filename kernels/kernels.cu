@@ -1,8 +1,9 @@
 // The noise contract and the affine update, one source for two machines: NVRTC compiles it for
 // the GPU, a C++ compiler for the CPU. Contraction must be off in both.
 //   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,  z = normal(seed, sample, element, step, tag)
-// With CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS, the squares of
-// that result are added up a row instead; with noise and an operand, out = ((2*w)*result)*c0.
+// The macros STORAGE, OPERANDS, DRAWS, CLIP and SUMS choose a variant. With CLIP, u1 is first
+// replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares of the result e are added up
+// a row: 1 stores nothing else, 2 the loss's gradient ((2*w)*e)*c0.
 #ifdef __CUDACC_RTC__
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -70,20 +71,20 @@ template <class W> FN void philox(W &c0, W &c1, W &c2, W &c3, u32 k0, u32 k1) {
     }
 }
 
+FN float horner(float, float p) { return p; }
+template <class... C> FN float horner(float x, float p, float c, C... rest) {
+    return horner(x, p * x + c, rest...);
+}
+
 FN float radius(u32 w) {
     float u = (float)w * 0x1p-32f + 0x1p-33f;
     int i = (int)as_uint(u);
     i = i < 0x3f7fffff ? i : 0x3f7fffff;  // an integer minimum: a float one stops GCC's SIMD
     int e = (i - 0x3f2aaaab) & (int)0xff800000;
     float t = as_float((u32)(i - e)) - 1.f;
-    float p = -.280527225337371f;
-    p = p * t + .30777078035381056f;
-    p = p * t + -.2799161311212554f;
-    p = p * t + .32831921841281836f;
-    p = p * t + -.40022337369302013f;
-    p = p * t + .5001563777039499f;
-    p = p * t + -.666663962746524f;
-    p = p * t + .9999987215778645f;
+    float p = horner(t, -.280527225337371f, .30777078035381056f, -.2799161311212554f,
+                     .32831921841281836f, -.40022337369302013f, .5001563777039499f,
+                     -.666663962746524f, .9999987215778645f);
     return root(((t * t) * p - 2.f * t) + (float)e * (float)(-2 * 0.693147180559945309417 * 0x1p-23));
 }
 
@@ -91,15 +92,10 @@ FN void cos_sin(u32 w, float &c, float &s) {
     u32 q = (w + (1u << 29)) >> 30;
     float a = (float)(int)(w - (q << 30)) * (float)(1.57079632679489661923 * 0x1p-30);
     float a2 = a * a;
-    float p = -.00019515283191224998f;
-    p = p * a2 + .008332160761852269f;
-    p = p * a2 + -.16666654609548479f;
+    float p = horner(a2, -.00019515283191224998f, .008332160761852269f, -.16666654609548479f);
     u32 sin = as_uint(((p * a2) * a) + a);
-    p = -.0013591853552147096f;
-    p = p * a2 + .04165577704174116f;
-    p = p * a2 + -.49999884745877027f;
-    p = p * a2 + 1.f;
-    u32 cos = as_uint(p);
+    u32 cos = as_uint(horner(a2, -.0013591853552147096f, .04165577704174116f,
+                             -.49999884745877027f, 1.f));
     u32 swap = (cos ^ sin) & (0u - (q & 1));
     c = as_float(cos ^ swap ^ (((q + 1) & 2) << 30));
     s = as_float(sin ^ swap ^ ((q & 2) << 30));
@@ -166,22 +162,35 @@ struct F16 {
     }
 };
 
-FN float clip(float d, float lo, float hi) {  // NaN passes
-    d = d < lo ? lo : d;
-    return d > hi ? hi : d;
+// ---- the update of one element ----
+
+#define WIDTH (OPERANDS + DRAWS + 4 * CLIP + (SUMS == 2))
+
+FN float affine(const float *c, float *u, float z) {
+    float e = 0.f;
+    if (CLIP) {  // NaN passes
+        float d = c[WIDTH - 4] * u[0] + c[WIDTH - 3] * u[1];
+        d = d < c[WIDTH - 2] ? c[WIDTH - 2] : d;
+        u[1] = d > c[WIDTH - 1] ? c[WIDTH - 1] : d;
+    }
+    UNROLL for (int k = 0; k < OPERANDS; k++) e = k ? e + c[k] * u[k] : c[k] * u[k];
+    if (DRAWS) e = OPERANDS ? e + c[OPERANDS] * z : c[OPERANDS] * z;
+    return e;
+}
+
+FN STORAGE stored(const float *c, float e) {
+    return STORAGE::store(SUMS == 2 ? ((2.f * c[WIDTH - 1]) * e) * c[0] : e);
 }
 
 #ifdef __CUDACC_RTC__
-// ---- GPU: STORAGE, OPERANDS, DRAWS, CLIP, SUMS are macros; a thread moves packs of 16 bytes ----
+// ---- GPU: a thread moves packs of 16 bytes ----
 
 #define PACK (16 / (int)sizeof(STORAGE))
-#define LOSS (SUMS && OPERANDS && DRAWS)
-#define WIDTH (OPERANDS + DRAWS + 4 * CLIP + LOSS)
 struct alignas(16) Pack { STORAGE e[PACK]; };
 
 // One axis of blocks (grid.y ends at 65,535): block = (row tile, column tile). A block is
 // blockDim.x >> columns rows by 1 << columns threads, each with `packs` packs of its row.
-// coef is [1, WIDTH], [batch, WIDTH] (per_sample) or a table whose row is *counter.
+// coef is [batch, WIDTH] (per_sample) or [rows, WIDTH], whose row is the step's, clamped.
 extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
         const STORAGE *u2, const STORAGE *u3, double *sums, const float *coef, int per_sample,
         const i64 *counter, i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 step,
@@ -190,11 +199,8 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
     i64 b = tile * (blockDim.x >> columns) + (threadIdx.x >> columns);
     i64 pack = ((i64)(blockIdx.x % column_tiles) * packs << columns)
         + (threadIdx.x & ((1 << columns) - 1));
-    i64 row = per_sample && b < batch ? b : 0;
-    if (counter) {
-        row = *counter < 0 ? 0 : *counter < rows ? *counter : rows - 1;
-        step = (u32)*counter;
-    }
+    i64 now = counter ? *counter : step, row = now < 0 ? 0 : now < rows ? now : rows - 1;
+    if (per_sample) row = b < batch ? b : 0;
     float c[WIDTH];
     UNROLL for (int k = 0; k < WIDTH; k++) c[k] = coef[row * WIDTH + k];
     const STORAGE *u[4] = {u0 + b * size, u1 + b * size, u2 + b * size, u3 + b * size};
@@ -211,24 +217,20 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
                 if (e < count) in[k].e[e] = u[k][j + e];
         float z[PACK], q[PACK];
         UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++) {
-            u64 w0 = pack * (PACK / 4) + v, w1 = sample + b, w2 = step, w3 = tag;
+            u64 w0 = pack * (PACK / 4) + v, w1 = sample + b, w2 = now, w3 = tag;
             philox(w0, w1, w2, w3, (u32)seed, (u32)(seed >> 32));
             box_muller((u32)w0, (u32)w1, (u32)w2, (u32)w3, z + 4 * v);
         }
         UNROLL for (int e = 0; e < PACK; e++) {
-            float value[OPERANDS + 1], sum = 0.f;
+            float value[OPERANDS + 1];
             UNROLL for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
-            if (CLIP) value[1] = clip(c[WIDTH - 4] * value[0] + c[WIDTH - 3] * value[1],
-                                      c[WIDTH - 2], c[WIDTH - 1]);
-            UNROLL for (int k = 0; k < OPERANDS; k++)
-                sum = k ? sum + c[k] * value[k] : c[k] * value[k];
-            if (DRAWS) sum = OPERANDS ? sum + c[OPERANDS] * z[e] : c[OPERANDS] * z[e];
-            result.e[e] = STORAGE::store(LOSS ? ((2.f * c[WIDTH - 1]) * sum) * c[0] : sum);
+            float sum = affine(c, value, DRAWS ? z[e] : 0.f);
+            result.e[e] = stored(c, sum);
             q[e] = e < count ? sum * sum : 0.f;
         }
         UNROLL for (int e = 0; e < PACK && SUMS; e += 4)
             squares += (q[e] + q[e + 1]) + (q[e + 2] + q[e + 3]);
-        if (SUMS && !LOSS) continue;
+        if (SUMS == 1) continue;
         if (aligned) *(Pack *)(out + j) = result;
         else UNROLL for (int e = 0; e < PACK; e++)
             if (e < count) out[j + e] = result.e[e];
@@ -241,58 +243,37 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
 }
 
 #else
-// ---- CPU: blocks of up to 256 quads, the noise to the stack, then a pass an operand ----
+// ---- CPU: blocks of up to 256 quads, the noise to the stack, then one pass ----
 
 enum { QUADS = 256 };
 
 struct Job {
-    void *out;
-    const void *u[4];
+    STORAGE *out;
+    const STORAGE *u[4];
     double *sums;
     const float *coef;
-    i64 per_sample, operands, draws, clips, batch, size;
+    i64 per_sample, batch, size;
     u64 seed;
     i64 sample, step, tag, threads;
-    bool loss() const { return sums && operands && draws; }
-    i64 width() const { return operands + draws + 4 * clips + loss(); }
 };
 
 FN float at(float c, i64) { return c; }
 FN float at(const float *c, i64 i) { return c[i]; }
 
-// one or two operands and noise, most of all updates, in one pass
-template <class T, int K, class C>
-static void fused(T *out, const T **u, const float *z, const C *c, i64 n) {
+// C is a float, one coefficient for the block, or a pointer, one an element. Fills sum. out may
+// be an operand itself: nothing is carried from one element to the next.
+template <class C>
+static void pass(STORAGE *out, const STORAGE *const *u, const float *z, const C *c, i64 n,
+                 float *sum) {
+#pragma GCC ivdep
     for (i64 i = 0; i < n; i++) {
-        float sum = at(c[0], i) * T::load(u[0][i]);
-        if (K > 1) sum = sum + at(c[1], i) * T::load(u[1][i]);
-        out[i] = T::store(sum + at(c[K], i) * z[i]);
+        float c_i[WIDTH], u_i[OPERANDS + 1];
+        UNROLL for (int k = 0; k < WIDTH; k++) c_i[k] = at(c[k], i);
+        UNROLL for (int k = 0; k < OPERANDS; k++) u_i[k] = STORAGE::load(u[k][i]);
+        float e = affine(c_i, u_i, DRAWS ? z[i] : 0.f);
+        if (SUMS) sum[i] = e;
+        if (SUMS != 1) out[i] = stored(c_i, e);
     }
-}
-
-// C is a float, one coefficient for the block, or a pointer, one an element. Fills sum.
-template <class T, class C>
-static void affine(const Job &job, T *out, const T **u, const float *z, const C *c, i64 n,
-                   float *sum) {
-    if (z && !job.sums && !job.clips && job.operands == 1) return fused<T, 1>(out, u, z, c, n);
-    if (z && !job.sums && !job.clips && job.operands == 2) return fused<T, 2>(out, u, z, c, n);
-    float d[4 * QUADS];
-    const C *clips = c + job.operands + job.draws;
-    if (job.clips)
-        for (i64 i = 0; i < n; i++)
-            d[i] = clip(at(clips[0], i) * T::load(u[0][i]) + at(clips[1], i) * T::load(u[1][i]),
-                        at(clips[2], i), at(clips[3], i));
-    for (int k = 0; k < job.operands; k++)
-        if (!k) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * T::load(u[0][i]);
-        else if (k == 1 && job.clips)
-            for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[1], i) * d[i];
-        else for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[k], i) * T::load(u[k][i]);
-    if (z && !job.operands) for (i64 i = 0; i < n; i++) sum[i] = at(c[0], i) * z[i];
-    else if (z) for (i64 i = 0; i < n; i++) sum[i] = sum[i] + at(c[job.operands], i) * z[i];
-    if (job.loss())
-        for (i64 i = 0; i < n; i++)
-            out[i] = T::store(((2.f * at(c[2], i)) * sum[i]) * at(c[0], i));
-    else if (!job.sums) for (i64 i = 0; i < n; i++) out[i] = T::store(sum[i]);
 }
 
 // z for `rows` rows from b, elements j ... j+n of each
@@ -322,25 +303,23 @@ static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
 }
 
 // `rows` rows from b, elements j ... j+n of each (a whole row unless rows is 1)
-template <class T>
 static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i64 stride) {
-    float z[4 * QUADS], sum[4 * QUADS], wide[9][4 * QUADS];
-    const T *u[4];
-    if (job.draws) noise(job, b, rows, j, n, z);
-    for (int k = 0; k < job.operands; k++) u[k] = (const T *)job.u[k] + b * job.size + j;
-    T *out = (T *)job.out + b * job.size + j;
-    const float *zs = job.draws ? z : 0, *c = job.coef + (job.per_sample ? b * job.width() : 0);
-    if (rows == 1 || !job.per_sample) affine<T>(job, out, u, zs, c, rows * n, sum);
+    float z[4 * QUADS], sum[4 * QUADS], wide[WIDTH][4 * QUADS];
+    const float *wides[WIDTH], *c = job.coef + (job.per_sample ? b * WIDTH : 0);
+    const STORAGE *u[4];
+    for (int k = 0; k < OPERANDS; k++) u[k] = job.u[k] + b * job.size + j;
+    STORAGE *out = job.out + b * job.size + j;
+    if (DRAWS) noise(job, b, rows, j, n, z);
+    if (rows == 1 || !job.per_sample) pass(out, u, z, c, rows * n, sum);
     else {
-        const float *wides[9];
-        for (i64 k = 0; k < job.width(); k++) {
+        for (int k = 0; k < WIDTH; k++) {
             wides[k] = wide[k];
             for (i64 r = 0; r < rows; r++)
-                for (i64 i = 0; i < n; i++) wide[k][r * n + i] = c[r * job.width() + k];
+                for (i64 i = 0; i < n; i++) wide[k][r * n + i] = c[r * WIDTH + k];
         }
-        affine<T, const float *>(job, out, u, zs, wides, rows * n, sum);
+        pass(out, u, z, wides, rows * n, sum);
     }
-    for (i64 r = 0; job.sums && r < rows; r++) {
+    for (i64 r = 0; SUMS && r < rows; r++) {
         const float *e = sum + r * n;
         double total = 0;
 #pragma omp simd reduction(+ : total)
@@ -352,7 +331,8 @@ static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i
     }
 }
 
-template <class T> static void run(const Job &job) {
+extern "C" void minidiff_update(const Job *given) {
+    const Job job = *given;
     i64 quads = (job.size + 3) / 4;
     i64 rows = quads < QUADS ? QUADS / quads : 1;             // rows a block, or
     i64 columns = (quads + QUADS - 1) / QUADS;                // blocks a row
@@ -362,19 +342,7 @@ template <class T> static void run(const Job &job) {
         i64 b = i / columns * rows, j = i % columns * 4 * QUADS;
         i64 r = job.batch - b < rows ? job.batch - b : rows;
         i64 n = job.size - j < 4 * QUADS ? job.size - j : 4 * QUADS;
-        block<T>(job, b, r, j, n, job.sums + b * columns + i % columns, columns);
+        block(job, b, r, j, n, job.sums + b * columns + i % columns, columns);
     }
-}
-
-extern "C" void minidiff_words(const u32 *counters, u32 *out, i64 n, u32 k0, u32 k1) {
-    for (i64 i = 0; i < n; i++) {
-        u64 c[4] = {counters[4 * i], counters[4 * i + 1], counters[4 * i + 2], counters[4 * i + 3]};
-        philox(c[0], c[1], c[2], c[3], k0, k1);
-        for (int k = 0; k < 4; k++) out[4 * i + k] = (u32)c[k];
-    }
-}
-
-extern "C" void minidiff_update(const Job *job, int dtype) {
-    dtype == 0 ? run<F32>(*job) : dtype == 1 ? run<BF16>(*job) : run<F16>(*job);
 }
 #endif

@@ -1,4 +1,5 @@
-"""The contract in Triton, for CUDA tensors; for CPU tensors under TRITON_INTERPRET=1.
+"""The contract in Triton, for CUDA tensors; for CPU tensors under TRITON_INTERPRET=1, which
+has no bfloat16 of its own: there float32 is computed and torch rounds it.
 
 A program owns a tile of ROWS samples by COLUMNS quads. Philox multiplies 32 by 32 to 64 bits
 in one instruction; a quad's four normals are joined so that a thread stores 16 bytes.
@@ -13,9 +14,11 @@ try:
 except ImportError:
     triton = None
 
+from .. import noise
+
 NAME = "triton"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
-TAKES = "tensor" if INTERPRET else "cuda"
+TAKES = "cpu" if INTERPRET else "cuda"
 QUADS = 512   # quads a program, about: 16 elements a thread of 128
 WARPS = 4
 
@@ -35,6 +38,8 @@ def missing():
 
 
 if triton:
+    LOG, SIN, COS = (tl.constexpr(p) for p in (noise.LOG, noise.SIN, noise.COS))
+
     @triton.jit
     def philox(c0, c1, c2, c3, k0, k1):
         for _ in tl.static_range(10):
@@ -49,19 +54,19 @@ if triton:
         return c0, c1, c2, c3
 
     @triton.jit
+    def horner(x, C: tl.constexpr, N: tl.constexpr):
+        p = x * C[0] + C[1]
+        for k in tl.static_range(2, N):
+            p = p * x + C[k]
+        return p
+
+    @triton.jit
     def radius(w, INTERPRETED: tl.constexpr):
         u = w.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
         i = tl.minimum(u.to(tl.int32, bitcast=True), 0x3F7FFFFF)
         e = (i - 0x3F2AAAAB) & -0x800000
         t = (i - e).to(tl.float32, bitcast=True) - 1.
-        p = t * -.280527225337371 + .30777078035381056
-        p = p * t + -.2799161311212554
-        p = p * t + .32831921841281836
-        p = p * t + -.40022337369302013
-        p = p * t + .5001563777039499
-        p = p * t + -.666663962746524
-        p = p * t + .9999987215778645
-        v = ((t * t) * p - 2. * t) + e.to(tl.float32) * -1.6525916589735634e-07
+        v = ((t * t) * horner(t, LOG, 8) - 2. * t) + e.to(tl.float32) * -1.6525916589735634e-07
         if INTERPRETED:
             return tl.sqrt_rn(v)
         # sqrt.rn without its range check: 1e-7 < v < 46
@@ -75,12 +80,8 @@ if triton:
         q = (w + 0x20000000) >> 30
         a = (w - (q << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
         a2 = a * a
-        p = a2 * -.00019515283191224998 + .008332160761852269
-        p = p * a2 + -.16666654609548479
-        sin = (((p * a2) * a) + a).to(tl.uint32, bitcast=True)
-        p = a2 * -.0013591853552147096 + .04165577704174116
-        p = p * a2 + -.49999884745877027
-        cos = (p * a2 + 1.).to(tl.uint32, bitcast=True)
+        sin = (((horner(a2, SIN, 3) * a2) * a) + a).to(tl.uint32, bitcast=True)
+        cos = horner(a2, COS, 4).to(tl.uint32, bitcast=True)
         swap = (cos ^ sin) & (0 - (q & 1))
         cos = cos ^ swap ^ (((q + 1) & 2) << 30)
         sin = sin ^ swap ^ ((q & 2) << 30)
@@ -97,102 +98,69 @@ if triton:
         c1, s1 = cos_sin(w3)
         return tl.join(tl.join(r0 * c0, r1 * c1), tl.join(r0 * s0, r1 * s1))
 
-    @triton.jit
-    def load(ptr, mask, BF16_INTERPRETED: tl.constexpr):
-        x = tl.load(ptr, mask=mask, other=0.)
-        if BF16_INTERPRETED:  # the interpreter's own conversion loses subnormals
-            return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-        return x.to(tl.float32)
-
-    @triton.jit
-    def store(ptr, x, mask, BF16_INTERPRETED: tl.constexpr):
-        if BF16_INTERPRETED:  # and truncates
-            i = x.to(tl.uint32, bitcast=True)
-            r = ((i + 0x7FFF + ((i >> 16) & 1)) >> 16)
-            r = tl.where((i & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, r).to(tl.uint16)
-            tl.store(ptr, r.to(tl.bfloat16, bitcast=True), mask=mask)
-        else:
-            tl.store(ptr, x.to(ptr.dtype.element_ty), mask=mask)
-
     @triton.jit(do_not_specialize=["k0", "k1", "sample", "step", "tag", "rows", "packs"])
     def kernel(out, u0, u1, u2, u3, sums, coef, counter, rows, batch, size, packs, tiles,
                k0, k1, sample, step, tag, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
                CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
-               COUNTED: tl.constexpr,
-               ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
-               COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr,
-               BF16_INTERPRETED: tl.constexpr):
-        LOSS: tl.constexpr = SUMS and OPERANDS > 0 and DRAWS > 0
-        WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + LOSS
-        pid = tl.program_id(0)
-        b = (pid // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+               COUNTED: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+               COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr):
+        WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + SUMS // 2
+        tile = (pid := tl.program_id(0)) // tiles
+        b = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         column = (pid % tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         j = (pid % tiles).to(tl.int64) * (COLUMNS * 4 * V) + tl.arange(0, COLUMNS * 4 * V)[None, :]
-        if ALIGNED:  # the compiler must see the row's length as a multiple of a pack
-            length = packs.to(tl.int64) * (4 * V)
-            at = b * length + j
-            mask = (b < batch) & (j < length)
-        else:
-            at = b * size + j
-            mask = (b < batch) & (j < size)
-        if COUNTED:
-            now = tl.load(counter)
-            c = coef + tl.maximum(tl.minimum(now, rows - 1), 0) * WIDTH
-            now = now.to(tl.uint32)
-            c_mask = None
-        elif PER_SAMPLE:
-            c = coef + b * WIDTH
-            now = step.to(tl.uint32)
+        # the compiler must see an aligned row's length as a multiple of a pack
+        length = packs.to(tl.int64) * (4 * V) if ALIGNED else size.to(tl.int64)
+        at = b * length + j
+        mask = (b < batch) & (j < length)
+        now = tl.load(counter) if COUNTED else step.to(tl.int64)
+        c = coef
+        c_mask = None
+        if PER_SAMPLE:
+            c += b * WIDTH
             c_mask = b < batch
-        else:
-            c = coef
-            now = step.to(tl.uint32)
-            c_mask = None
+        elif COUNTED:
+            c += tl.maximum(tl.minimum(now, rows - 1), 0) * WIDTH
         if OPERANDS > 0:
-            x0 = load(u0 + at, mask, BF16_INTERPRETED)
-            total = tl.load(c, mask=c_mask) * x0
+            x = tl.load(u0 + at, mask=mask, other=0.).to(tl.float32)
+            total = tl.load(c, mask=c_mask) * x
         if OPERANDS > 1:
-            x1 = load(u1 + at, mask, BF16_INTERPRETED)
+            s = tl.load(u1 + at, mask=mask, other=0.).to(tl.float32)
             if CLIP:
-                x1 = tl.load(c + WIDTH - 4, mask=c_mask) * x0 \
-                    + tl.load(c + WIDTH - 3, mask=c_mask) * x1
+                s = tl.load(c + WIDTH - 4, mask=c_mask) * x \
+                    + tl.load(c + WIDTH - 3, mask=c_mask) * s
                 lo = tl.load(c + WIDTH - 2, mask=c_mask)
                 hi = tl.load(c + WIDTH - 1, mask=c_mask)
-                x1 = tl.where(x1 < lo, lo, x1)
-                x1 = tl.where(x1 > hi, hi, x1)
-            total = total + tl.load(c + 1, mask=c_mask) * x1
-        if OPERANDS > 2:
-            total = total + tl.load(c + 2, mask=c_mask) * load(u2 + at, mask, BF16_INTERPRETED)
-        if OPERANDS > 3:
-            total = total + tl.load(c + 3, mask=c_mask) * load(u3 + at, mask, BF16_INTERPRETED)
+                s = tl.where(s < lo, lo, s)
+                s = tl.where(s > hi, hi, s)
+            total += tl.load(c + 1, mask=c_mask) * s
+        for k in tl.static_range(2, OPERANDS):
+            u = tl.load((u2 if k == 2 else u3) + at, mask=mask, other=0.).to(tl.float32)
+            total += tl.load(c + k, mask=c_mask) * u
         if DRAWS:
             ids = (b + sample).to(tl.uint32)
             t = tl.zeros_like(ids) + tag.to(tl.uint32)
-            key0 = k0.to(tl.uint32)
-            key1 = k1.to(tl.uint32)
             quad = (column * V).to(tl.uint32)
-            z = normal4(quad, ids, now, t, key0, key1, INTERPRETED)
+            z = normal4(quad, ids, now.to(tl.uint32), t, k0.to(tl.uint32), k1.to(tl.uint32),
+                        INTERPRETED)
             if V == 2:
-                z1 = normal4(quad + 1, ids, now, t, key0, key1, INTERPRETED)
+                z1 = normal4(quad + 1, ids, now.to(tl.uint32), t, k0.to(tl.uint32),
+                             k1.to(tl.uint32), INTERPRETED)
                 z = tl.permute(tl.join(z, z1), (0, 1, 4, 2, 3))
-            z = tl.reshape(z, (ROWS, COLUMNS * 4 * V))
-            cz = tl.load(c + OPERANDS, mask=c_mask)
-            if OPERANDS > 0:
-                total = total + cz * z
-            else:
-                total = cz * z
-        if SUMS:  # a quad's squares in float32, quads in float64
+            z = tl.load(c + OPERANDS, mask=c_mask) * tl.reshape(z, (ROWS, COLUMNS * 4 * V))
+            total = total + z if OPERANDS > 0 else z
+        if SUMS > 0:  # a quad's squares in float32, quads in float64
             q = tl.where(mask, total * total, 0.)
             even, odd = tl.split(tl.reshape(q, (ROWS, COLUMNS * V, 2, 2)))
             first, second = tl.split(even + odd)
             partial = tl.sum((first + second).to(tl.float64), axis=1)
-            row = (pid // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+            row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
             tl.store(sums + row * tiles + pid % tiles, partial, mask=row < batch)
-        if LOSS:
+        if SUMS == 2:
             w = tl.load(c + WIDTH - 1, mask=c_mask)
             total = ((2. * w) * total) * tl.load(c, mask=c_mask)
-        if LOSS or not SUMS:
-            store(out + at, total, mask, BF16_INTERPRETED)
+        if SUMS != 1:
+            tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
 
 def tile(size, v):
@@ -206,37 +174,38 @@ def signed(word):
     return (word + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def arguments(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=None):
-    """The kernel's grid, arguments and constants. sums: a float64 (batch, tiles) or None."""
-    batch, size = shape
-    first = (operands or [out])[0]
-    v = 4 // first.element_size()
+def arguments(out, operands, coef, per_sample, draws, clips, sums, seed, sample, step, tag,
+              partial=None):
+    """The kernel's grid, arguments and constants. partial: float64 (batch, tiles) or None."""
+    (batch, size), v = out.shape, 4 // out.element_size()
     rows, columns, tiles = tile(size, v)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
-    counted = hasattr(step, "data_ptr")
-    u = [first if out is None else out, *operands, *[first] * (4 - len(operands))]
-    aligned = size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in u)
+    counted = not isinstance(step, int)
+    u = [out, *operands, *[out] * (4 - len(operands))]
     constants = dict(
-        OPERANDS=len(operands), DRAWS=int(draws), CLIP=int(clips), SUMS=int(sums is not None),
-        COUNTED=counted, PER_SAMPLE=not counted and len(coef) > 1, ALIGNED=aligned, V=v,
-        ROWS=rows, COLUMNS=columns, INTERPRETED=INTERPRET,
-        BF16_INTERPRETED=INTERPRET and "bfloat16" in str(first.dtype))
+        OPERANDS=len(operands), DRAWS=int(draws), CLIP=int(clips), SUMS=sums, COUNTED=counted,
+        PER_SAMPLE=per_sample, V=v, ROWS=rows, COLUMNS=columns, INTERPRETED=INTERPRET,
+        ALIGNED=size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in u))
     return (-(-batch // rows) * tiles,), (
-        *u, coef if sums is None else sums, coef, step if counted else coef, len(coef), batch,
-        size, size // (4 * v), tiles, signed(seed), signed(seed >> 32), signed(sample),
-        0 if counted else signed(step), tag), constants
+        *u, coef if partial is None else partial, coef, step if counted else coef, len(coef),
+        batch, size, size // (4 * v), tiles, signed(seed), signed(seed >> 32), signed(sample),
+        0 if counted else signed(step), signed(tag)), constants
 
 
-def update(out, operands, coef, draws, clips, shape, seed, sample, step, tag, sums=False):
-    """See on_numpy.update. coef: float32 (rows, width), a CUDA tensor or (interpreter) NumPy."""
+def update(out, operands, coef, per_sample, draws, clips, sums, *counter):
+    """See on_numpy.update."""
     import torch
-    first = (operands or [out])[0]
-    tiles = tile(shape[1], 4 // first.element_size())[2]
-    partial = torch.empty((shape[0], tiles), dtype=torch.float64, device=first.device) \
-        if sums else None
-    grid, args, constants = arguments(out, operands, torch.as_tensor(coef), draws, clips, shape,
-                                      seed, sample, step, tag, partial)
-    with torch.cuda.device(first.device if first.is_cuda else -1):
+    if INTERPRET and out.dtype == torch.bfloat16:
+        wide = out.float()
+        total = update(wide, [u.float() for u in operands], coef, per_sample, draws, clips, sums,
+                       *counter)
+        out.copy_(wide)
+        return total
+    tiles = tile(out.shape[1], 4 // out.element_size())[2]
+    partial = out.new_empty((len(out), tiles), dtype=torch.float64) if sums else None
+    grid, args, constants = arguments(out, operands, coef, per_sample, draws, clips, sums,
+                                      *counter, partial)
+    with torch.cuda.device(out.device if out.is_cuda else -1):
         kernel[grid](*args, **constants, num_warps=WARPS, enable_fp_fusion=False)
     return partial.sum(1) if sums else None

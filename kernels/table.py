@@ -52,8 +52,8 @@ class Op:
                 for name, v in self.tried.items()}
 
     def coefficients(self, clip=None, **parameters):
-        """(coef, clip) of `update`: the step's coefficients; p0, p1, lo, hi of the denoise
-        stage, clip = (lo, hi), or None for a row without one."""
+        """coef of `update`: the step's, then with a denoise stage p0, p1, lo, hi, clip = (lo, hi)
+        or None for no bounds."""
         def own(f):
             return {n: parameters[n] for n in signature(f).parameters if n in parameters}
         unknown = set(parameters) - set(own(self.step)) - set(own(self.denoise or self.step))
@@ -62,16 +62,14 @@ class Op:
         if not self.denoise:
             if clip is not None:
                 raise ValueError(f"{self.name} has no denoise stage to clip")
-            return coefficients(self.step, **parameters), None
-        coef = coefficients(self.step, **own(self.step))
-        p = coefficients(self.denoise, **own(self.denoise))
+            return coefficients(self.step, **parameters)
         if clip is not None and (np.shape(clip) != (2,) or not clip[0] <= clip[1]):
             raise ValueError(f"clip must be (lo, hi) with lo <= hi, got {clip}")
-        low, high = (-np.inf, np.inf) if clip is None else clip
-        ends = np.broadcast_to([low, high], (*p.shape[:-1], 2))
-        p = np.concatenate((p, ends), -1)
-        shape = np.broadcast_shapes(coef.shape[:-1], p.shape[:-1])
-        return np.broadcast_to(coef, (*shape, coef.shape[-1])), np.broadcast_to(p, (*shape, 4))
+        parts = (coefficients(self.step, **own(self.step)),
+                 coefficients(self.denoise, **own(self.denoise)),
+                 np.array((-np.inf, np.inf) if clip is None else clip, np.float64))
+        rows = np.broadcast_shapes(*(p.shape[:-1] for p in parts))
+        return np.concatenate([np.broadcast_to(p, (*rows, p.shape[-1])) for p in parts], -1)
 
 
 _SDE = {"sde": [VE(), VP(), SubVP()], "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}

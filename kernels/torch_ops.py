@@ -12,7 +12,7 @@ COUNTER = "int seed, int sample, int step, int tag"
 LIB = torch.library.Library("minidiff", "DEF")
 
 
-def register(name, signature, run, fake, backward, save):
+def register(name, signature, run, fake, backward=None, save=None):
     """Define an operator with its CPU and CUDA form, fake and autograd."""
     LIB.define(f"{name}({signature}")
     for device in ("CPU", "CUDA"):
@@ -22,52 +22,41 @@ def register(name, signature, run, fake, backward, save):
         torch.library.register_autograd(f"minidiff::{name}", backward, setup_context=save, lib=LIB)
 
 
-def _update(operands, coef, clip, counter, seed, sample, step, tag):
-    return update([u.detach() for u in operands], coef, clip=clip, seed=seed, sample=sample,
-                  step=step if counter is None else counter, tag=tag)
+def _draw(seed, sample, step, tag):
+    return {"seed": seed, "sample": sample, "step": step, "tag": tag}
 
 
-def _update_save(ctx, inputs, output):
-    operands, coef, clip, counter, *ctx.draw = inputs
-    ctx.n, ctx.clipped, ctx.counted = len(operands), clip is not None, counter is not None
-    kept = [coef] + [counter] * ctx.counted + ([clip, *operands[:2]] if ctx.clipped else [])
-    ctx.save_for_backward(*kept)
-
-
-def _update_backward(ctx, g):
-    coef, *kept = ctx.saved_tensors
-    counter = kept.pop(0) if ctx.counted else None
-
-    def times(column, g=g):
-        return torch.ops.minidiff.update([g], column, None, counter, *ctx.draw)
-    gradients = [times(coef[..., k:k + 1]) for k in range(ctx.n)]
-    if ctx.clipped:  # u1 = clip(p0 x + p1 s): what passes the clip goes on to x and s
-        clip, x, s = kept
-        at = torch.ops.minidiff.update([x, s], clip[..., :2], None, counter, *ctx.draw)
-        column = [torch.ops.minidiff.update([torch.ones_like(x)], clip[..., k:k + 1], None,
-                                            counter, *ctx.draw) for k in (2, 3)]
-        inside = gradients[1] * ((at >= column[0]) & (at <= column[1]))
-        gradients[0] = gradients[0] + times(clip[..., :1], inside)
-        gradients[1] = times(clip[..., 1:2], inside)
-    return gradients, None, None, None, None, None, None, None
-
-
-register("update", f"Tensor[] operands, Tensor coef, Tensor? clip, Tensor? counter, {COUNTER})"
-         " -> Tensor", _update, lambda operands, *_: torch.empty_like(
-             operands[0], memory_format=torch.contiguous_format), _update_backward, _update_save)
-
-
-def _normal(like, seed, sample, step, tag):
-    out = torch.empty_like(like, memory_format=torch.contiguous_format)
-    return update([], torch.ones(1), seed=seed, sample=sample, step=step, tag=tag, out=out)
-
-
-register("normal", f"Tensor like, {COUNTER}) -> Tensor", _normal, lambda like, *_: torch.empty_like(
-    like, memory_format=torch.contiguous_format), None, None)
+def _dense(x):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _rows(x, *_):
     return x.new_empty(x.shape[0], dtype=torch.float32)
+
+
+def _update(operands, coef, counter, *draw):
+    draw = _draw(*draw) | ({} if counter is None else {"step": counter})
+    return update([u.detach() for u in operands], coef, **draw)
+
+
+def _update_save(ctx, inputs, output):
+    operands, coef, counter, *_ = inputs
+    ctx.n, clipped = len(operands), coef.shape[-1] - len(operands) > 3
+    ctx.save_for_backward(coef, counter, *(operands[:2] if clipped else ()))
+
+
+def _update_backward(ctx, g):
+    coef, counter, *clipped = ctx.saved_tensors
+    if counter is not None:
+        coef = coef.index_select(0, counter.clamp(0, len(coef) - 1).reshape(1))
+    c = [c_k.reshape(-1, *[1] * (g.dim() - 1)) for c_k in coef.to(g.device).float().unbind(-1)]
+    gradients = [c_k * g for c_k in c[:ctx.n]]
+    if clipped:  # u1 = clip(p0 x + p1 s): what passes the clip goes on to x and s
+        (x, s), (p0, p1, lo, hi) = clipped, c[-4:]
+        d = p0 * x + p1 * s
+        inside = gradients[1] * ((d >= lo) & (d <= hi))
+        gradients[:2] = gradients[0] + p0 * inside, p1 * inside
+    return [v.to(g.dtype) for v in gradients], None, None, None, None, None, None
 
 
 def _norms_save(ctx, inputs, output):
@@ -79,22 +68,26 @@ def _norms_backward(ctx, g):
     return x * (g / norm).reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
 
 
-register("norms", "Tensor x) -> Tensor", lambda x: norms(x.detach()), _rows, _norms_backward,
-         _norms_save)
-register("noise_norms", f"Tensor like, {COUNTER}) -> Tensor",
-         lambda like, seed, sample, step, tag: noise_norms(
-             like.detach(), seed=seed, sample=sample, step=step, tag=tag), _rows, None, None)
-
-
 def _loss_save(ctx, inputs, output):
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
 
 
+def _loss_backward(ctx, g, _):
+    gradient, = ctx.saved_tensors
+    return g.to(gradient.dtype) * gradient, None, None, None, None, None
+
+
+register("update", f"Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}) -> Tensor",
+         _update, lambda operands, *_: _dense(operands[0]), _update_backward, _update_save)
+register("normal", f"Tensor like, {COUNTER}) -> Tensor",
+         lambda like, *draw: update([], [1.], out=_dense(like), **_draw(*draw)),
+         lambda like, *_: _dense(like))
+register("norms", "Tensor x) -> Tensor", lambda x: norms(x.detach()), _rows, _norms_backward,
+         _norms_save)
+register("noise_norms", f"Tensor like, {COUNTER}) -> Tensor",
+         lambda like, *draw: noise_norms(like.detach(), **_draw(*draw)), _rows)
 register("dsm_loss", f"Tensor s, Tensor coef, {COUNTER}) -> (Tensor, Tensor)",
-         lambda s, coef, seed, sample, step, tag: dsm_loss(
-             s.detach(), coef, seed=seed, sample=sample, step=step, tag=tag),
-         lambda s, *_: (s.new_empty((), dtype=torch.float32), torch.empty_like(
-             s, memory_format=torch.contiguous_format)),
-         lambda ctx, g, _: (g.to(ctx.saved_tensors[0].dtype) * ctx.saved_tensors[0],
-                            None, None, None, None, None), _loss_save)
+         lambda s, coef, *draw: dsm_loss(s.detach(), coef, **_draw(*draw)),
+         lambda s, *_: (s.new_empty((), dtype=torch.float32), _dense(s)),
+         _loss_backward, _loss_save)

@@ -40,6 +40,10 @@ def parser():
         c.add_argument("--backend", default="auto", choices=("auto", *BACKENDS),
                        help="what runs the updates (default auto: by device)")
 
+    def own(c, what):
+        c.add_argument("--kernel", metavar="FILE.py", help=f"{what} your own: functions named like "
+                       "ops (see the README)")
+
     def data(c):
         c.add_argument("--data", default="digits", help="digits, mixture, moons, checkerboard or "
                        "FILE.npz (default digits)")
@@ -81,8 +85,7 @@ def parser():
     c.add_argument("--op", action="append", choices=(*OPS, "norms", "noise_norms", "dsm_loss"),
                    help="only this one (repeatable)")
     c.add_argument("--dtype", action="append", choices=FLOATS, help="only this one (repeatable)")
-    c.add_argument("--kernel", metavar="FILE.py", help="check your own: functions named like ops "
-                   "(see the README)")
+    own(c, "check")
     c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON")
 
     c = command("bench", run_bench, "time an op against what users write today, after a gate",
@@ -90,10 +93,11 @@ def parser():
     c.add_argument("--backend", action="append", help="a backend or a peer (repeatable; default: "
                    "all that run here)")
     c.add_argument("--op", action="append", choices=(*OPS, "dsm_loss", "corrector"),
-                   help="(repeatable; default langevin)")
+                   help="(repeatable; default langevin, or what --kernel holds)")
     c.add_argument("--elements", type=positive, action="append", help="(repeatable; default 2^20, "
                    "2^22 and 2^24)")
     c.add_argument("--dtype", choices=FLOATS, default="float32", help="(default float32)")
+    own(c, "time")
     c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON")
 
     c = command("info", run_info, "say what this machine can run", " --out info.json")
@@ -189,13 +193,14 @@ def run_check(args):
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
     from .bench import check
+    from .bench.own import Own
     from .kernels import FLOATS
     device(args)
     dtypes = args.dtype or FLOATS
     if args.kernel:
         if args.backend:
             raise ValueError("--kernel checks your own functions, not a --backend")
-        rows = check.check_kernels(args.kernel, args.op, args.dtype or ("float32",), args.seed)
+        rows = Own(args.kernel, args.op).check(args.dtype or ("float32",), args.seed)
     else:
         rows = check.check(args.op, args.backend, dtypes, args.seed)
     rows = check.report(rows)
@@ -206,9 +211,11 @@ def run_check(args):
 
 def run_bench(args):
     """Gate, then times; exit 1 where the gate fails."""
+    from .bench.own import Own
     from .bench.run import bench, show
-    rows = bench(args.op or ["langevin"], args.backend, args.elements, args.dtype, device(args),
-                 args.seed)
+    own = Own(args.kernel, args.op) if args.kernel else None
+    ops = args.op or (list(own.functions) if own else ["langevin"])
+    rows = bench(ops, args.backend, args.elements, args.dtype, device(args), args.seed, own)
     print(show(rows))
     if args.json:
         write_json(args.json, rows)

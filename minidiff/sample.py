@@ -50,11 +50,12 @@ class Reference:
         return noise.normal(shape, self.seed, self.sample, k, tag)
 
     def correct(self, step, rule, x, s, k, tag):
-        """step(x, s, z, eps) with eps = rule(|z_b|, |s_b|), one a sample."""
+        """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample."""
         def norm(u):
             return (u * u).reshape(len(u), -1).sum(1)**.5
         z = self.normal(x.shape, k, tag)
-        return step(x, s, z, eps=rule(norm(z), norm(s)).reshape(-1, *[1] * (x.ndim - 1)))
+        x[...] = step(x, s, z, eps=rule(norm(z), norm(s)).reshape(-1, *[1] * (x.ndim - 1)))
+        return x
 
 
 def prior(shape, std=1., seed=0, sample=0):

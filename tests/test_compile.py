@@ -40,9 +40,9 @@ VARIANTS = [
     ("float16", 2, 0, 0, "sample", 1024, 1), ("float16", 4, 1, 1, "sample", 7, 0),
     ("float32", 1, 1, "sums", "sample", 1024, 1), ("bfloat16", 1, 0, "sums", "call", 1024, 1),
     ("float16", 0, 1, "sums", "call", 1024, 1)]
-MACROS = [(dtype, *variant) for dtype in on_cupy.STORAGE for variant in (
+MACROS = [(dtype, *variant) for dtype in on_host.STORAGE for variant in (
     (0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1),
-    (1, 1, 0, True), (1, 0, 0, True), (0, 1, 0, True))]
+    (1, 1, 0, 2), (1, 0, 0, 1), (0, 1, 0, 1))]
 
 
 def disassembled(cubin, function):
@@ -68,9 +68,9 @@ def compiled_by_triton(dtype, operands, draws, clip, rows, size, aligned):
     out = torch.empty((64, size), dtype=getattr(torch, dtype), device="meta")
     step = torch.empty((), dtype=torch.int64, device="meta") if rows == "counter" else 0
     coef = torch.empty((1 if rows == "call" else 64, 9))
+    sums = (2 if operands and draws else 1) if clip == "sums" else 0
     _, _, constants = on_triton.arguments(
-        out, [out] * operands, coef, draws, clip == 1, (64, size), 0, 0, step, 0,
-        sums=coef if clip == "sums" else None)
+        out, [out] * operands, coef, rows == "sample", draws, clip == 1, sums, 0, 0, step, 0)
     assert constants["ALIGNED"] == bool(aligned)
     names = on_triton.kernel.arg_names
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
@@ -159,8 +159,7 @@ def test_triton_is_launched_as_it_is_compiled_here(monkeypatch):
     """Contraction off: the one option that changes bits."""
     seen = {}
     monkeypatch.setattr(on_triton, "kernel", {(1,): lambda *args, **options: seen.update(options)})
-    on_triton.update(torch.empty(2, 3), [], np.ones((1, 1), np.float32), True, False, (2, 3),
-                     0, 0, 0, 0)
+    on_triton.update(torch.empty(2, 3), [], torch.ones(1, 1), False, True, False, 0, 0, 0, 0, 0)
     assert seen["enable_fp_fusion"] is False and seen["num_warps"] == on_triton.WARPS
 
 
@@ -224,13 +223,11 @@ def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
                 used = coef[-1:] if rows == "counter" else coef
                 used = used if rows == "sample" else used[0]
                 counter = {"seed": 2**40 + 3, "sample": 2**32 - 2, "tag": 1}
-                k = operands + draws
-                want = update([v.float() for v in u], used[..., :k], out=torch.empty(shape),
-                              clip=used[..., k:] if clip else None, step=int(step),
-                              backend="numpy", **counter).to(kind)
+                want = update([v.float() for v in u], used, out=torch.empty(shape),
+                              step=int(step), backend="numpy", **counter).to(kind)
                 out, buffer = place()
-                on_cupy.update(out, u, torch.from_numpy(coef), draws, clip, shape, step=step,
-                               **counter)
+                on_cupy.update(out, u, torch.from_numpy(coef), rows == "sample", draws, clip, 0,
+                               counter["seed"], counter["sample"] % 2**32, step, counter["tag"])
                 bits = torch.int32 if dtype == "float32" else torch.int16
                 assert torch.equal(out.view(bits), want.view(bits)), (shape, rows, shift)
                 assert (buffer == 7).sum() - (out == 7).sum() == 2 * edge + shift, (shape, rows)
@@ -242,7 +239,7 @@ def test_cuda_c_beyond_2_31_elements(monkeypatch, tmp_path, folded):
     threads_in_turn(monkeypatch, tmp_path, ("bfloat16", 0, 1, 0), lambda n: [n - 1])
     for shape in folded.shapes:
         out = folded(shape)
-        on_cupy.update(out, [], torch.ones(1, 1), True, False, shape, 7, 1, 0, 0)
+        on_cupy.update(out, [], torch.ones(1, 1), False, True, False, 0, 7, 1, 0, 0)
         got, want = folded.last_normals(out, seed=7, sample=1)
         assert torch.equal(got, want), shape
 

@@ -70,8 +70,7 @@ def check(place, dtype, operands, coef, shape, message, shift=0, **kw):
 def drawn(op, rng, batch=None):
     """Random parameters of a row, its clip bounds if it has any, and its coefficients."""
     parameters, ends = op.parameters(rng, batch), (-.5, .8) if op.denoise else None
-    coef, clip = op.coefficients(ends, **parameters)
-    return parameters, ends, coef, clip
+    return parameters, ends, op.coefficients(ends, **parameters)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -84,9 +83,9 @@ def test_every_op_on_every_shape(place, dtype):
         for shape in SHAPES[n % stride::stride]:
             operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
                         for _ in op.operands]
-            *_, coef, clip = drawn(op, rng, shape[0] if per_sample else None)
+            *_, coef = drawn(op, rng, shape[0] if per_sample else None)
             check(place, getattr(torch, dtype), operands, coef, shape,
-                  f"{op.name}, per sample {per_sample}", shift=n % 2, clip=clip, **COUNTER)
+                  f"{op.name}, per sample {per_sample}", shift=n % 2, **COUNTER)
 
 
 def test_apply_is_update_with_the_rows_coefficients(place):
@@ -95,9 +94,8 @@ def test_apply_is_update_with_the_rows_coefficients(place):
         rng = np.random.default_rng(1)
         operands = [torch.from_numpy(rng.standard_normal((3, 7), np.float32)).to(device)
                     for _ in op.operands]
-        parameters, ends, coef, clip = drawn(op, rng, 3)
-        want = oracle([u.cpu() for u in operands], coef, torch.float32, (3, 7), clip=clip,
-                      **COUNTER)
+        parameters, ends, coef = drawn(op, rng, 3)
+        want = oracle([u.cpu() for u in operands], coef, torch.float32, (3, 7), **COUNTER)
         for name in (op.name, op) if op.denoise else (op.name, op, op.step):
             got = kernels.apply(name, *operands, clip=ends, **parameters, **COUNTER,
                                 backend=backend, out=torch.empty((3, 7), device=device))
@@ -124,9 +122,10 @@ def test_rows_are_their_equation(op):
 
     rng, shape = np.random.default_rng(2), (16, 5)
     for _ in range(50):
-        p, ends, c, clip = drawn(op, rng)
+        p, ends, coef = drawn(op, rng)
+        c, clip = (coef[:-4], coef[-4:]) if op.denoise else (coef, None)
         u = [rng.standard_normal(shape, np.float32) for _ in op.operands]
-        got = update(u, c, clip=clip, out=np.empty(shape, np.float32), backend="numpy", **COUNTER)
+        got = update(u, coef, out=np.empty(shape, np.float32), backend="numpy", **COUNTER)
         u = [v.astype(np.float64) for v in u + [noise.normal(shape, **COUNTER)] * op.noise]
         slack = 2.**-140
         if op.denoise:
@@ -198,11 +197,13 @@ def test_up_to_four_operands_noise_and_clip(place, dtype):
                         u.view(-1)[rng.integers(0, u.numel(), 30)] = torch.tensor(
                             rng.choice(SPECIAL, 30), dtype=torch.float32)
                     coef = rng.standard_normal((batch or 1, count + draws))
-                    rows = clip if batch is None or clip is None else np.outer(
-                        rng.uniform(.5, 2, batch), np.maximum(np.minimum(clip, 9), -9))
+                    if clip is not None:
+                        rows = [clip] if batch is None else np.outer(
+                            rng.uniform(.5, 2, batch), np.maximum(np.minimum(clip, 9), -9))
+                        coef = np.concatenate((coef, rows), 1)
                     check(place, getattr(torch, dtype), operands, coef if batch else coef[0],
                           shape, f"{count} operands, draws {draws}, clip {name}, batch {batch}",
-                          clip=rows, **COUNTER)
+                          **COUNTER)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -295,16 +296,21 @@ def test_a_step_counter_selects_the_row_and_is_the_noises_step(place):
     backend, device = place
     rng = np.random.default_rng(7)
     u = [torch.from_numpy(rng.standard_normal((3, 6), np.float32)) for _ in range(2)]
-    table, clip = rng.standard_normal((4, 3)), rng.standard_normal((4, 4))
-    for k in (0, 1, 3, 4, 9, 2**32 + 1):
-        for clips in (None, clip):
-            row = min(k, 3)
-            want = oracle(u, table[row], torch.float32, (3, 6), step=k, seed=8,
-                          clip=None if clips is None else clips[row])
+    clipped = rng.standard_normal((4, 7))
+    for k in (-1, 0, 1, 3, 4, 9, 2**32 + 1):
+        for table in (clipped[:, :3], clipped):
+            want = oracle(u, table[max(0, min(k, 3))], torch.float32, (3, 6), step=k, seed=8)
             step = torch.tensor(k, device=device)
-            got = update([v.to(device) for v in u], table, clip=clips, step=step, seed=8,
-                         backend=backend)
-            assert difference(got, want) is None and step == k, (k, clips is None)
+            got = update([v.to(device) for v in u], table, step=step, seed=8, backend=backend)
+            assert difference(got, want) is None and step == k, (k, table.shape)
+
+
+def test_rows_a_sample_beside_a_step_counter(place):
+    """The rows are the samples', the counter is the noise's step alone."""
+    backend, device = place
+    u, rows = torch.ones(5, 6, device=device), np.random.default_rng(7).standard_normal((5, 2))
+    got = update([u], rows, step=torch.tensor(3, device=device), per_sample=True, backend=backend)
+    assert difference(got, oracle([u.cpu()], rows, torch.float32, (5, 6), step=3)) is None
 
 
 def test_a_step_counter_in_numpy():
@@ -376,10 +382,10 @@ def test_host_is_numpy_whatever_is_drawn(data):
                                  * np.float32(10.)**rng.integers(-45, 38)) for _ in range(count)]
     rows = shape[0] if per_sample else 1
     coef = rng.standard_normal((rows, count + draws))
-    clip = np.sort(rng.standard_normal((rows, 4)), 1) \
-        if count > 1 and data.draw(st.booleans()) else None
+    if count > 1 and data.draw(st.booleans()):
+        coef = np.concatenate((coef, np.sort(rng.standard_normal((rows, 4)), 1)), 1)
     check(("host", "cpu"), getattr(torch, dtype), operands, coef if per_sample else coef[0], shape,
-          "hypothesis", shift=data.draw(integers(0, 3)), clip=clip,
+          "hypothesis", shift=data.draw(integers(0, 3)),
           seed=data.draw(integers(-2**63, 2**64 - 1)), sample=data.draw(integers(0, 2**40)),
           step=data.draw(integers(0, 2**40)), tag=data.draw(integers(0, 2**32 - 1)))
 
@@ -501,9 +507,9 @@ def test_host_instruction_sets_change_nothing(monkeypatch, flags):
         for shape in ((5, 3), (700, 2), (3, 1031), (2, 4096)):
             for rows in (None, shape[0]):
                 u = [torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(3)]
-                coef = rng.standard_normal((rows, 4) if rows else 4)
-                check(("host", "cpu"), getattr(torch, dtype), u, coef, shape, str(flags),
-                      clip=[.9, .1, -1., 1.], **COUNTER)
+                coef = np.r_[rng.standard_normal(4), .9, .1, -1., 1.]
+                check(("host", "cpu"), getattr(torch, dtype), u,
+                      np.outer(np.ones(rows), coef) if rows else coef, shape, str(flags), **COUNTER)
 
 
 @pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")

@@ -142,16 +142,17 @@ def test_corrector_on_kernels_is_the_langevin_update_at_its_step_size(place):
     backend, device = place
     rng = np.random.default_rng(3)
     x, s = (torch.from_numpy(rng.standard_normal((9, 37), np.float32)).to(device) for _ in "xs")
-    op = kernels.Fused(seed=4, backend=backend)
-    got = op.correct(sample.langevin.langevin_step, snr_step_size, x, s, 2, noise.CORRECTOR)
+    op, start, counted = kernels.Fused(seed=4, backend=backend), x.clone(), x.clone()
+    got = op.correct(sample.langevin.langevin_step, snr_step_size, start, s, 2, noise.CORRECTOR)
+    assert got is start
     z = kernels.noise_norms(x, seed=4, step=2, tag=noise.CORRECTOR, backend=backend)
     eps = snr_step_size(z.double(), kernels.norms(s, backend=backend).double()).cpu().numpy()
     want = kernels.apply("langevin", x.cpu(), s.cpu(), eps=eps, seed=4, step=2,
                          tag=noise.CORRECTOR, backend="numpy")
     assert torch.equal(got.cpu(), want)
-    counted = op.correct(sample.langevin.langevin_step, snr_step_size, x, s,
-                         torch.tensor(2, device=device), noise.CORRECTOR)
-    assert torch.equal(counted.cpu(), want)  # a counter is a number here, not a row
+    op.correct(sample.langevin.langevin_step, snr_step_size, counted, s,
+               torch.tensor(2, device=device), noise.CORRECTOR)
+    assert torch.equal(counted.cpu(), want)  # a counter is the noise's step here, not a row
 
 
 def test_a_corrected_loop_follows_the_reference():

@@ -21,13 +21,13 @@ def calls():
     x, s = tensors((6, 10), (6, 10))
     per_call, per_sample = torch.tensor([.9, .2, .1]), torch.rand(6, 3)
     table, counter = torch.rand(4, 3), torch.tensor(2)
-    clip = torch.tensor([1., .5, -1., 1.])
+    clipped = torch.cat([per_sample, torch.tensor([1., .5, -1., 1.]).expand(6, 4)], 1)
     return {
-        "update": (OPS.update, ([x, s], per_call, None, None, *DRAW)),
-        "update, a row a sample": (OPS.update, ([x, s], per_sample, None, None, *DRAW)),
-        "update, a table": (OPS.update, ([x, s], table, None, counter, *DRAW)),
-        "update, clipped": (OPS.update, ([x, s], per_call, clip, None, *DRAW)),
-        "update, four": (OPS.update, ([x, s, x, s], torch.rand(5), None, None, *DRAW)),
+        "update": (OPS.update, ([x, s], per_call, None, *DRAW)),
+        "update, a row a sample": (OPS.update, ([x, s], per_sample, None, *DRAW)),
+        "update, a table": (OPS.update, ([x, s], table, counter, *DRAW)),
+        "update, clipped": (OPS.update, ([x, s], clipped, None, *DRAW)),
+        "update, four": (OPS.update, ([x, s, x, s], torch.rand(5), None, *DRAW)),
         "normal": (OPS.normal, (x.detach(), *DRAW)),
         "norms": (OPS.norms, (x,)),
         "noise_norms": (OPS.noise_norms, (x.detach(), *DRAW)),
@@ -72,21 +72,24 @@ def test_export(name):
 
 def test_inductor_compiles_the_update_whole():
     x, s = tensors((8, 16), (8, 16), grad=False)
-    step = torch.compile(lambda x, s: OPS.update([x, s], torch.tensor([.9, .2, .1]), None, None,
-                                                 *DRAW) + 1, fullgraph=True)
-    want = kernels.update([x, s], [.9, .2, .1], seed=3, step=2, tag=1) + 1
+    coef = torch.tensor([.9, .2, .1])
+    step = torch.compile(lambda x, s: OPS.update([x, s], coef, None, *DRAW) + 1, fullgraph=True)
+    want = kernels.update([x, s], coef, seed=3, step=2, tag=1) + 1
     assert torch.equal(step(x, s), want)
 
 
-@pytest.mark.parametrize("clip", [None, torch.tensor([1., .5, -1., 1.])], ids=["plain", "clipped"])
-def test_update_gradients_are_those_of_the_composed_form(clip):
+@pytest.mark.parametrize("clip", [False, True], ids=["plain", "clipped"])
+@pytest.mark.parametrize("counter", [None, torch.tensor(2)], ids=["rows", "counter"])
+def test_update_gradients_are_those_of_the_composed_form(clip, counter):
     """By ==: c_k g is one product, and the clip passes or stops it whole."""
     x, s = tensors((6, 10), (6, 10))
-    coef, g = torch.rand(6, 3), torch.randn(6, 10)
-    got = torch.autograd.grad(OPS.update([x, s], coef, clip, None, *DRAW), (x, s), g)
-    c = coef[:, :, None].unbind(1)
+    coef, g = torch.rand(6, 7), torch.randn(6, 10)
+    coef[:, 5:] = torch.tensor([-1., 1.])
+    got = torch.autograd.grad(OPS.update([x, s], coef if clip else coef[:, :3], counter, *DRAW),
+                              (x, s), g)
+    c = (coef if counter is None else coef[2].expand(6, 7))[:, :, None].unbind(1)
     z = kernels.normal((6, 10), device="cpu", seed=3, step=2, tag=1)
-    d = s if clip is None else (clip[0] * x + clip[1] * s).clamp(-1., 1.)
+    d = (c[3] * x + c[4] * s).clamp(-1., 1.) if clip else s
     want = torch.autograd.grad(c[0] * x + c[1] * d + c[2] * z, (x, s), g)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
@@ -98,7 +101,7 @@ def test_gradients_against_differences():
     coef, weights = torch.tensor([.9, .2, .1]), torch.randn(3, 7)
 
     def update(x):
-        return (OPS.update([x, s.detach()], coef, None, None, *DRAW) * weights).sum()
+        return (OPS.update([x, s.detach()], coef, None, *DRAW) * weights).sum()
 
     def loss(x):
         return OPS.dsm_loss(x, torch.rand(3, 3, generator=torch.Generator().manual_seed(1)),
