@@ -9,17 +9,18 @@ float32 oracle), torch, host (CPU, compiled), triton, cupy; `auto` picks by devi
 Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 """
 
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from operator import index
 
 import numpy as np
 
 from ..affine import coefficients
+from ..noise import MASK
 from .table import OPS, Op, lookup
 
-__all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "coefficients", "dsm_loss",
-           "missing", "noise_norms", "normal", "norms", "update"]
+__all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "bind", "coefficients",
+           "dsm_loss", "missing", "noise_norms", "normal", "norms", "update"]
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 FLOATS = "float32", "bfloat16", "float16"
 COUNTED = ("a step counter must be int64, on the operands' device, with a coef table of shape "
@@ -56,14 +57,15 @@ def backend(name="auto", device="cpu"):
 def _tensor(name, u):
     """An array or tensor as a dense tensor, a copy only where it must be, or one clear line."""
     import torch
-    if not isinstance(u, (np.ndarray, torch.Tensor)):
+    array = isinstance(u, np.ndarray)
+    if not array and not isinstance(u, torch.Tensor):
         raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(u).__name__}")
     if (dtype := str(u.dtype).removeprefix("torch.")) not in FLOATS:
         raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {dtype}")
     if not u.ndim:
         raise ValueError(f"{name} needs a first axis, the samples")
-    if isinstance(u, np.ndarray):
-        return torch.from_numpy(np.require(u, None, "CAW"))
+    if array:
+        return torch.from_numpy(u if u.flags.carray else np.require(u, None, "CAW"))
     if u.device.type not in ("cpu", "cuda") or u.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense CPU or CUDA tensor, got {u.device} {u.layout}")
     if isinstance(u, torch._subclasses.FakeTensor):
@@ -71,39 +73,37 @@ def _tensor(name, u):
     if u.requires_grad:
         raise RuntimeError(f"{name} requires grad and this records none: pass it detached, or "
                            "call torch.ops.minidiff (minidiff.kernels.torch_ops)")
-    return u.resolve_neg().contiguous()
+    return u if u.is_contiguous() and not u.is_neg() else u.resolve_neg().contiguous()
 
 
 def _accept(arrays, names, chosen):
     """The arrays as tensors of one dtype, shape and device, and the backend for them."""
     tensors = [_tensor(name, u) for name, u in zip(names, arrays)]
-    for name, u, t in zip(names, arrays, tensors):
-        if isinstance(u, np.ndarray) != isinstance(arrays[0], np.ndarray) \
-                or t.dtype != tensors[0].dtype:
+    first, t0 = arrays[0], tensors[0]
+    for name, u, t in zip(names[1:], arrays[1:], tensors[1:]):
+        if isinstance(u, np.ndarray) != isinstance(first, np.ndarray) or t.dtype != t0.dtype:
             raise TypeError(f"{name} is a {type(u).__name__} of {u.dtype}, {names[0]} a "
-                            f"{type(arrays[0]).__name__} of {arrays[0].dtype}")
-        if t.shape != tensors[0].shape:
-            raise ValueError(f"{name} has shape {tuple(t.shape)}, {names[0]} "
-                             f"{tuple(tensors[0].shape)}")
-        if t.device != tensors[0].device:
-            raise ValueError(f"{name} is on {t.device}, {names[0]} on {tensors[0].device}")
-    kind = tensors[0].device.type
-    module = backend(chosen, kind)
-    if kind not in module.TAKES:
-        raise ValueError(f"backend {module.NAME!r} takes arrays on {module.TAKES}, not {kind}")
+                            f"{type(first).__name__} of {first.dtype}")
+        if t.shape != t0.shape:
+            raise ValueError(f"{name} has shape {tuple(t.shape)}, {names[0]} {tuple(t0.shape)}")
+        if t.device != t0.device:
+            raise ValueError(f"{name} is on {t.device}, {names[0]} on {t0.device}")
+    module = backend(chosen, t0.device.type)
+    if t0.device.type not in module.TAKES:
+        raise ValueError(f"backend {module.NAME!r} takes arrays on {module.TAKES}, not "
+                         f"{t0.device.type}")
     return tensors, module
 
 
 def _writable(out, t, operands, names):
     """ValueError where out is strided, read-only or shares part of an operand's bytes."""
-    if not (out.flags.c_contiguous and out.flags.aligned if isinstance(out, np.ndarray) else
-            out.is_contiguous() and not out.is_neg()):
+    array, start = isinstance(out, np.ndarray), t.data_ptr()
+    if not (out.flags.c_contiguous and out.flags.aligned if array else t is out):
         raise ValueError("out must be contiguous")
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
+    if array and not out.flags.writeable:
         raise ValueError("out is read-only")
     for name, u in zip(names, operands):
-        if t.data_ptr() != u.data_ptr() and t.data_ptr() < u.data_ptr() + u.nbytes \
-                and u.data_ptr() < t.data_ptr() + t.nbytes:
+        if abs(u.data_ptr() - start) < t.nbytes and u.data_ptr() != start:
             raise ValueError(f"out overlaps {name} in part: pass that array itself or a new one")
 
 
@@ -120,31 +120,30 @@ def _table(coef, device):
         if coef.dtype.kind not in "fiu":
             raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
         coef = torch.from_numpy(coef.astype(np.float32))
-    if coef.is_complex():
-        raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
     return coef.detach().to(device, torch.float32).contiguous()
 
 
-def _counter(seed, sample, step, tag, like):
-    """The noise's counter as unsigned integers; a step counter stays a tensor."""
-    if isinstance(step, np.generic) or getattr(step, "shape", None) != ():
-        step = index(step) & 0xFFFFFFFF
-    else:
-        import torch
-        step = torch.as_tensor(step)
-        if step.dtype != torch.int64 or step.device != like.device:
-            raise ValueError(COUNTED)
-    return index(seed) & (1 << 64) - 1, index(sample) & 0xFFFFFFFF, step, index(tag) & 0xFFFFFFFF
+def _step(step, like):
+    """The step as an unsigned integer; a step counter as a tensor."""
+    if isinstance(step, (int, np.generic)) or getattr(step, "shape", None) != ():
+        return index(step) & MASK
+    import torch
+    step = torch.as_tensor(step)
+    if step.dtype != torch.int64 or step.device != like.device:
+        raise ValueError(COUNTED)
+    return step
 
 
-def _launch(module, out, operands, coef, widths, counter, per_sample=False, sums=0):
-    """Check coef and run; returns the sums of squares a sample, float64, or None.
+def _prepare(module, out, operands, coef, widths, counter, per_sample=False, sums=0):
+    """Check coef; returns run(step), which gives the sums of squares a sample, float64, or None.
 
-    per_sample: rows of coef are samples also beside a step counter. sums: 1 stores nothing
-    else, 2 the loss's gradient, ((2*w)*e)*c0 of e the update.
+    counter: seed, sample, tag, and a step for its kind. per_sample: rows of coef are samples
+    also beside a step counter. sums: 1 stores nothing else, 2 the loss's gradient, ((2*w)*e)*c0
+    of e the update.
     """
-    batch, shape = len(out), tuple(coef.shape)
-    table = not per_sample and not isinstance(counter[2], int)
+    batch, shape, (seed, sample, tag, step) = len(out), tuple(coef.shape), counter
+    draw = index(seed) & (1 << 64) - 1, index(sample) & MASK, index(tag) & MASK
+    table = not per_sample and not isinstance(_step(step, out), int)
     if not shape or shape[-1] not in widths:
         raise ValueError(f"coef has shape {shape}: its last axis must be "
                          f"{' or '.join(map(str, widths))} long")
@@ -154,29 +153,21 @@ def _launch(module, out, operands, coef, widths, counter, per_sample=False, sums
         raise ValueError(f"coef has shape {shape}: one row a sample needs {batch} rows for "
                          f"operands of shape {tuple(out.shape)}")
     if not out.numel():
-        return out.new_zeros(batch).double() if sums else None
+        return lambda step: out.new_zeros(batch).double() if sums else None
+    out, *operands = (u if u.dim() == 2 else u.view(batch, -1) for u in (out, *operands))
     extra = shape[-1] - len(operands)  # 1 for noise, 2 with a weight, and 4 for a clip stage
-    return module.update(out.view(batch, -1), [u.view(batch, -1) for u in operands],
-                         coef.view(-1, shape[-1]), len(shape) == 2 and not table,
-                         extra % 4 > 0, extra > 3, sums, *counter)
+    bind = getattr(module, "bind", None) or partial(partial, module.update)
+    return bind(out, operands, coef.view(-1, shape[-1]), len(shape) == 2 and not table,
+                extra % 4 > 0, extra > 3, sums, *draw)
 
 
 # ---- the primitives ----
 
-def update(operands, coef, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
-           names=(), per_sample=False):
-    """out = ((c0*u0 + c1*u1) + ...) + cz*z in float32, rounded once to the operands' dtype.
+def bind(operands, coef, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto", names=(),
+         per_sample=False):
+    """f(step): this `update` on these very arrays, its arguments checked once; f returns out.
 
-    operands: none (then `out` gives the shape) to four arrays of one shape, dtype (float32,
-      bfloat16, float16) and device; the first axis is the samples.
-    coef: (K,), or (K + 1,) where the last multiplies the noise; with four more, p0, p1, lo, hi,
-      u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a sample. A
-      table (N, ...) when `step` is a 0-d int64 array or tensor, which then selects the row
-      (clamped to N - 1) and is the noise's step: nothing waits for its value on a GPU.
-    seed, sample, step, tag: the noise's counter (minidiff.noise); sample is the first row's id.
-    out: where to write; may be an operand itself (in place), may not overlap one otherwise.
-    per_sample: rows of coef are samples also beside a step counter.
-    Returns out. TypeError, ValueError and RuntimeError say which argument and why.
+    For loops whose buffers stay: a call on the host costs about a microsecond.
     """
     given, k = [*operands] + ([] if out is None else [out]), len(operands)
     if k > 4:
@@ -187,12 +178,36 @@ def update(operands, coef, *, seed=0, sample=0, step=0, tag=0, out=None, backend
     tensors, module = _accept(given, names, backend)
     like, inputs = tensors[0], tensors[:k]
     target = like.new_empty(like.shape) if out is None else tensors[k]
-    if out is not None:
+    if out is None:
+        out = _like(given[0], target)
+    else:
         _writable(out, target, inputs, names)
     widths = (k, k + 1, k + 4, k + 5)[:4 if k > 1 else 2] if k else (1,)
-    _launch(module, target, inputs, _table(coef, like.device), widths,
-            _counter(seed, sample, step, tag, like), per_sample)
-    return _like(given[0], target) if out is None else out
+    run = _prepare(module, target, inputs, _table(coef, like.device), widths,
+                   (seed, sample, tag, step), per_sample)
+
+    def launch(step):
+        run(_step(step, like))
+        return out
+    return launch
+
+
+def update(operands, coef, *, step=0, **kw):
+    """out = ((c0*u0 + c1*u1) + ...) + cz*z in float32, rounded once to the operands' dtype.
+
+    operands: none (then `out` gives the shape) to four arrays of one shape, dtype (float32,
+      bfloat16, float16) and device; the first axis is the samples.
+    coef: (K,), or (K + 1,) where the last multiplies the noise; with four more, p0, p1, lo, hi,
+      u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a sample. A
+      table (N, ...) when `step` is a 0-d int64 array or tensor, which then selects the row
+      (clamped to N - 1) and is the noise's step: nothing waits for its value on a GPU.
+    seed, sample, step, tag: the noise's counter (minidiff.noise); sample is the first row's id.
+    out: where to write; may be an operand itself (in place), may not overlap one otherwise.
+    backend: "auto" or a name; names: the operands', for messages; per_sample: rows of coef are
+      samples also beside a step counter.
+    Returns out. TypeError, ValueError and RuntimeError say which argument and why.
+    """
+    return bind(operands, coef, step=step, **kw)(step)
 
 
 def normal(shape, dtype="float32", device=None, *, out=None, **kw):
@@ -213,16 +228,16 @@ def normal(shape, dtype="float32", device=None, *, out=None, **kw):
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,): squares a quad in float32, quads in float64."""
     (u,), module = _accept([x], ["x"], backend)
-    total = _launch(module, u, [u], _table([1.], u.device), (1,), (0, 0, 0, 0), sums=1)
-    return _like(x, total.sqrt().float())
+    run = _prepare(module, u, [u], _table([1.], u.device), (1,), (0, 0, 0, 0), sums=1)
+    return _like(x, run(0).sqrt().float())
 
 
 def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,); no z is stored."""
     (u,), module = _accept([like], ["like"], backend)
-    total = _launch(module, u, [], _table([1.], u.device), (1,),
-                    _counter(seed, sample, step, tag, u), True, sums=1)
-    return _like(like, total.sqrt().float())
+    run = _prepare(module, u, [], _table([1.], u.device), (1,), (seed, sample, tag, step), True,
+                   sums=1)
+    return _like(like, run(_step(step, u)).sqrt().float())
 
 
 def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
@@ -236,9 +251,8 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     """
     (u,), module = _accept([s], ["s"], backend)
     table, gradient = _table(coef, u.device), u.new_empty(u.shape)
-    total = _launch(module, gradient, [u], table, (3,), _counter(seed, sample, step, tag, u),
-                    True, sums=2)
-    value = (table[..., 2].double() * total).sum().float()
+    run = _prepare(module, gradient, [u], table, (3,), (seed, sample, tag, step), True, sums=2)
+    value = (table[..., 2].double() * run(_step(step, u))).sum().float()
     return _like(s, value)[()], _like(s, gradient)
 
 

@@ -41,7 +41,7 @@ def tile(size, pack):
     return columns, each, -(-packs // (each << columns))
 
 
-def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, step, tag):
+def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
     """See on_numpy.update."""
     import cupy
     import torch

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .on_numpy import row_of
+try:
+    import torch
+except ImportError:
+    torch = None
+
 
 NAME, TAKES = "host", "cpu"
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -91,17 +95,22 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(mine)
 
 
-def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, step, tag,
-           flags=None):
-    """See on_numpy.update."""
-    batch, size = out.shape
-    coef = row_of(coef, per_sample, int(step))
-    partial = np.empty((batch, -(-size // 1024)) if sums else 0)  # a block is 1024 elements
+def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
+    """run(step): see on_numpy.update."""
+    (batch, size), (rows, width) = out.shape, coef.shape
     variant = macros(str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums)
-    pointers = [u.data_ptr() for u in operands] + [0] * (4 - len(operands))
-    library(variant, flags or NATIVE).minidiff_update((ctypes.c_uint64 * 15)(  # struct Job
-        out.data_ptr(), *pointers, partial.ctypes.data, coef.data_ptr(), per_sample, batch, size,
-        seed, sample, int(step), tag, threads() if out.numel() > SMALL else 1))
-    if sums:
-        from torch import from_numpy
-        return from_numpy(partial.sum(1))
+    function = library(variant, NATIVE).minidiff_update
+    partial = np.empty((batch, -(-size // 1024))) if sums else None  # a block is 1024 elements
+    pointers = [u.data_ptr() for u in (out, *operands)] + [0] * (4 - len(operands))
+    job = (ctypes.c_uint64 * 15)(  # struct Job
+        *pointers, partial.ctypes.data if sums else 0, coef.data_ptr(), per_sample, batch, size,
+        seed, sample, 0, tag, threads() if batch * size > SMALL else 1)
+    job.memory = out, operands, coef, partial  # lives as long as what points to it
+
+    def run(step):
+        job[12] = step = int(step)
+        if rows > 1 and not per_sample:
+            job[6] = coef.data_ptr() + 4 * width * max(0, min(step, rows - 1))
+        function(job)
+        return torch.from_numpy(partial.sum(1)) if sums else None
+    return run

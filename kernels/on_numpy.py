@@ -12,11 +12,6 @@ def missing():
     return None
 
 
-def row_of(coef, per_sample, step):
-    """The rows that count: one a sample, or a step's, clamped to the table."""
-    return coef if per_sample or len(coef) == 1 else coef[max(0, min(step, len(coef) - 1)):][:1]
-
-
 def affine(c, u, clips, where=np.where):
     """((c0*u0 + c1*u1) + ...), u1 first min(max(p0*u0 + p1*u1, lo), hi), where NaN passes."""
     if clips:
@@ -37,15 +32,16 @@ def quad_squares(e):
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, step, tag):
+def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
     """out (batch, size), the operands and coef (rows, width) are tensors, checked before.
 
     See kernels.update; sums: 1 returns the squares and stores nothing, 2 stores the loss's
     gradient (kernels.dsm_loss).
     """
     from torch import from_numpy
-    step = int(step)
-    c = [column[:, None] for column in row_of(coef.numpy(), per_sample, step).T]
+    coef, step = coef.numpy(), int(step)
+    rows = coef if per_sample else coef[[max(0, min(step, len(coef) - 1))]]
+    c = [column[:, None] for column in rows.T]
     u = [v.float().numpy() for v in operands]
     z = [noise.normal(out.shape, seed, sample, step, tag)] if draws else []
     e = affine(c, u + z, clips)

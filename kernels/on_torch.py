@@ -35,7 +35,7 @@ def quad_squares(e):
     return ((q[0] + q[1]) + (q[2] + q[3])).double().sum(1)
 
 
-def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, step, tag):
+def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
     """See on_numpy.update; nothing waits for a step counter's value."""
     if not per_sample and hasattr(step, "data_ptr"):
         coef = coef[step.clamp(0, len(coef) - 1)][None]

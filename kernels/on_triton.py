@@ -174,7 +174,7 @@ def signed(word):
     return (word + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def arguments(out, operands, coef, per_sample, draws, clips, sums, seed, sample, step, tag,
+def arguments(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step,
               partial=None):
     """The kernel's grid, arguments and constants. partial: float64 (batch, tiles) or None."""
     (batch, size), v = out.shape, 4 // out.element_size()

@@ -181,8 +181,21 @@ def test_empty_arrays(place):
 
 def test_an_empty_batch_launches_nothing(monkeypatch):
     for name in CPU:
-        monkeypatch.setattr(kernels.backend(name), "update", None)
+        monkeypatch.setattr(kernels.backend(name), "bind" if name == "host" else "update", None)
         assert update([X[:0]], [1., 1.], backend=name).shape == (0, 3)
+
+
+def test_bound_calls_are_updates_of_the_same_arrays(place):
+    backend, device = place
+    x, table = torch.ones(3, 5, device=device), np.arange(8.).reshape(4, 2)
+    again = kernels.bind([x], [1., 2.], seed=1, out=x, backend=backend)
+    want = update([update([x.clone()], [1., 2.], seed=1, step=2**32 + 3)], [1., 2.], seed=1, step=4)
+    assert again(2**32 + 3) is x and again(4) is x and torch.equal(x, want)
+    counter = torch.tensor(0, device=device)
+    walk = kernels.bind([x.clone()], table, step=counter, backend=backend)
+    for k in range(5):
+        got = walk(counter.fill_(k)).clone()
+        assert torch.equal(got, update([want], table[min(k, 3)], step=k))
 
 
 def test_nan_and_infinity_propagate(place):

@@ -70,7 +70,7 @@ def compiled_by_triton(dtype, operands, draws, clip, rows, size, aligned):
     coef = torch.empty((1 if rows == "call" else 64, 9))
     sums = (2 if operands and draws else 1) if clip == "sums" else 0
     _, _, constants = on_triton.arguments(
-        out, [out] * operands, coef, rows == "sample", draws, clip == 1, sums, 0, 0, step, 0)
+        out, [out] * operands, coef, rows == "sample", draws, clip == 1, sums, 0, 0, 0, step)
     assert constants["ALIGNED"] == bool(aligned)
     names = on_triton.kernel.arg_names
     pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
@@ -227,7 +227,7 @@ def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
                               step=int(step), backend="numpy", **counter).to(kind)
                 out, buffer = place()
                 on_cupy.update(out, u, torch.from_numpy(coef), rows == "sample", draws, clip, 0,
-                               counter["seed"], counter["sample"] % 2**32, step, counter["tag"])
+                               counter["seed"], counter["sample"] % 2**32, counter["tag"], step)
                 bits = torch.int32 if dtype == "float32" else torch.int16
                 assert torch.equal(out.view(bits), want.view(bits)), (shape, rows, shift)
                 assert (buffer == 7).sum() - (out == 7).sum() == 2 * edge + shift, (shape, rows)
