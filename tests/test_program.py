@@ -327,24 +327,59 @@ def test_a_sampler_that_diverges_says_so():
 
 # ---- check, bench and info ----
 
-BY_COEF = """
-ARRAYS = "torch"
-def langevin(x, s, z, coef):
-    import torch
-    a, b, c = (k.reshape(-1, *[1] * (x.ndim - 1)) for k in coef.unbind(-1))
-    return (a * x + b * s) + c * z
+def readme_kernel():
+    """The README's example of a kernel of one's own, which is wrong, and what check prints."""
+    text = (ROOT / "README.md").read_text()
+    code, printed = re.search(r"```python\n(# mine\.py.*?)```.*?```text\n(.*?)```", text,
+                              re.S).groups()
+    return code, printed
+
+
+def test_the_readmes_wrong_kernel_is_located_as_it_says_and_mended_it_passes(tmp_path, capsys,
+                                                                            monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong, printed = readme_kernel()
+    Path("mine.py").write_text(wrong)
+    assert main(["check", "--kernel", "mine.py", "--json", "rows.json"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in " ".join(printed.split()).split(" ... "):
+        assert part in shown
+    refused(capsys, "langevin", "nothing was timed",
+            argv=["bench", "--kernel", "mine.py", "--elements", "4096"])
+    Path("mine.py").write_text(wrong.replace("c * c * z", "c * z"))
+    assert main(["check", "--kernel", "mine.py", "--json", "rows.json"]) == 0
+    assert all(r["passed"] for r in json.loads(Path("rows.json").read_text()))
+    assert main(["bench", "--kernel", "mine.py", "--elements", "4096", "--json", "rows.json"]) == 0
+    row, = [r for r in json.loads(Path("rows.json").read_text()) if r["backend"] == "mine.py"]
+    assert row["seconds"] > 0 and row["matches_reference"] and "torch_inplace" in row["speedup"]
+
+
+SUMS = """
+import numpy as np
+def quads(e):
+    q = np.zeros((len(e), -(-e[:1].size // 4) * 4), np.float32)
+    q[:, :e[:1].size] = (e * e).reshape(len(e), e[:1].size)
+    return ((q[:, ::4] + q[:, 1::4]) + (q[:, 2::4] + q[:, 3::4])).astype(float).sum(1)
+def norms(x):
+    return np.sqrt(quads(x)).astype(np.float32)
+def noise_norms(z):
+    return norms(z)
+def dsm_loss(s, z, coef):
+    c0, cz, w = (c.reshape(-1, *[1] * (s.ndim - 1)) for c in coef.T)
+    e = c0 * s + cz * z
+    return np.float32((coef[:, 2] * quads(e)).sum()), ((2 * w) * e) * c0
 """
 
 
-def test_a_right_kernel_passes_and_a_wrong_one_is_located(tmp_path, capsys):
-    file, rows = tmp_path / "mine.py", tmp_path / "rows.json"
-    file.write_text(BY_COEF)
-    assert main(["check", "--kernel", str(file), "--json", str(rows)]) == 0
-    assert all(r["passed"] for r in json.loads(rows.read_text()))
-    file.write_text(BY_COEF.replace("c * z", "c * c * z"))
-    assert main(["check", "--kernel", str(file), "--json", str(rows)]) == 1
-    assert re.search(r"FAILED langevin .* elements differ, most at \(\d+, \d+\): got [-.\de]+, "
-                     r"expected [-.\de]+ \(off by [-.\de]+, \d+ ulp\)", capsys.readouterr().out)
+def test_norms_and_losses_of_ones_own(tmp_path, capsys):
+    file = tmp_path / "sums.py"
+    for code, failed in ((SUMS, ()), (SUMS.replace("(2 * w)", "w"), ("dsm_loss",)),
+                         (SUMS.replace("np.sqrt(", "("), ("norms", "noise_norms"))):
+        file.write_text(code)
+        assert main(["check", "--kernel", str(file)]) == bool(failed)
+        assert {*re.findall(r"FAILED (\w+)", capsys.readouterr().out)} == set(failed)
+    file.write_text(SUMS)
+    assert main(["bench", "--kernel", str(file), "--op", "dsm_loss", "--elements", "4096"]) == 0
 
 
 @pytest.mark.parametrize("code, words", [
