@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -42,32 +43,25 @@ def compiler():
 @cache
 def _cpu():
     """What -march=native means here, for the cache's key."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.processor()
+    info = Path("/proc/cpuinfo")
+    found = re.search("(?m)^(flags|Features).*", info.read_text() if info.exists() else "")
+    return found[0] if found else platform.processor()
 
 
 @cache
 def library(variant, flags, more=""):
     """kernels.cu and `more` source compiled; cached under $XDG_CACHE_HOME/minidiff by source,
     flags and CPU."""
-    source = SOURCE.read_text() + more
-    command = [compiler(), *FLAGS, *flags, *variant]
+    source, command = SOURCE.read_text() + more, [compiler(), *FLAGS, *flags, *variant]
     key = hashlib.sha256("\0".join((source, *command, _cpu())).encode()).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minidiff"
     built = folder / f"host-{key[:24]}.so"
     if not built.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as f:
-            part = f.name
-        try:
-            subprocess.run([*command, "-x", "c++", "-", "-o", part], check=True, text=True,
+        with tempfile.TemporaryDirectory(dir=folder) as part:
+            subprocess.run([*command, "-x", "c++", "-", "-o", f"{part}/so"], check=True, text=True,
                            capture_output=True, input=source)
-            os.replace(part, built)  # whole or not at all, also between two processes
-        finally:
-            Path(part).unlink(missing_ok=True)
+            os.replace(f"{part}/so", built)  # whole or not at all, also between two processes
     return ctypes.CDLL(str(built))
 
 

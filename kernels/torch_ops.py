@@ -8,13 +8,14 @@ import torch
 
 from . import dsm_loss, noise_norms, norms, update
 
-COUNTER = "int seed, int sample, int step, int tag"
+DRAW = "seed", "sample", "step", "tag"
+COUNTER = ", ".join(f"int {word}" for word in DRAW)
 LIB = torch.library.Library("minidiff", "DEF")
 
 
 def register(name, signature, run, fake, backward=None, save=None):
     """Define an operator with its CPU and CUDA form, fake and autograd."""
-    LIB.define(f"{name}({signature}")
+    LIB.define(name + signature)
     for device in ("CPU", "CUDA"):
         LIB.impl(name, run, device)
     torch.library.register_fake(f"minidiff::{name}", fake, lib=LIB)
@@ -22,11 +23,7 @@ def register(name, signature, run, fake, backward=None, save=None):
         torch.library.register_autograd(f"minidiff::{name}", backward, setup_context=save, lib=LIB)
 
 
-def _draw(seed, sample, step, tag):
-    return {"seed": seed, "sample": sample, "step": step, "tag": tag}
-
-
-def _dense(x):
+def _dense(x, *_):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -35,7 +32,7 @@ def _rows(x, *_):
 
 
 def _update(operands, coef, counter, *draw):
-    draw = _draw(*draw) | ({} if counter is None else {"step": counter})
+    draw = dict(zip(DRAW, draw)) | ({} if counter is None else {"step": counter})
     return update([u.detach() for u in operands], coef, **draw)
 
 
@@ -56,11 +53,7 @@ def _update_backward(ctx, g):
         d = p0 * x + p1 * s
         inside = gradients[1] * ((d >= lo) & (d <= hi))
         gradients[:2] = gradients[0] + p0 * inside, p1 * inside
-    return [v.to(g.dtype) for v in gradients], None, None, None, None, None, None
-
-
-def _norms_save(ctx, inputs, output):
-    ctx.save_for_backward(inputs[0], output)
+    return [v.to(g.dtype) for v in gradients], *[None] * 6
 
 
 def _norms_backward(ctx, g):
@@ -73,21 +66,16 @@ def _loss_save(ctx, inputs, output):
     ctx.save_for_backward(output[1])
 
 
-def _loss_backward(ctx, g, _):
-    gradient, = ctx.saved_tensors
-    return g.to(gradient.dtype) * gradient, None, None, None, None, None
-
-
-register("update", f"Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}) -> Tensor",
+register("update", f"(Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}) -> Tensor",
          _update, lambda operands, *_: _dense(operands[0]), _update_backward, _update_save)
-register("normal", f"Tensor like, {COUNTER}) -> Tensor",
-         lambda like, *draw: update([], [1.], out=_dense(like), **_draw(*draw)),
-         lambda like, *_: _dense(like))
-register("norms", "Tensor x) -> Tensor", lambda x: norms(x.detach()), _rows, _norms_backward,
-         _norms_save)
-register("noise_norms", f"Tensor like, {COUNTER}) -> Tensor",
-         lambda like, *draw: noise_norms(like.detach(), **_draw(*draw)), _rows)
-register("dsm_loss", f"Tensor s, Tensor coef, {COUNTER}) -> (Tensor, Tensor)",
-         lambda s, coef, *draw: dsm_loss(s.detach(), coef, **_draw(*draw)),
+register("normal", f"(Tensor like, {COUNTER}) -> Tensor", lambda like, *draw: update(
+    [], [1.], out=_dense(like), **dict(zip(DRAW, draw))), _dense)
+register("norms", "(Tensor x) -> Tensor", lambda x: norms(x.detach()), _rows, _norms_backward,
+         lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output))
+register("noise_norms", f"(Tensor like, {COUNTER}) -> Tensor",
+         lambda like, *draw: noise_norms(like.detach(), **dict(zip(DRAW, draw))), _rows)
+register("dsm_loss", f"(Tensor s, Tensor coef, {COUNTER}) -> (Tensor, Tensor)",
+         lambda s, coef, *draw: dsm_loss(s.detach(), coef, **dict(zip(DRAW, draw))),
          lambda s, *_: (s.new_empty((), dtype=torch.float32), _dense(s)),
-         _loss_backward, _loss_save)
+         lambda ctx, g, _: (g.to(ctx.saved_tensors[0].dtype) * ctx.saved_tensors[0], *[None] * 5),
+         _loss_save)
