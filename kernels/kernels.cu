@@ -101,14 +101,11 @@ FN void cos_sin(u32 w, float &c, float &s) {
     s = as_float(sin ^ swap ^ ((q & 2) << 30));
 }
 
-FN void box_muller(u32 w0, u32 w1, u32 w2, u32 w3, float *z) {
-    float r0 = radius(w0), r1 = radius(w2), c0, s0, c1, s1;
-    cos_sin(w1, c0, s0);
-    cos_sin(w3, c1, s1);
-    z[0] = r0 * c0;
-    z[1] = r0 * s0;
-    z[2] = r1 * c1;
-    z[3] = r1 * s1;
+FN void pair(u32 w0, u32 w1, float &z0, float &z1) {
+    float r = radius(w0), c, s;
+    cos_sin(w1, c, s);
+    z0 = r * c;
+    z1 = r * s;
 }
 
 // ---- storage: F32, BF16 and F16 hold 32 or 16 bits; arithmetic is float32 ----
@@ -178,8 +175,8 @@ FN float affine(const float *c, float *u, float z) {
     return e;
 }
 
-FN STORAGE stored(const float *c, float e) {
-    return STORAGE::store(SUMS == 2 ? ((2.f * c[WIDTH - 1]) * e) * c[0] : e);
+FN float stored(const float *c, float e) {
+    return SUMS == 2 ? ((2.f * c[WIDTH - 1]) * e) * c[0] : e;
 }
 
 #ifdef __CUDACC_RTC__
@@ -219,13 +216,14 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
         UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++) {
             u64 w0 = pack * (PACK / 4) + v, w1 = sample + b, w2 = now, w3 = tag;
             philox(w0, w1, w2, w3, (u32)seed, (u32)(seed >> 32));
-            box_muller((u32)w0, (u32)w1, (u32)w2, (u32)w3, z + 4 * v);
+            pair((u32)w0, (u32)w1, z[4 * v], z[4 * v + 1]);
+            pair((u32)w2, (u32)w3, z[4 * v + 2], z[4 * v + 3]);
         }
         UNROLL for (int e = 0; e < PACK; e++) {
             float value[OPERANDS + 1];
             UNROLL for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
             float sum = affine(c, value, DRAWS ? z[e] : 0.f);
-            result.e[e] = stored(c, sum);
+            result.e[e] = STORAGE::store(stored(c, sum));
             q[e] = e < count ? sum * sum : 0.f;
         }
         UNROLL for (int e = 0; e < PACK && SUMS; e += 4)
@@ -260,32 +258,63 @@ struct Job {
 FN float at(float c, i64) { return c; }
 FN float at(const float *c, i64 i) { return c[i]; }
 
+// float16 by the CPU's own conversions, a block at a time; all else stays where it lies
+template <class T> FN const T *widen(const T *x, F32 *, i64) { return x; }
+template <class T> FN T *target(T *x, F32 *) { return x; }
+template <class T> FN void narrow(const T *, T *, i64) {}
+#ifdef __F16C__
+static const F32 *widen(const F16 *x, F32 *f, i64 n) {
+    i64 i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(&f[i].v, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
+    for (; i < n; i++) f[i].v = F16::load(x[i]);
+    return f;
+}
+
+FN F32 *target(F16 *, F32 *f) { return f; }
+
+static void narrow(const F32 *f, F16 *x, i64 n) {
+    i64 i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(x + i), _mm256_cvtps_ph(_mm256_loadu_ps(&f[i].v), 0));
+    for (; i < n; i++) x[i] = F16::store(f[i].v);
+}
+#endif
+
 // C is a float, one coefficient for the block, or a pointer, one an element. Fills sum. out may
 // be an operand itself: nothing is carried from one element to the next.
-template <class C>
-static void pass(STORAGE *out, const STORAGE *const *u, const float *z, const C *c, i64 n,
-                 float *sum) {
+template <class T, class C>
+static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n, float *sum) {
 #pragma GCC ivdep
     for (i64 i = 0; i < n; i++) {
         float c_i[WIDTH], u_i[OPERANDS + 1];
         UNROLL for (int k = 0; k < WIDTH; k++) c_i[k] = at(c[k], i);
-        UNROLL for (int k = 0; k < OPERANDS; k++) u_i[k] = STORAGE::load(u[k][i]);
+        UNROLL for (int k = 0; k < OPERANDS; k++) u_i[k] = T::load(u[k][i]);
         float e = affine(c_i, u_i, DRAWS ? z[i] : 0.f);
         if (SUMS) sum[i] = e;
-        if (SUMS != 1) out[i] = stored(c_i, e);
+        if (SUMS != 1) out[i] = T::store(stored(c_i, e));
     }
 }
 
-// z for `rows` rows from b, elements j ... j+n of each
+// z for `rows` rows from b, elements j ... j+n of each. Meanwhile the operands come to the cache:
+// else a core computes and waits for memory in turn.
 static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
     u32 quad[QUADS], sample[QUADS], w[4][QUADS];
-    i64 quads = (n + 3) / 4, total = rows * quads;
-    for (i64 r = 0; r < rows; r++)
-        for (i64 q = 0; q < quads; q++) {
-            quad[r * quads + q] = (u32)(j / 4 + q);
-            sample[r * quads + q] = (u32)(job.sample + b + r);
-        }
+    const i64 quads = (n + 3) / 4, total = rows * quads, start = b * job.size + j;
+    if (quads == 1)
+        for (i64 r = 0; r < rows; r++) quad[r] = (u32)(j / 4), sample[r] = (u32)(job.sample + b + r);
+    else
+        for (i64 r = 0; r < rows; r++)
+            for (i64 q = 0; q < quads; q++) {
+                quad[r * quads + q] = (u32)(j / 4 + q);
+                sample[r * quads + q] = (u32)(job.sample + b + r);
+            }
     for (i64 i = 0; i < total; i += LANES) {
+        for (i64 line = 0; line < 4 * LANES * (i64)sizeof(STORAGE); line += 64) {
+            for (int k = 0; k < OPERANDS; k++)
+                __builtin_prefetch((const char *)(job.u[k] + start + 4 * i) + line);
+            if (SUMS != 1) __builtin_prefetch((const char *)(job.out + start + 4 * i) + line, 1);
+        }
         Lanes c0 = __builtin_convertvector(*(const Words *)(quad + i), Lanes);
         Lanes c1 = __builtin_convertvector(*(const Words *)(sample + i), Lanes);
         Lanes c2 = c0 * 0 + (u32)job.step, c3 = c0 * 0 + (u32)job.tag;
@@ -295,21 +324,30 @@ static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
         *(Words *)(w[2] + i) = __builtin_convertvector(c2, Words);
         *(Words *)(w[3] + i) = __builtin_convertvector(c3, Words);
     }
+    if (n == 2)  // half of each quad, and no gap
+        for (i64 i = 0; i < total; i++) pair(w[0][i], w[1][i], z[2 * i], z[2 * i + 1]);
+    else {
 #pragma omp simd
-    for (i64 i = 0; i < total; i++) box_muller(w[0][i], w[1][i], w[2][i], w[3][i], z + 4 * i);
-    if (n % 4)  // close the gap after each row's last quad
-        for (i64 r = 1; r < rows; r++)
-            for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
+        for (i64 i = 0; i < total; i++) {
+            pair(w[0][i], w[1][i], z[4 * i], z[4 * i + 1]);
+            pair(w[2][i], w[3][i], z[4 * i + 2], z[4 * i + 3]);
+        }
+        if (n % 4)  // close the gap after each row's last quad
+            for (i64 r = 1; r < rows; r++)
+                for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
+    }
 }
 
 // `rows` rows from b, elements j ... j+n of each (a whole row unless rows is 1)
 static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i64 stride) {
     float z[4 * QUADS], sum[4 * QUADS], wide[WIDTH][4 * QUADS];
+    F32 buffer[5][4 * QUADS];
     const float *wides[WIDTH], *c = job.coef + (job.per_sample ? b * WIDTH : 0);
-    const STORAGE *u[4];
-    for (int k = 0; k < OPERANDS; k++) u[k] = job.u[k] + b * job.size + j;
-    STORAGE *out = job.out + b * job.size + j;
+    decltype(widen(job.u[0], buffer[0], 0)) u[4];
+    auto out = target(job.out + b * job.size + j, buffer[4]);
     if (DRAWS) noise(job, b, rows, j, n, z);
+    for (int k = 0; k < OPERANDS; k++)
+        u[k] = widen(job.u[k] + b * job.size + j, buffer[k], rows * n);
     if (rows == 1 || !job.per_sample) pass(out, u, z, c, rows * n, sum);
     else {
         for (int k = 0; k < WIDTH; k++) {
@@ -319,6 +357,7 @@ static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i
         }
         pass(out, u, z, wides, rows * n, sum);
     }
+    if (SUMS != 1) narrow(out, job.out + b * job.size + j, rows * n);
     for (i64 r = 0; SUMS && r < rows; r++) {
         const float *e = sum + r * n;
         double total = 0;
