@@ -1,4 +1,4 @@
-"""python -m minidiff COMMAND: demo, train, sample, check, bench, info."""
+"""python -m minidiff COMMAND: demo, train, sample, eval, check, bench, info."""
 
 import argparse
 import json
@@ -58,21 +58,34 @@ def parser():
     c.add_argument("--batch", type=positive, help="samples a batch (default 128 for "
                    "images, 512 for points)")
     c.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default 2e-3)")
+    c.add_argument("--weighting", default="edm", choices=("edm", "sigma2", "likelihood"),
+                   help="of the loss over noise levels (default edm)")
     c.add_argument("--save-every", type=positive, default=200, metavar="N",
                    help="iterations between saves (default 200)")
     c.add_argument("--resume", action="store_true", help="go on from OUT/state.safetensors")
     c.add_argument("--out", default="out", help="folder for the state and the model (default out)")
 
     from .families import FAMILIES
+
+    def model(c):
+        backend(c)
+        c.add_argument("--model", default="out/model.safetensors", help="a model that demo or "
+                       "train wrote (default out/model.safetensors)")
+        c.add_argument("--family", default="ddim", choices=FAMILIES, help="sampler (default ddim)")
+        c.add_argument("--evaluations", type=positive, help="about how many network evaluations")
+        c.add_argument("--n", type=positive, help="how many samples (default 64, eval 360)")
+
     c = command("sample", run_sample, "sample a trained network",
                 " --model out/model.safetensors --family ddim --n 64 --out digits.npz")
-    backend(c)
-    c.add_argument("--model", default="out/model.safetensors", help="a model that demo or train "
-                   "wrote (default out/model.safetensors)")
-    c.add_argument("--family", default="ddim", choices=FAMILIES, help="sampler (default ddim)")
-    c.add_argument("--n", type=positive, default=64, help="how many (default 64)")
-    c.add_argument("--evaluations", type=positive, help="about how many network evaluations")
+    model(c)
     c.add_argument("--out", default="samples.npz", help="where to write x (default samples.npz)")
+
+    c = command("eval", run_eval, "measure a trained network on the held-out data: samples, or the "
+                "likelihood", " --likelihood --model out/model.safetensors --out eval.json")
+    model(c)
+    c.add_argument("--likelihood", action="store_true", help="bits/dim by the probability-flow ODE")
+    c.add_argument("--data", help="the data set (default: the one it was trained on)")
+    c.add_argument("--out", metavar="F", help="write the result as JSON")
 
     c = command("check", run_check, "compare every op on every backend with NumPy, bit for bit",
                 " --backend host --json check.json")
@@ -140,9 +153,10 @@ def run_train(args):
     data = load(args.data, args.seed)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    trainer = train.Trainer(data.train, kernels, args.steps, args.batch, args.lr, seed=args.seed,
-                            device=device(args), backend=args.backend)
-    run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr}
+    trainer = train.Trainer(data, kernels, args.steps, args.batch, args.lr, seed=args.seed,
+                            device=device(args), backend=args.backend, weighting=args.weighting)
+    run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr,
+                                     "weighting": args.weighting}
     state = out / "state.safetensors"
     if args.resume:
         tensors, saved = train.read(state)
@@ -168,7 +182,8 @@ def run_sample(args):
         raise ValueError(f"--out {args.out}: samples are written as .npz")
     net, saved = load_model(args.model, device(args))
     score = NetScore(net)
-    *_, x = sample(score, saved["shape"], args.family, args.n, kernels, args.evaluations,
+    n = args.n or 64
+    *_, x = sample(score, saved["shape"], args.family, n, kernels, args.evaluations,
                    args.seed, device(args), args.backend)
     x = Data(saved["data"], np.empty((0, *saved["shape"])), np.empty(0),
              saved["levels"]).quantize(x.cpu().numpy())
@@ -179,8 +194,36 @@ def run_sample(args):
     with open(part, "wb") as f:
         np.savez(f, x=x)
     os.replace(part, out)
-    print(f"{out}: {args.n} samples of {saved['data']}, {args.family}, {score.evaluations} "
+    print(f"{out}: {n} samples of {saved['data']}, {args.family}, {score.evaluations} "
           f"evaluations, torch {torch.__version__}")
+
+
+def run_eval(args):
+    """bits/dim of held-out data, or how good samples are beside it."""
+    from . import kernels
+    from .data import load
+    from .demo import bits_line, likelihood, measure
+    from .train import load_model
+    net, saved = load_model(args.model, device(args))
+    data = load(args.data or saved["data"], saved.get("seed", 0))
+    if list(data.shape) != saved["shape"] or data.levels != saved["levels"]:
+        raise ValueError(f"--data {data.name}: samples of shape {list(data.shape)}, "
+                         f"{data.levels} levels; the model is of {saved['shape']}, "
+                         f"{saved['levels']}")
+    n = min(args.n or 360, len(data.held))
+    if args.likelihood:
+        bits, evaluations = likelihood(net, data, data.held[:n], args.seed, device(args))
+        print(bits_line(bits, evaluations, data.levels))
+        row = {"bits_per_dim": bits.mean(), "error": bits.std(ddof=1) / n**.5}
+    else:
+        (_, evaluations, _, accuracy, error, nearest), _, _ = measure(
+            net, data, args.family, n, kernels, args.evaluations, args.seed, device(args),
+            args.backend)
+        print(f"{args.family}: SVM accuracy {accuracy:.3f} +- {error:.3f}, nearest {nearest:.2f}, "
+              f"{evaluations} evaluations")
+        row = {"family": args.family, "accuracy": accuracy, "error": error, "nearest": nearest}
+    if args.out:
+        write_json(args.out, row | {"n": n, "evaluations": evaluations, "data": data.name})
 
 
 def run_check(args):

@@ -27,26 +27,28 @@ def operands(step):
                  if p.kind is p.POSITIONAL_ONLY)
 
 
+def order(p):
+    """Marks a step as convergent of order p in its step size: step.order."""
+    def mark(step):
+        step.order = p
+        return step
+    return mark
+
+
 def check_domain(**parameters):
     """ValueError naming the first parameter that is NaN or outside its range.
 
     `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1; other names as DOMAIN says.
     """
-    domain = DOMAIN
-    if "sde" in parameters:
-        domain = domain | {"t": (0, parameters["sde"].T, True, True)}
-    if "n" in parameters:
-        domain = domain | {"i": (0, parameters["n"] - 1, True, True)}
+    domain = DOMAIN | {"t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),
+                       "i": (0, parameters.get("n", _INF) - 1, True, True)}
     for low, high in (("sigma_next", "sigma"), ("sigma", "sigma_prev"),
                       ("alpha_bar", "alpha_bar_prev")):
         if low in parameters and high in parameters and not (
                 np.asarray(parameters[low]) < np.asarray(parameters[high])).all():
             raise ValueError(f"{low} must be smaller than {high}")
-    for name, value in parameters.items():
-        if name not in domain:
-            continue
-        low, high, low_in, high_in = domain[name]
-        v = np.asarray(value, np.float64)
+    for name, (low, high, low_in, high_in) in domain.items():
+        v = np.asarray(parameters.get(name, ()), np.float64)
         good = (v >= low if low_in else v > low) & (v <= high if high_in else v < high)
         if not good.all():
             bad = v[~good].flat[0]

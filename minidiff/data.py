@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import noise
+from .likelihood import dequantize
 from .targets import Mixture
 
 HELD_OUT = 360
@@ -26,12 +27,19 @@ class Data:
         """One sample's shape."""
         return self.train.shape[1:]
 
-    def quantize(self, x):
-        """Clip to [-1, 1] and round to the grey levels; points pass through."""
+    def dequantize(self, x, seed=0, step=0):
+        """`likelihood.dequantize` of grey levels, as the network sees them; points pass."""
         if not self.levels:
             return x
-        steps = (self.levels - 1) / 2
-        return np.round((np.clip(x, -1, 1) + 1) * steps) / steps - 1
+        u = 1 - noise.uniform(x.shape, seed, step=step, tag=noise.DEQUANTIZATION)
+        return dequantize(np.round((x + 1) * (self.levels - 1) / 2), u, self.levels)
+
+    def quantize(self, x):
+        """The grey levels that samples of dequantised data fall into; points pass."""
+        if not self.levels:
+            return x
+        k = np.clip(np.floor((x + 1) * self.levels / 2), 0, self.levels - 1)
+        return 2 * k / (self.levels - 1) - 1
 
 
 def _order(n, seed, step=0):

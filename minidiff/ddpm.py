@@ -6,7 +6,7 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 
 import numpy as np
 
-from .affine import check_domain
+from .affine import check_domain, order
 from .score_matching import posterior_mean
 
 
@@ -16,6 +16,15 @@ def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
         raise ValueError(f"need n >= 1 and 0 < beta_min <= beta_max < 1, got n={n}, "
                          f"beta_min={beta_min}, beta_max={beta_max}")
     return np.linspace(beta_min, beta_max, n)
+
+
+def cosine_betas(n=1000, beta_max=.999):
+    """beta_i = min(1 - F_{i+1} / F_i, beta_max), F_i = cos^2((i / n + .008) / 1.008 pi / 2), (n,).
+    [iDDPM eq. 17]"""
+    if n < 1 or not 0 < beta_max < 1:
+        raise ValueError(f"need n >= 1 and 0 < beta_max < 1, got n={n}, beta_max={beta_max}")
+    F = np.cos((np.arange(n + 1) / n + .008) / 1.008 * np.pi / 2)**2
+    return np.minimum(1 - F[1:] / F[:-1], beta_max)
 
 
 def alpha_bars(betas):
@@ -50,6 +59,7 @@ def forward(x0, z, /, alpha_bar):
     return alpha_bar**.5 * x0 + (1 - alpha_bar)**.5 * z
 
 
+@order(1)
 def ancestral_step(x, s, z, /, beta, variance):
     """x_{i-1} = (x_i + beta s) / sqrt(1 - beta) + sqrt(variance) z. [DDPM eq. 11, in s]
 
@@ -81,6 +91,7 @@ def posterior_variances(betas):
     return betas * (1 - previous(alpha_bar)) / (1 - alpha_bar)
 
 
+@order(1)
 def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
     """From alpha_bar to alpha_bar_prev through the predicted x_0. [DDIM eqs. 12 and 16]
 

@@ -6,11 +6,14 @@ scale, the last one denoised. Noise levels are placed by EDM's rule in sigma / a
 SIGMA_MIN and what each process ends at, for data within about [-1, 1].
 """
 
+from functools import partial
+
 import numpy as np
 
 from . import ddpm, sample
 from .langevin import rho_levels
-from .sde import VE, VP, SubVP, prior_std, rescaled_score
+from .score_matching import rescaled
+from .sde import EDM, VE, VP, SubVP, prior_std
 
 SIGMA_MIN = .01
 
@@ -30,52 +33,51 @@ def annealed_langevin(score, z, n, op, sigma_max=10., sigma_min=.02, n_steps=3, 
     return _ending(score, states, sigmas[-1], op, 1., sigmas[-1])
 
 
-def _ddpm_grid(n):
-    """alpha_bar of the n indices of DDPM's 1000 nearest to EDM's levels."""
-    alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())
-    ratio = ((1 - alpha_bar) / alpha_bar)**.5
-    levels = rho_levels(max(2, n), ratio[-1], ratio[0])
-    return alpha_bar[np.unique(np.abs(np.log(ratio)[:, None] - np.log(levels)).argmin(0))]
+def _discrete(loop):
+    def family(score, z, n, op):
+        alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())
+        ratio = ((1 - alpha_bar) / alpha_bar)**.5
+        levels = rho_levels(max(2, n), ratio[-1], ratio[0])
+        alpha_bar = alpha_bar[np.unique(np.abs(np.log(ratio)[:, None] - np.log(levels)).argmin(0))]
+        at = rescaled(score, lambda i: (alpha_bar[i]**.5, (1 - alpha_bar[i])**.5))
+        return loop(at, z, alpha_bar, op)
+    return family
 
 
-def _discrete(score, n):
-    """(s(x, i), alpha_bar) of the chain on n indices."""
-    alpha_bar = _ddpm_grid(n)
-    return lambda x, i: rescaled_score(score, alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)(x), \
-        alpha_bar
-
-
-def ddpm_ancestral(score, z, n, op):
-    """DDPM on n of its 1000 indices, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
-    at, alpha_bar = _discrete(score, n)
+def _ancestral(score, z, alpha_bar, op):
+    """DDPM on a subset of its indices, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
     betas = ddpm.subset_betas(alpha_bar)
-    return sample.ancestral(at, z, betas, op, ddpm.posterior_variances(betas))
+    return sample.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
 
 
-def ddim(score, z, n, op):
-    """DDIM (eta = 0) on n of DDPM's 1000 indices. [DDIM eq. 12]"""
-    at, alpha_bar = _discrete(score, n)
-    return sample.ddim(at, z, alpha_bar, op)
-
-
-def _continuous(loop, sde):
+def _continuous(loop, sde, per_step=1):
     def family(score, z, n, op):
         a, sigma = sde.marginal(sde.T)
-        times = sde.time(rho_levels(max(2, n), sigma / a, SIGMA_MIN))
+        times = sde.time(rho_levels(max(2, n // per_step), sigma / a, SIGMA_MIN))
         times[0] = sde.T
-        at = lambda x, t: rescaled_score(score, *sde.marginal(t))(x)
+        at = rescaled(score, sde.marginal)
         states = loop(at, prior_std(sde) * z, sde, times, op)
         return _ending(at, states, times[-1], op, *map(float, sde.marginal(times[-1])))
-    family.__doc__ = f"{type(sde).__name__}: sample.{loop.__name__} on n - 1 steps."
+    return family
+
+
+def _levels(loop, per_step=1):
+    def family(score, z, n, op):
+        sigmas = rho_levels(max(2, (n + per_step - 1) // per_step), EDM().T, SIGMA_MIN)
+        return loop(score, EDM().T * z, sigmas, op)
     return family
 
 
 FAMILIES = {
     "annealed_langevin": annealed_langevin,
-    "ddpm_ancestral": ddpm_ancestral,
-    "ddim": ddim,
+    "ddpm_ancestral": _discrete(_ancestral),
+    "ddim": _discrete(sample.ddim),
     "reverse_sde_ve": _continuous(sample.reverse_sde, VE()),
     "reverse_sde_vp": _continuous(sample.reverse_sde, VP()),
     "reverse_sde_subvp": _continuous(sample.reverse_sde, SubVP()),
+    "pc_ve": _continuous(partial(sample.predictor_corrector, corrector="annealed"), VE(), 2),
     "pf_ode": _continuous(sample.pf_ode, VP()),
+    "heun": _levels(sample.edm, 2),
+    "edm_churn": _levels(partial(sample.edm, s_churn=20.), 2),
+    "dpmpp_2m": _levels(sample.dpmpp_2m),
 }

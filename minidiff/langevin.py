@@ -30,14 +30,19 @@ def rho_levels(n, sigma_max, sigma_min, rho=7.):
     return np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n)**rho
 
 
-def step_sizes(sigmas, eps=2e-5):
-    """alpha_i = eps sigma_i^2 / sigma_L^2, one a level. [SMLD Algorithm 1]
-
-    sigmas: (L,) positive and falling. The published code steps x + alpha s + sqrt(2 alpha) z,
-    which is Algorithm 1 with twice this eps.
-    """
+def falling(sigmas):
+    """sigmas in float64, (L,), positive and falling, or ValueError."""
     sigmas = np.asarray(sigmas, np.float64)
     if sigmas.ndim != 1 or not sigmas.size or not (sigmas > 0).all() \
             or not (np.diff(sigmas) < 0).all():
         raise ValueError("sigmas must be positive and fall from level to level")
+    return sigmas
+
+
+def step_sizes(sigmas, eps=2e-5):
+    """alpha_i = eps sigma_i^2 / sigma_L^2, one a level. [SMLD Algorithm 1]
+
+    The published code steps x + alpha s + sqrt(2 alpha) z, which is twice this eps.
+    """
+    sigmas = falling(sigmas)
     return eps * sigmas**2 / sigmas[-1]**2
