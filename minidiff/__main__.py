@@ -153,8 +153,9 @@ def run_train(args):
     data = load(args.data, args.seed)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    trainer = train.Trainer(data, kernels, args.steps, args.batch, args.lr, seed=args.seed,
-                            device=device(args), backend=args.backend, weighting=args.weighting)
+    trainer = train.Trainer(data.train, kernels, args.steps, args.batch, args.lr, seed=args.seed,
+                            device=device(args), backend=args.backend, levels=data.levels,
+                            weighting=args.weighting)
     run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr,
                                      "weighting": args.weighting}
     state = out / "state.safetensors"

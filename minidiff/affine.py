@@ -17,6 +17,7 @@ _INF = float("inf")
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "dt", "a"),
                        (0, _INF, False, False)) | {
+    "n": (1, _INF, True, False), "n_steps": (1, _INF, True, False),
     "beta": (0, 1, False, False), "variance": (0, _INF, True, False), "eta": (0, 1, True, True),
     "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True)}
 
@@ -33,6 +34,14 @@ def order(p):
         step.order = p
         return step
     return mark
+
+
+def check_range(below=_INF, n=2, least=1, **ends):
+    """ValueError unless n >= least and 0 < low <= high < below, of the two numbers named."""
+    low, high = ends.values()
+    if n < least or not 0 < low <= high < below:
+        raise ValueError(f"need n >= {least} and 0 < {' <= '.join(ends)} < {below:g}, got {n=}, "
+                         f"{ends}")
 
 
 def check_domain(**parameters):

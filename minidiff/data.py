@@ -27,19 +27,20 @@ class Data:
         """One sample's shape."""
         return self.train.shape[1:]
 
-    def dequantize(self, x, seed=0, step=0):
-        """`likelihood.dequantize` of grey levels, as the network sees them; points pass."""
-        if not self.levels:
-            return x
-        u = 1 - noise.uniform(x.shape, seed, step=step, tag=noise.DEQUANTIZATION)
-        return dequantize(np.round((x + 1) * (self.levels - 1) / 2), u, self.levels)
-
     def quantize(self, x):
         """The grey levels that samples of dequantised data fall into; points pass."""
         if not self.levels:
             return x
         k = np.clip(np.floor((x + 1) * self.levels / 2), 0, self.levels - 1)
         return 2 * k / (self.levels - 1) - 1
+
+
+def dequantized(x, levels, seed=0, step=0):
+    """`likelihood.dequantize` of grey levels in [-1, 1], as a network sees them; points pass."""
+    if not levels:
+        return x
+    u = 1 - noise.uniform(x.shape, seed, step=step, tag=noise.DEQUANTIZATION)
+    return dequantize(np.round((x + 1) * (levels - 1) / 2), u, levels)
 
 
 def _order(n, seed, step=0):

@@ -6,23 +6,20 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 
 import numpy as np
 
-from .affine import check_domain, order
+from .affine import check_domain, check_range, order
 from .score_matching import posterior_mean
 
 
 def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
     """beta_i from beta_min to beta_max, evenly, (n,). [DDPM sec. 4]"""
-    if n < 1 or not 0 < beta_min <= beta_max < 1:
-        raise ValueError(f"need n >= 1 and 0 < beta_min <= beta_max < 1, got n={n}, "
-                         f"beta_min={beta_min}, beta_max={beta_max}")
+    check_range(1, n, beta_min=beta_min, beta_max=beta_max)
     return np.linspace(beta_min, beta_max, n)
 
 
 def cosine_betas(n=1000, beta_max=.999):
     """beta_i = min(1 - F_{i+1} / F_i, beta_max), F_i = cos^2((i / n + .008) / 1.008 pi / 2), (n,).
     [iDDPM eq. 17]"""
-    if n < 1 or not 0 < beta_max < 1:
-        raise ValueError(f"need n >= 1 and 0 < beta_max < 1, got n={n}, beta_max={beta_max}")
+    check_domain(n=n, beta=beta_max)
     F = np.cos((np.arange(n + 1) / n + .008) / 1.008 * np.pi / 2)**2
     return np.minimum(1 - F[1:] / F[:-1], beta_max)
 
@@ -47,10 +44,7 @@ def subset_betas(alpha_bar):
 
 
 def forward_step(x, z, /, beta):
-    """x_i = sqrt(1 - beta) x_{i-1} + sqrt(beta) z. [DDPM eq. 2]
-
-    x, z: same shape, z ~ N(0, I); 0 < beta < 1.
-    """
+    """x_i = sqrt(1 - beta) x_{i-1} + sqrt(beta) z. [DDPM eq. 2]"""
     return (1 - beta)**.5 * x + beta**.5 * z
 
 
@@ -62,10 +56,7 @@ def forward(x0, z, /, alpha_bar):
 @order(1)
 def ancestral_step(x, s, z, /, beta, variance):
     """x_{i-1} = (x_i + beta s) / sqrt(1 - beta) + sqrt(variance) z. [DDPM eq. 11, in s]
-
-    x, s, z: same shape, s the score at x_i. variance: beta or `posterior_variances`, the two
-    choices of DDPM sec. 3.2; 0 gives the mean.
-    """
+    variance: beta or `posterior_variances`, the two choices of sec. 3.2; 0 gives the mean."""
     return (x + beta * s) / (1 - beta)**.5 + variance**.5 * z
 
 
@@ -99,7 +90,7 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
         sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar))
                     sqrt(1 - alpha_bar / alpha_bar_prev)
 
-    x, s, z: same shape. eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
+    eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
     """
     eps, x0_hat = -(1 - alpha_bar)**.5 * s, predicted_x0(x, s, alpha_bar)
     sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar))**.5 \

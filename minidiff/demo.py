@@ -9,8 +9,9 @@ import torch
 from tqdm import tqdm
 
 from . import noise
+from .data import dequantized
 from .families import FAMILIES
-from .likelihood import bits_per_dim, exact_trace, hutchinson, log_likelihood
+from .likelihood import bits_per_dim, log_likelihood, with_trace
 from .quality import nearest_distance, svm_accuracy
 from .score_matching import rescaled
 from .sde import VP, prior_std
@@ -48,10 +49,10 @@ def likelihood(net, data, x, seed=0, device="cpu", sde=VP()):  # noqa: B008
         s, vjp = torch.func.vjp(lambda x: score(x, t), tensor(x))
         return host(s), lambda v: host(vjp(tensor(v))[0])
 
-    v = noise.rademacher((len(x), size), seed, tag=noise.PROBE)
-    trace = exact_trace(linearize) if size <= 4 else hutchinson(linearize, v)
+    probes = np.eye(size) if size <= 4 else [
+        noise.rademacher((len(x), size), seed, tag=noise.PROBE)]
     log_p, _, evaluations = log_likelihood(
-        trace, data.dequantize(x, seed).reshape(-1, size).astype(float), sde,
+        with_trace(linearize, probes), dequantized(x, data.levels, seed).reshape(-1, size).astype(float), sde,
         Gaussian(np.zeros(size), prior_std(sde)**2).log_density)
     return bits_per_dim(log_p, size, data.levels or 2), evaluations
 
@@ -91,7 +92,8 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
     with tempfile.TemporaryFile(dir=out):  # better now than after training
         pass
     start = time.perf_counter()
-    trainer = Trainer(data, kernels, steps, seed=seed, device=device, backend=backend)
+    trainer = Trainer(data.train, kernels, steps, seed=seed, device=device, backend=backend,
+                      levels=data.levels)
     for _ in iterations(trainer):
         pass
     net = trainer.average.module.eval().requires_grad_(False)

@@ -18,27 +18,22 @@ from .sde import EDM, VE, VP, SubVP, prior_std
 SIGMA_MIN = .01
 
 
-def _ending(score, states, level, op, a, sigma):
-    """The states, rescaled to the data, then the denoised last one."""
-    for x in states:
-        yield x / a
-    yield sample.denoise(score, x, level, op, a, sigma)
-
-
 def annealed_langevin(score, z, n, op, sigma_max=10., sigma_min=.02, n_steps=3, r=.7):
     """SMLD: n // n_steps levels, step sizes alpha_i = (r sigma_i)^2. [SMLD Alg. 1]"""
     sigmas = rho_levels(max(2, n // n_steps), sigma_max, sigma_min)
-    states = sample.annealed_langevin(score, sigma_max * z, sigmas, op,
-                                      (r * sigmas[-1])**2, n_steps)
-    return _ending(score, states, sigmas[-1], op, 1., sigmas[-1])
+    for x in sample.annealed_langevin(score, sigma_max * z, sigmas, op, (r * sigmas[-1])**2,
+                                      n_steps):
+        yield x
+    yield sample.denoise(score, x, sigmas[-1], op, 1., sigmas[-1])
 
 
 def _discrete(loop):
+    """A loop over alpha_bar on the n of DDPM's 1000 indices nearest to EDM's levels."""
     def family(score, z, n, op):
         alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())
-        ratio = ((1 - alpha_bar) / alpha_bar)**.5
-        levels = rho_levels(max(2, n), ratio[-1], ratio[0])
-        alpha_bar = alpha_bar[np.unique(np.abs(np.log(ratio)[:, None] - np.log(levels)).argmin(0))]
+        ratio = np.log((1 - alpha_bar) / alpha_bar) / 2
+        levels = np.log(rho_levels(max(2, n), *np.exp(ratio[[-1, 0]])))
+        alpha_bar = alpha_bar[np.unique(np.abs(ratio[:, None] - levels).argmin(0))]
         at = rescaled(score, lambda i: (alpha_bar[i]**.5, (1 - alpha_bar[i])**.5))
         return loop(at, z, alpha_bar, op)
     return family
@@ -50,34 +45,35 @@ def _ancestral(score, z, alpha_bar, op):
     return sample.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
 
 
-def _continuous(loop, sde, per_step=1):
+def _in_time(loop, sde, per_step=1):
+    """A loop over times of an SDE, of n / per_step steps, its states as x / a."""
     def family(score, z, n, op):
         a, sigma = sde.marginal(sde.T)
         times = sde.time(rho_levels(max(2, n // per_step), sigma / a, SIGMA_MIN))
         times[0] = sde.T
-        at = rescaled(score, sde.marginal)
-        states = loop(at, prior_std(sde) * z, sde, times, op)
-        return _ending(at, states, times[-1], op, *map(float, sde.marginal(times[-1])))
+        at, (a, sigma) = rescaled(score, sde.marginal), map(float, sde.marginal(times[-1]))
+        for x in loop(at, prior_std(sde) * z, sde, times, op):
+            yield x / a
+        yield sample.denoise(at, x, times[-1], op, a, sigma)
     return family
 
 
-def _levels(loop, per_step=1):
-    def family(score, z, n, op):
-        sigmas = rho_levels(max(2, (n + per_step - 1) // per_step), EDM().T, SIGMA_MIN)
-        return loop(score, EDM().T * z, sigmas, op)
-    return family
+def _in_sigma(loop, per_step=1):
+    """A loop over EDM's levels, of n / per_step steps rounded up."""
+    return lambda score, z, n, op: loop(score, EDM().T * z, rho_levels(
+        max(2, -(-n // per_step)), EDM().T, SIGMA_MIN), op)
 
 
 FAMILIES = {
     "annealed_langevin": annealed_langevin,
     "ddpm_ancestral": _discrete(_ancestral),
     "ddim": _discrete(sample.ddim),
-    "reverse_sde_ve": _continuous(sample.reverse_sde, VE()),
-    "reverse_sde_vp": _continuous(sample.reverse_sde, VP()),
-    "reverse_sde_subvp": _continuous(sample.reverse_sde, SubVP()),
-    "pc_ve": _continuous(partial(sample.predictor_corrector, corrector="annealed"), VE(), 2),
-    "pf_ode": _continuous(sample.pf_ode, VP()),
-    "heun": _levels(sample.edm, 2),
-    "edm_churn": _levels(partial(sample.edm, s_churn=20.), 2),
-    "dpmpp_2m": _levels(sample.dpmpp_2m),
+    "reverse_sde_ve": _in_time(sample.reverse_sde, VE()),
+    "reverse_sde_vp": _in_time(sample.reverse_sde, VP()),
+    "reverse_sde_subvp": _in_time(sample.reverse_sde, SubVP()),
+    "pc_ve": _in_time(partial(sample.predictor_corrector, corrector="annealed"), VE(), 2),
+    "pf_ode": _in_time(sample.pf_ode, VP()),
+    "heun": _in_sigma(sample.edm, 2),
+    "edm_churn": _in_sigma(partial(sample.edm, s_churn=20.), 2),
+    "dpmpp_2m": _in_sigma(sample.dpmpp_2m),
 }

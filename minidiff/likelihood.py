@@ -12,23 +12,15 @@ from .sample import rk45
 from .sde import flow
 
 
-def exact_trace(linearize):
-    """(x, t) -> (s, tr grad s), the trace by D products: for small D."""
-    def score_and_trace(x, t):
-        s, vjp = linearize(x, t)
-        return s, sum(vjp(np.broadcast_to(e, x.shape))[:, k] for k, e in enumerate(
-            np.eye(x.shape[1])))
-    return score_and_trace
+def with_trace(linearize, probes):
+    """(x, t) -> (s, sum of v' (grad s) v over the probes v), one product a probe.
 
-
-def hutchinson(linearize, v):
-    """(x, t) -> (s, v' (grad s) v), whose mean is the trace, by one product. [SDE eq. 40]
-
-    v: (B, D), E v v' = I, normal or Rademacher: a probe a sample, the same at every t.
+    probes: [v], E v v' = I, for Hutchinson's estimate [SDE eq. 40]: (B, D), normal or Rademacher,
+    one a sample and the same at every t; np.eye(D) for the exact trace of small D.
     """
     def score_and_trace(x, t):
         s, vjp = linearize(x, t)
-        return s, (vjp(v) * v).sum(-1)
+        return s, sum((vjp(v) * v).sum(-1) for v in (np.broadcast_to(v, x.shape) for v in probes))
     return score_and_trace
 
 

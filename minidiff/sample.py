@@ -4,10 +4,10 @@ Each takes `score(x, level)`, a start `x`, its noise levels or times, and `op`, 
 step into a function that draws its own noise:  move = op(step, tag, **parameters);
 x = move(k, x, s). `Reference(seed)` here is the step as printed, in NumPy;
 `kernels.Fused(seed, backend)` runs the same step in one fused kernel with the same noise.
-`level` is what the score is a function of: sigma (Langevin, EDM, DPM-Solver++), the index i
-(DDPM, DDIM) or the time t (SDEs), whose `times` are falling, (N+1,), or N for even steps to 0.
+`level` is sigma (Langevin, EDM, DPM-Solver++), the index i (DDPM, DDIM) or the time t (SDEs,
+whose `times` fall, (N+1,), or are N for even steps to 0).
 
-Example: *_, x = reverse_sde(score, x, VP(), times, Reference(seed=0))
+Example: *_, x = reverse_sde(score, x, VP(), 100, Reference(seed=0))
 """
 
 from functools import partial
@@ -22,11 +22,8 @@ from .score_matching import posterior_mean
 
 
 class Reference:
-    """Steps as the papers print them, on NumPy arrays, with the contract's noise.
-
-    seed names the run, sample the global id of the first row of x. normal(shape, k, tag),
-    where given, is the source of the noise instead.
-    """
+    """Steps as the papers print them, on NumPy arrays, with the contract's noise: seed names the
+    run, sample the first row of x. normal(shape, k, tag), if given, is its source instead."""
 
     def __init__(self, seed=0, sample=0, normal=None):
         self.normal = normal or (lambda shape, k, tag: noise.normal(shape, seed, sample, k, tag))
@@ -48,10 +45,9 @@ class Reference:
 
     def correct(self, step, rule, x, s, k, tag):
         """step(x, s, z, eps) with eps = rule(|z_b|, |s_b|), one a sample."""
-        def norm(u):
-            return (u * u).reshape(len(u), -1).sum(1)**.5
         z = self.normal(x.shape, k, tag)
-        return step(x, s, z, eps=rule(norm(z), norm(s)).reshape(-1, *[1] * (x.ndim - 1)))
+        norms = ((u * u).reshape(len(u), -1).sum(1)**.5 for u in (z, s))
+        return step(x, s, z, eps=rule(*norms).reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def prior(shape, std=1., seed=0, sample=0):
@@ -60,8 +56,7 @@ def prior(shape, std=1., seed=0, sample=0):
 
 
 def check_finite(states):
-    """The states; FloatingPointError names the step whose state is not finite (one
-    synchronisation a step on a GPU)."""
+    """The states; FloatingPointError names the first step whose state is not finite."""
     for k, x in enumerate(states):
         if not bool((abs(x) < float("inf")).all()):
             raise FloatingPointError(f"step {k}: the state is not finite")
@@ -69,13 +64,10 @@ def check_finite(states):
 
 
 def iterate(step, score, x, levels, op, correct=lambda k, x: x, **parameters):
-    """x_{k+1} = correct(k, step(x_k, score(x_k, levels[k]), z_k; parameters[k])), yielding each.
+    """x_{k+1} = correct(k, step(x_k, score(x_k, levels[k]), z_k; parameters[k])), N states.
 
     levels: (N,); parameters: scalars or (N,), and the denoise stage of `op`.
     """
-    for name, value in parameters.items():
-        if np.ndim(value) and name != "clip" and len(value) != len(levels):
-            raise ValueError(f"{name} has {len(value)} entries for {len(levels)} levels")
     move = op(step, noise.PREDICTOR, **parameters)
     for k, level in enumerate(levels):
         x = correct(k, move(k, x, score(x, level)))
@@ -83,17 +75,14 @@ def iterate(step, score, x, levels, op, correct=lambda k, x: x, **parameters):
 
 
 def denoise(score, x, level, op, a, sigma):
-    """E[x_0 | x], the last step of a sampler, without noise. `score_matching.posterior_mean`."""
+    """E[x_0 | x], a sampler's last step, without noise. `score_matching.posterior_mean`."""
     return op(posterior_mean, noise.PREDICTOR, a=a, sigma=sigma)(0, x, score(x, level))
 
 
 def annealed_langevin(score, x, sigmas, op, eps=2e-5, n_steps=100):
-    """SMLD: n_steps Langevin steps a level, from the largest sigma down. [SMLD Alg. 1]
-
-    score(x, sigma). `denoise` at sigmas[-1] ends it without noise. [NCSNv2 Alg. 1]
-    """
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+    """SMLD: n_steps Langevin steps a level, from the largest sigma down; `denoise` at sigmas[-1]
+    ends it without noise. score(x, sigma). [SMLD Alg. 1, NCSNv2 Alg. 1]"""
+    check_domain(n_steps=n_steps)
     alphas = langevin.step_sizes(sigmas, eps)
     yield from iterate(langevin.langevin_step, score, x, np.repeat(sigmas, n_steps), op,
                        eps=np.repeat(alphas, n_steps))
@@ -117,16 +106,14 @@ def ancestral(score, x, betas, op, variances=None, last_noise=False, clip=None):
         step, p = ddpm.posterior_step, {
             "denoise": ddpm.predicted_x0, "clip": clip, "alpha_bar": alpha_bar[::-1],
             "alpha_bar_prev": ddpm.previous(alpha_bar)[::-1]}
-    yield from iterate(step, score, x, np.arange(len(betas))[::-1], op, variance=variances[::-1],
-                       **p)
+    i = np.arange(len(betas))[::-1]
+    yield from iterate(step, score, x, i, op, variance=variances[::-1], **p)
 
 
 def ddim(score, x, alpha_bar, op, eta=0.):
     """DDIM over the given (N,) falling alpha_bar, a whole grid or a subset of one, ending at
     alpha_bar = 1; score(x, i), i = N-1 ... 0. [DDIM eq. 12]"""
-    alpha_bar = np.asarray(alpha_bar, np.float64)
-    if not alpha_bar.size or not (np.diff(alpha_bar) < 0).all():
-        raise ValueError("alpha_bar must be at least one number, each smaller than the last")
+    alpha_bar = langevin.falling(alpha_bar, "alpha_bar")
     yield from iterate(ddpm.ddim_step, score, x, np.arange(len(alpha_bar))[::-1], op,
                        alpha_bar=alpha_bar[::-1], alpha_bar_prev=ddpm.previous(alpha_bar)[::-1],
                        eta=eta)
@@ -169,27 +156,25 @@ def predictor_corrector(score, x, sde, times, op, predictor=reverse_sde, correct
     its step sizes from each sample's own norms; "batch_langevin", from their means over the
     batch; "annealed", from sigma(t). The data, at t = 0, is not corrected.
     """
-    t, after = _grid(times, sde)
-    level, rules = after[after > 0], {"langevin": solvers.snr_step_size,
-                                      "batch_langevin": solvers.batch_step_size}
-    kappa = getattr(sde, "kappa", lambda t, n: 1. + 0. * t)(level, len(t))
+    rules = {"langevin": solvers.snr_step_size, "batch_langevin": solvers.batch_step_size,
+             "annealed": None}
+    if corrector not in rules:
+        raise ValueError(f"corrector {corrector!r} is none of {', '.join(rules)}")
+    _, after = _grid(times, sde)
+    t = after[after > 0]
+    kappa = sde.kappa(t, len(after))
     if not (kappa > 0).all():
-        raise ValueError(f"times: {len(t)} steps are too few for a corrector, kappa = "
-                         f"{kappa.min():g}")
-
-    def corrector_step(tag):
-        if corrector == "annealed":
-            sigma = sde.marginal(level)[1]
-            return op(langevin.langevin_step, tag, eps=solvers.snr_step_size(sigma, 1., snr, kappa))
-        if corrector not in rules:
-            raise ValueError(f"corrector {corrector!r} is none of {', '.join(rules)}, annealed")
-        return lambda k, x, s: op.correct(langevin.langevin_step, partial(
-            rules[corrector], snr=snr, kappa=kappa[k]), x, s, k, tag)
-    moves = [corrector_step(noise.CORRECTOR + m) for m in range(n_corrector)]
+        raise ValueError(f"times: {len(after)} steps are too few for kappa = 1 - beta(t) / n > 0")
+    tags = range(noise.CORRECTOR, noise.CORRECTOR + n_corrector)
+    annealed = [op(langevin.langevin_step, tag, eps=solvers.snr_step_size(
+        sde.marginal(t)[1], 1., snr, kappa)) for tag in tags]
 
     def correct(k, x):
-        for move in moves * (k < len(level)):
-            x = move(k, x, score(x, level[k]))
+        for tag, move in zip(tags, annealed) if k < len(t) else ():
+            s = score(x, t[k])
+            x = move(k, x, s) if corrector == "annealed" else op.correct(
+                langevin.langevin_step, partial(rules[corrector], snr=snr, kappa=kappa[k]), x, s,
+                k, tag)
         return x
     yield from predictor(score, x, sde, times, op, correct=correct)
 
@@ -203,25 +188,12 @@ def forward_sde(x, sde, times, op):
         yield x
 
 
-def heun(score, x, sde, times, op):
+def heun(score, x, sde, times, op, raised=None, stir=lambda k, x: x):
     """Heun on the probability-flow ODE; a last step to t = 0, where there is no score, is
-    Euler's. score(x, t), 2 N - 1 evaluations if so. [EDM Alg. 1]"""
-    yield from _heun(score, x, sde, *_grid(times, sde), op, lambda k, x: x)
-
-
-def edm(score, x, sigmas, op, **churn):
-    """EDM's sampler: Heun along falling sigmas (N,), then to 0, each level raised first by fresh
-    noise as `solvers.churn`(sigmas, **churn) says, by default not. score(x, sigma). [EDM Alg. 2]"""
-    sigmas = langevin.falling(sigmas)
-    raised, std = solvers.churn(sigmas, **churn)
-    perturb = op(sdes.perturb, noise.CHURN, a=1., sigma=np.where(std > 0, std, 1.))
-    yield from _heun(score, x, sdes.EDM(raised.max()), raised, np.append(sigmas[1:], 0.), op,
-                     lambda k, x: perturb(k, x) if std[k] > 0 else x)
-
-
-def _heun(score, x, sde, t, after, op, stir):
-    """From each t, its state stirred, to the time after it."""
-    n = np.count_nonzero(after)
+    Euler's. score(x, t), 2 N - 1 evaluations if so. [EDM Alg. 1] A step starts from
+    stir(k, x) at the time raised[k], where they are given."""
+    t, after = _grid(times, sde)
+    t, n = t if raised is None else raised, np.count_nonzero(after)
     euler = op(sdes.pf_ode_step, noise.PREDICTOR, sde=sde, t=t, dt=t - after)
     both = op(sdes.heun_step, noise.PREDICTOR, sde=sde, t=t[:n], dt=(t - after)[:n])
     for k, level in enumerate(t):
@@ -232,6 +204,16 @@ def _heun(score, x, sde, t, after, op, stir):
         yield x
 
 
+def edm(score, x, sigmas, op, **churn):
+    """EDM's sampler: Heun along falling sigmas (N,), then to 0, each level raised first by fresh
+    noise as `solvers.churn`(sigmas, **churn) says, by default not. score(x, sigma). [EDM Alg. 2]"""
+    sigmas = langevin.falling(sigmas)
+    raised, std = solvers.churn(sigmas, **churn)
+    add = op(sdes.perturb, noise.CHURN, a=1., sigma=np.where(std > 0, std, 1.))
+    yield from heun(score, x, sdes.EDM(raised.max()), [*sigmas, 0.], op, raised,
+                    lambda k, x: add(k, x) if std[k] > 0 else x)
+
+
 def dpmpp_2m(score, x, sigmas, op):
     """DPM-Solver++(2M) along falling sigmas (N,), then to 0: the first step is Euler's, the last
     D itself. score(x, sigma), N evaluations. [DPM-Solver++ Alg. 2]"""
@@ -240,12 +222,11 @@ def dpmpp_2m(score, x, sigmas, op):
                dt=sigmas[0] - sigmas[1:2])
     second = op(solvers.dpmpp_2m_step, noise.PREDICTOR, sigma_prev=sigmas[:-2],
                 sigma=sigmas[1:-1], sigma_next=sigmas[2:])
-    last, before = op(posterior_mean, noise.PREDICTOR, a=1., sigma=sigmas[-1:]), ()
-    for k, sigma in enumerate(sigmas):
+    for k, sigma in enumerate(sigmas[:-1]):
         s = score(x, sigma)
-        move, row = (last, 0) if k == len(sigmas) - 1 else (second, k - 1) if k else (first, 0)
-        x, before = move(row, x, s, *before * (move is second)), (x, s)
+        x, before = second(k - 1, x, s, *before) if k else first(0, x, s), (x, s)
         yield x
+    yield denoise(score, x, sigmas[-1], op, 1., sigmas[-1])
 
 
 def pf_ode_adaptive(score, x, sde, times, rtol=1e-5, atol=1e-5):

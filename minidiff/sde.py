@@ -1,9 +1,10 @@
 """Diffusions in continuous time, dx = f(x, t) dt + g(t) dw on [0, T], and their reversal.
 
 An SDE has its drift f, diffusion g, marginal (a, sigma) of x_t = a x_0 + sigma z, time, the t
-at which sigma / a is a ratio, and a chain of n steps, x_i = x_{i-1} + f_i + G_i z. Times are
+at which sigma / a is a ratio, and a chain of n > 1 steps, x_i = x_{i-1} + f_i + G_i z. Times are
 host floats or NumPy arrays; a step of size dt > 0 goes from t - dt to t forwards, from t to
-t - dt in reverse. [SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
+t - dt in reverse. Operands have one shape, s is the score at (x, t), z ~ N(0, I).
+[SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
 """
 
 from dataclasses import dataclass
@@ -11,26 +12,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import ddpm
-from .affine import order
+from .affine import check_range, order
+
+
+class _SDE:
+    """kappa of the corrector is 1 but for VP."""
+
+    T = 1.
+
+    def kappa(self, t, n):
+        return 1. + 0. * t
 
 
 @dataclass(frozen=True)
-class VE:
+class VE(_SDE):
     """Variance exploding, SMLD's limit: g = sigma(t) sqrt(2 ln(smax / smin)), a = 1,
     sigma(t) = smin (smax / smin)^t. [SDE eqs. 29 and 30, its sigma(0) as 0]
 
     Its chain: sigma_i = sigma(i / (n - 1)), sigma_{-1} = 0, G_i^2 = sigma_i^2 - sigma_{i-1}^2,
-    whose sum is smax^2. [SDE eq. 8, n > 1]
+    whose sum is smax^2. [SDE eq. 8]
     """
 
     sigma_min: float = .01
     sigma_max: float = 50.
-    T = 1.
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max < np.inf:
-            raise ValueError("need 0 < sigma_min < sigma_max, got "
-                             f"{self.sigma_min} and {self.sigma_max}")
+        check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
 
     def drift(self, x, t):
         return 0. * x
@@ -45,24 +52,21 @@ class VE:
     def time(self, ratio):
         return np.log(ratio / self.sigma_min) / np.log(self.sigma_max / self.sigma_min)
 
-    def chain(self, i, n):
-        """(sigma_i, sigma_{i-1})"""
-        i = np.asarray(i)
-        before = np.where(i > 0, self.marginal((i - 1) / (n - 1))[1], 0.)
-        return self.marginal(i / (n - 1))[1], before
+    def level(self, i, n):
+        """sigma_i"""
+        return np.where(np.asarray(i) < 0, 0., self.marginal(np.asarray(i) / (n - 1))[1])
 
     def discretize(self, x, i, n):
-        sigma, before = self.chain(i, n)
-        return 0. * x, (sigma**2 - before**2)**.5
+        return 0. * x, (self.level(i, n)**2 - self.level(i - 1, n)**2)**.5
 
     def ancestral(self, x, s, z, i, n):
         """x + G^2 s + G sigma_{i-1} / sigma_i z. [SDE eq. 47]"""
-        (sigma, before), (_, G) = self.chain(i, n), self.discretize(x, i, n)
-        return x + G**2 * s + G * before / sigma * z
+        _, G = self.discretize(x, i, n)
+        return x + G**2 * s + G * self.level(i - 1, n) / self.level(i, n) * z
 
 
 @dataclass(frozen=True)
-class EDM:
+class EDM(_SDE):
     """VE whose time is the noise level: sigma(t) = t, g = sqrt(2 t), T = sigma_max. [EDM sec. 3]"""
 
     sigma_max: float = 80.
@@ -82,17 +86,14 @@ class EDM:
 
 
 @dataclass(frozen=True)
-class _LinearBeta:
+class _LinearBeta(_SDE):
     """VP and sub-VP: beta(t) = bmin + t (bmax - bmin), f = -beta x / 2, a = exp(-1/2 int beta)."""
 
     beta_min: float = .1
     beta_max: float = 20.
-    T = 1.
 
     def __post_init__(self):
-        if not 0 < self.beta_min <= self.beta_max < np.inf:
-            raise ValueError("need 0 < beta_min <= beta_max, got "
-                             f"{self.beta_min} and {self.beta_max}")
+        check_range(beta_min=self.beta_min, beta_max=self.beta_max)
 
     def beta(self, t):
         return self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min)
@@ -112,10 +113,8 @@ class _LinearBeta:
 
 class VP(_LinearBeta):
     """Variance preserving, DDPM's limit: g = sqrt(beta(t)), sigma = sqrt(1 - a^2), by expm1 so
-    that small t keeps its digits. [SDE eqs. 29 and 32]
-
-    Its chain is DDPM: f_i = sqrt(1 - beta_i) x - x, G_i = sqrt(beta_i), beta_i = beta(i / (n - 1))
-    / n; kappa of the corrector is 1 - beta_i. [SDE eqs. 10 and 46, n > 1]
+    that small t keeps its digits. [SDE eqs. 29 and 32] Its chain is DDPM, f_i = sqrt(1 - beta_i) x
+    - x, G_i = sqrt(beta_i), beta_i = beta(i / (n - 1)) / n; kappa of the corrector is 1 - beta_i.
     """
 
     def diffusion(self, t):
@@ -128,20 +127,17 @@ class VP(_LinearBeta):
         """int beta where sqrt(1 - a^2) / a = ratio"""
         return np.log1p(np.asarray(ratio, np.float64)**2)
 
-    def chain(self, i, n):
-        """beta_i"""
-        return self.beta(np.asarray(i) / (n - 1)) / n
+    def kappa(self, t, n):
+        return 1 - self.beta(t) / n
 
     def discretize(self, x, i, n):
-        beta = self.chain(i, n)
+        beta = self.beta(np.asarray(i) / (n - 1)) / n
         return (1 - beta)**.5 * x - x, beta**.5
 
     def ancestral(self, x, s, z, i, n):
         """`ddpm.ancestral_step` with variance beta_i. [SDE eq. 4]"""
-        return ddpm.ancestral_step(x, s, z, self.chain(i, n), self.chain(i, n))
-
-    def kappa(self, t, n):
-        return 1 - self.beta(t) / n
+        _, G = self.discretize(x, i, n)
+        return ddpm.ancestral_step(x, s, z, G**2, G**2)
 
 
 class SubVP(_LinearBeta):
@@ -177,10 +173,7 @@ def importance_times(sde, u, t_min=1e-5):
 
 
 def perturb(x0, z, /, a, sigma):
-    """x_t = a x_0 + sigma z: a sample of the marginal at once. [SDE eq. 29]
-
-    x0, z: same shape, z ~ N(0, I); a, sigma > 0 from `marginal`.
-    """
+    """x_t = a x_0 + sigma z: a sample of the marginal at once. [SDE eq. 29]"""
     return a * x0 + sigma * z
 
 
@@ -191,21 +184,16 @@ def forward_sde_step(x, z, /, sde, t, dt):
 
 @order(1)
 def reverse_sde_step(x, s, z, /, sde, t, dt):
-    """x' = x - [f(x, t) - g^2 s] dt + g sqrt(dt) z: Euler-Maruyama on the reverse-time SDE.
-    [SDE eq. 6; Anderson 1982]
-
-    x, s, z: same shape, s the score at (x, t); 0 <= t <= T, dt > 0. Of weak order 1.
-    """
+    """x' = x - [f(x, t) - g^2 s] dt + g sqrt(dt) z: Euler-Maruyama on the reverse-time SDE, of
+    weak order 1. [SDE eq. 6; Anderson 1982]"""
     g = sde.diffusion(t)
     return x - (sde.drift(x, t) - g**2 * s) * dt + g * dt**.5 * z
 
 
 @order(1)
 def reverse_diffusion_step(x, s, z, /, sde, i, n):
-    """x_{i-1} = x_i - f_i(x_i) + G_i^2 s + G_i z: the SDE's own chain, reversed. [SDE eq. 46]
-
-    x, s, z: same shape; index i of n steps, i = n-1 ... 0.
-    """
+    """x_{i-1} = x_i - f_i(x_i) + G_i^2 s + G_i z: the SDE's own chain, reversed, i = n-1 ... 0.
+    [SDE eq. 46]"""
     f, G = sde.discretize(x, i, n)
     return x - f + G**2 * s + G * z
 
@@ -217,10 +205,8 @@ def ancestral_step(x, s, z, /, sde, i, n):
 
 
 def flow(x, s, sde, t):
-    """f~ = f(x, t) - 1/2 g^2 s, the velocity of the probability-flow ODE. [SDE eq. 13]
-
-    It is affine, so its divergence is flow(D, tr grad s, sde, t), D the dimension.
-    """
+    """f~ = f(x, t) - 1/2 g^2 s, the velocity of the probability-flow ODE. [SDE eq. 13] As it is
+    linear in both, its divergence is flow(D, tr grad s, sde, t), D the dimension."""
     return sde.drift(x, t) - .5 * sde.diffusion(t)**2 * s
 
 
@@ -232,9 +218,7 @@ def pf_ode_step(x, s, /, sde, t, dt):
 
 @order(2)
 def heun_step(x, s, s_next, /, sde, t, dt):
-    """x' = (x + x'') / 2, x'' two Euler steps on: Heun, the mean of both slopes. [EDM Alg. 1]
-
-    s the score at (x, t), s_next at (pf_ode_step(x, s), t - dt), t - dt > 0.
-    """
+    """x' = (x + x'') / 2, x'' two Euler steps on: Heun, the mean of both slopes. s_next is the
+    score at (pf_ode_step(x, s), t - dt), t > dt. [EDM Alg. 1]"""
     euler = pf_ode_step(x, s, sde, t, dt)
     return .5 * (x + pf_ode_step(euler, s_next, sde, t - dt, dt))

@@ -24,23 +24,20 @@ class Mixture:
         weights, means, variances = (np.asarray(v, np.float64) for v in (
             self.weights, self.means, self.variances))
         if means.ndim != 2 or weights.shape != means.shape[:1]:
-            raise ValueError(f"weights must be (K,) and means (K, D), got {weights.shape} "
-                             f"and {means.shape}")
+            raise ValueError(f"weights must be (K,), means (K, D): {weights.shape}, {means.shape}")
         variances = np.broadcast_to(variances[:, None] if variances.ndim == 1 else variances,
                                     means.shape)
         if not (weights.size and np.isfinite([weights.sum(), means.sum()]).all()
                 and (weights > 0).all() and (variances > 0).all()):
             raise ValueError("weights and variances must be positive, weights and means finite")
-        object.__setattr__(self, "weights", weights / weights.sum())
-        object.__setattr__(self, "means", means)
-        object.__setattr__(self, "variances", variances)
+        self.__dict__.update(weights=weights / weights.sum(), means=means, variances=variances)
 
     def at(self, a, sigma):
         """x_t ~ sum_k w_k N(a m_k, a^2 v_k + sigma^2)."""
         return Mixture(self.weights, a * self.means, a**2 * self.variances + sigma**2)
 
     def _components(self, x):
-        """log(w_k p_k(x)), (..., K), each component's score (..., K, D), and gamma (..., K)."""
+        """log(w_k p_k(x)), each component's score s_k (..., K, D), gamma_k = w_k p_k(x) / p(x)."""
         difference, v = self.means - np.asarray(x)[..., None, :], self.variances
         s_k = difference / v
         log_p = np.log(self.weights) - .5 * (np.einsum("...kd,...kd->...k", difference, s_k)
@@ -50,10 +47,6 @@ class Mixture:
     def log_density(self, x):
         """log p(x) = log sum_k w_k p_k(x), shape (...)."""
         return np.logaddexp.reduce(self._components(x)[0], -1)
-
-    def responsibilities(self, x):
-        """gamma_k = w_k p_k(x) / p(x), shape (..., K)."""
-        return self._components(x)[2]
 
     def score(self, x):
         """grad_x log p(x) = sum_k gamma_k s_k,  s_k = (m_k - x) / v_k; shape (..., D)."""

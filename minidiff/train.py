@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import noise
 from .affine import coefficients
-from .data import _order
+from .data import _order, dequantized
 from .net import ScoreNet
 from .score_matching import implicit, residual
 from .sde import VP, importance_times, perturb
@@ -65,9 +65,9 @@ class Trainer:
     `kernels` is minidiff.kernels, handed in: it perturbs in one fused kernel.
     """
 
-    def __init__(self, data, kernels, steps=None, batch=None, lr=2e-3, decay=.995, seed=0,
-                 device="cpu", backend="auto", weighting="edm"):
-        x, self.data, self.weighting = data.train, data, weighting
+    def __init__(self, x, kernels, steps=None, batch=None, lr=2e-3, decay=.995, seed=0,
+                 device="cpu", backend="auto", levels=None, weighting="edm"):
+        self.x, self.levels, self.weighting = x, levels, weighting
         images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
         steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
         torch.manual_seed(seed & (1 << 63) - 1)
@@ -82,9 +82,8 @@ class Trainer:
         """This iteration's scores, `score_matching.denoising` a mean over elements, and its
         gradient with respect to them: one kernel, which draws the perturbation's noise again."""
         k = self.step
-        rows = batch_indices(len(self.data.train), self.batch, self.seed, k)
-        x0 = self.data.dequantize(self.data.train[rows], self.seed, k)
-        x0 = torch.from_numpy(x0).to(self.device)
+        x0 = self.x[batch_indices(len(self.x), self.batch, self.seed, k)]
+        x0 = torch.from_numpy(dequantized(x0, self.levels, self.seed, k)).to(self.device)
         sigma, weight = training_levels(len(x0), self.seed, k, self.weighting)
         draw = {"seed": self.seed, "step": k, "tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
