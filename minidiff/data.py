@@ -45,7 +45,7 @@ def dequantized(x, levels, seed=0, step=0):
 
 def _order(n, seed, step=0):
     """A random permutation of n, a function of seed and step."""
-    return np.argsort(noise.words((n,), seed, step=step, tag=noise.DATA)[:, 0, 0], kind="stable")
+    return np.argsort(noise.words((n,), seed, step=step, tag=noise.ORDER)[:, 0, 0], kind="stable")
 
 
 def _uniform(shape, seed):

@@ -33,11 +33,12 @@ class NetScore:
         return self.net(x, torch.full((len(x),), float(sigma), device=x.device))
 
 
-def likelihood(net, data, x, seed=0, device="cpu", sde=VP()):  # noqa: B008
-    """(bits/dim of x, one a sample; evaluations): of the grey levels, dequantised, or the density's
-    own; N(0, I) the prior. The trace is exact in up to 4 dimensions, else Hutchinson's, one
-    Rademacher probe a sample."""
-    size, score = x[0].size, rescaled(NetScore(net), sde.marginal)
+def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
+    """Prints bits/dim of n held-out samples, of their grey levels or of the density; N(0, I) the
+    prior, the trace exact in up to 4 dimensions, else by one Rademacher probe a sample. Returns
+    (mean, standard error, evaluations)."""
+    score, size = rescaled(NetScore(net), sde.marginal), int(np.prod(data.shape))
+    x = dequantized(data.held[:n], data.levels, seed).reshape(-1, size).astype(float)
 
     def tensor(u):
         return torch.tensor(u, dtype=torch.float32, device=device).reshape(-1, *data.shape)
@@ -49,19 +50,15 @@ def likelihood(net, data, x, seed=0, device="cpu", sde=VP()):  # noqa: B008
         s, vjp = torch.func.vjp(lambda x: score(x, t), tensor(x))
         return host(s), lambda v: host(vjp(tensor(v))[0])
 
-    probes = np.eye(size) if size <= 4 else [
-        noise.rademacher((len(x), size), seed, tag=noise.PROBE)]
-    log_p, _, evaluations = log_likelihood(
-        with_trace(linearize, probes), dequantized(x, data.levels, seed).reshape(-1, size).astype(float), sde,
-        Gaussian(np.zeros(size), prior_std(sde)**2).log_density)
-    return bits_per_dim(log_p, size, data.levels or 2), evaluations
-
-
-def bits_line(bits, evaluations, levels):
-    """The mean, its standard error, and what a uniform guess costs."""
-    uniform = f", {np.log2(levels):.2f} is uniform over {levels} levels" if levels else ""
-    return (f"bits/dim {bits.mean():.3f} +- {bits.std(ddof=1) / len(bits)**.5:.3f} on {len(bits)} "
-            f"held-out samples{uniform}; {evaluations} evaluations")
+    probes = np.eye(size) if size <= 4 else [noise.rademacher(x.shape, seed, tag=noise.PROBE)]
+    log_p, _, evaluations = log_likelihood(with_trace(linearize, probes), x, sde, Gaussian(
+        np.zeros(size), prior_std(sde)**2).log_density)
+    bits = bits_per_dim(log_p, size, data.levels or 2)
+    mean, error = bits.mean(), bits.std(ddof=1) / len(bits)**.5
+    uniform = f", log2({data.levels}) = {np.log2(data.levels):.2f}" if data.levels else ""
+    print(f"bits/dim {mean:.3f} +- {error:.3f} on {len(x)} held-out samples{uniform}; "
+          f"{evaluations} evaluations")
+    return mean, error, evaluations
 
 
 def sample(net, shape, family, n, kernels, evaluations=None, seed=0, device="cpu",
@@ -111,7 +108,7 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
     held = data.held[:n]
     reference = *svm_accuracy(data.train[:n], held), nearest_distance(held, data.train)
     print(table(rows, reference))
-    print(bits_line(*likelihood(net, data, held, seed, device), data.levels))
+    likelihood(net, data, n, seed, device)
     picture(out / "demo.png", data, samples, trajectory)
     curves(out / "evaluations.png", rows + fewer, reference[0])
     print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "

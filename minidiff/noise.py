@@ -18,7 +18,8 @@ from operator import index
 import numpy as np
 
 # What a draw is for. Draws that differ in any of seed, sample, step or tag are independent.
-PRIOR, PERTURBATION, PREDICTOR, TIME, DATA, PROBE, DEQUANTIZATION, CHOICE, CHURN = range(9)
+(PRIOR, PERTURBATION, PREDICTOR, TIME, DATA, PROBE, DEQUANTIZATION, CHOICE, CHURN,
+ ORDER) = range(10)
 CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57

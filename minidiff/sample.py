@@ -222,6 +222,7 @@ def dpmpp_2m(score, x, sigmas, op):
                dt=sigmas[0] - sigmas[1:2])
     second = op(solvers.dpmpp_2m_step, noise.PREDICTOR, sigma_prev=sigmas[:-2],
                 sigma=sigmas[1:-1], sigma_next=sigmas[2:])
+    before = ()
     for k, sigma in enumerate(sigmas[:-1]):
         s = score(x, sigma)
         x, before = second(k - 1, x, s, *before) if k else first(0, x, s), (x, s)
