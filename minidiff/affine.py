@@ -68,10 +68,9 @@ def check_domain(**parameters):
 def coefficients(step, **parameters):
     """A step's coefficients: the step at the unit vectors, in float64.
 
-    parameters: the step's own, floats or arrays that broadcast to none, (B,) for one a
-    sample or (N,) for a schedule. Returns float64 [..., operands], z's last, in the order of
-    the step's arguments. Raises ValueError for a parameter outside its range or a
-    coefficient that is not finite.
+    parameters: the step's own, floats or arrays, (B,) for one a sample or (N,) for a schedule.
+    Returns float64 [..., operands] in the order of the step's arguments, z's last. ValueError
+    for a parameter outside its range or a coefficient that is not finite.
 
     Example: coefficients(langevin_step, eps=0.01) -> [1, 0.005, 0.1]
     """

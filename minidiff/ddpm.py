@@ -66,11 +66,8 @@ def predicted_x0(x, s, /, alpha_bar):
 
 
 def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
-    """A draw from q(x_{i-1} | x_i, x_0); x0 may be clipped. [DDPM eqs. 6 and 7]
-
-        mean = beta sqrt(alpha_bar_prev) / (1 - alpha_bar) x0
-               + (1 - alpha_bar_prev) sqrt(alpha) / (1 - alpha_bar) x,  alpha = 1 - beta
-    """
+    """A draw from q(x_{i-1} | x_i, x_0), of mean beta sqrt(alpha_bar_prev) / (1 - alpha_bar) x0
+    + (1 - alpha_bar_prev) sqrt(alpha) / (1 - alpha_bar) x; x0 may be clipped. [DDPM eqs. 6, 7]"""
     alpha = alpha_bar / alpha_bar_prev
     return ((1 - alpha) * alpha_bar_prev**.5 / (1 - alpha_bar) * x0
             + (1 - alpha_bar_prev) * alpha**.5 / (1 - alpha_bar) * x + variance**.5 * z)

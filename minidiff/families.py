@@ -8,8 +8,6 @@ SIGMA_MIN and what each process ends at, for data within about [-1, 1].
 
 from functools import partial
 
-import numpy as np
-
 from . import ddpm, sample
 from .langevin import rho_levels
 from .score_matching import rescaled
@@ -21,26 +19,25 @@ SIGMA_MIN = .01
 def annealed_langevin(score, z, n, op, sigma_max=10., sigma_min=.02, n_steps=3, r=.7):
     """SMLD: n // n_steps levels, step sizes alpha_i = (r sigma_i)^2. [SMLD Alg. 1]"""
     sigmas = rho_levels(max(2, n // n_steps), sigma_max, sigma_min)
-    for x in sample.annealed_langevin(score, sigma_max * z, sigmas, op, (r * sigmas[-1])**2,
-                                      n_steps):
+    eps = (r * sigmas[-1])**2
+    for x in sample.annealed_langevin(score, sigma_max * z, sigmas, op, eps, n_steps):
         yield x
     yield sample.denoise(score, x, sigmas[-1], op, 1., sigmas[-1])
 
 
 def _discrete(loop):
-    """A loop over alpha_bar on the n of DDPM's 1000 indices nearest to EDM's levels."""
+    """A loop over the alpha_bar of n levels, the first that of DDPM's 1000 steps."""
     def family(score, z, n, op):
-        alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())
-        ratio = np.log((1 - alpha_bar) / alpha_bar) / 2
-        levels = np.log(rho_levels(max(2, n), *np.exp(ratio[[-1, 0]])))
-        alpha_bar = alpha_bar[np.unique(np.abs(ratio[:, None] - levels).argmin(0))]
+        last = ddpm.alpha_bars(ddpm.linear_betas())[-1]
+        levels = rho_levels(max(2, n), ((1 - last) / last)**.5, SIGMA_MIN)
+        alpha_bar = 1 / (1 + levels[::-1]**2)
         at = rescaled(score, lambda i: (alpha_bar[i]**.5, (1 - alpha_bar[i])**.5))
         return loop(at, z, alpha_bar, op)
     return family
 
 
 def _ancestral(score, z, alpha_bar, op):
-    """DDPM on a subset of its indices, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
+    """DDPM on those levels, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
     betas = ddpm.subset_betas(alpha_bar)
     return sample.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
 

@@ -32,19 +32,15 @@ COS = -.0013591853552147096, .04165577704174116, -.49999884745877027, 1.
 LOG_SCALE = -2 * np.log(2.) * 2.**-23
 ANGLE_SCALE = np.pi / 2 * 2.**-30
 
-_M0, _M1 = (np.uint64(m) for m in MULTIPLIERS)
-
 
 def philox(counter, key):
-    """Philox4x32-10: four uint32 words of a counter and a key.
-
-    counter: four, key: two uint32 arrays or ints, broadcast together. Returns four uint32
-    arrays. [Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"]
+    """Philox4x32-10: four uint32 words of a counter, four, and a key, two uint32 arrays or ints,
+    broadcast together. [Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"]
     """
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(c, np.uint32) for c in counter))
     k0, k1 = key
     for _ in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1
+        p0, p1 = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
         hi0, hi1 = (p0 >> 32).astype(np.uint32), (p1 >> 32).astype(np.uint32)
         c0, c1 = hi1 ^ c1 ^ np.uint32(k0), p1.astype(np.uint32)
         c2, c3 = hi0 ^ c3 ^ np.uint32(k1), p0.astype(np.uint32)
@@ -114,10 +110,7 @@ def to_normal(w):
 
 
 def normal(shape, seed=0, sample=0, step=0, tag=0):
-    """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77.
-
-    Example: normal((2, 3), seed=1) holds the rows sample=0 and sample=1 would give alone.
-    """
+    """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77."""
     return _elements(to_normal(words(shape, seed, sample, step, tag)), shape)
 
 

@@ -6,38 +6,26 @@ a probe v, (B, D). Predictions are functions of (x, s) at x = a x0 + sigma z, a,
 """
 
 
-def _dot(u, v):
-    """u . v a sample."""
-    return (u * v).sum(-1)
-
-
 def explicit(s, score):
-    """J = 1/2 E |s(x) - grad log p(x)|^2. [Hyvarinen 2005, eq. 2]
-
-    s, score: (B, D), model's and data's. Returns a scalar, as do the others.
-    """
-    return .5 * _dot(s - score, s - score).mean()
+    """J = 1/2 E |s(x) - grad log p(x)|^2, a scalar, as the others. [Hyvarinen 2005, eq. 2]"""
+    return .5 * ((s - score)**2).sum(-1).mean()
 
 
 def implicit(s, trace):
     """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]"""
-    return (trace + .5 * _dot(s, s)).mean()
+    return (trace + .5 * (s * s).sum(-1)).mean()
 
 
 def sliced(s, v, jacobian_v):
-    """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I. [SSM: Song et al. 2019, sec. 3]
-
-    Its mean over v is the implicit objective; v of unit norm scales it by 1/D.
-    """
-    return (_dot(v, jacobian_v) + .5 * _dot(v, s)**2).mean()
+    """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I: on average over v the implicit
+    objective; v of unit norm scales it by 1/D. [SSM: Song et al. 2019, sec. 3]"""
+    return ((v * jacobian_v).sum(-1) + .5 * (v * s).sum(-1)**2).mean()
 
 
 def sliced_vr(s, v, jacobian_v):
-    """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form. [SMLD eq. 3]
-
-    As `sliced`; v must have E v v' = I (normal or Rademacher, never unit norm).
-    """
-    return implicit(s, _dot(v, jacobian_v))
+    """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form; v normal or Rademacher,
+    never of unit norm, which would move the minimiser. [SMLD eq. 3]"""
+    return implicit(s, (v * jacobian_v).sum(-1))
 
 
 def residual(s, z, /, sigma):
@@ -56,10 +44,8 @@ def denoising(s, z, sigma, weight=1.):
 
 
 def posterior_mean(x, s, /, a, sigma):
-    """D = E[x0 | x] = (x + sigma^2 s) / a: x0 as predicted. [Tweedie; Efron 2011, eq. 2.8]
-
-    The last, noiseless step of a sampler; at a = 1 EDM's denoiser.
-    """
+    """D = E[x0 | x] = (x + sigma^2 s) / a: x0 as predicted, EDM's denoiser at a = 1, the last
+    step of a sampler. [Tweedie; Efron 2011, eq. 2.8]"""
     return (x + sigma**2 * s) / a
 
 

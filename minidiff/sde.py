@@ -165,9 +165,9 @@ def prior_std(sde):
 
 
 def importance_times(sde, u, t_min=1e-5):
-    """(t, Z): t of density g^2 / (Z sigma^2) on [t_min, T], from u ~ U(0, 1]; Z the integral of
-    g^2 / sigma^2, so that the mean of Z sigma^2 |..|^2 over these t is the integral of g^2 |..|^2
-    over all. g^2 / sigma^2 = 2 d/dt ln(sigma / a): ln(sigma / a) is uniform. [ScoreFlow sec. 4]"""
+    """(t, Z): t of density g^2 / (Z sigma^2) on [t_min, T] from u ~ U(0, 1], so that the mean of
+    Z sigma^2 |..|^2 is the integral of g^2 |..|^2. As g^2 / sigma^2 = 2 d/dt ln(sigma / a), just
+    ln(sigma / a) is uniform. [ScoreFlow: Song et al. 2021]"""
     low, high = (np.log(sigma / a) for a, sigma in map(sde.marginal, (t_min, sde.T)))
     return sde.time(np.exp(low + (high - low) * u)), 2 * (high - low)
 

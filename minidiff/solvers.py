@@ -1,8 +1,4 @@
-"""What the faster samplers add: a multistep solver, EDM's churn, the corrector's step size.
-
-In EDM's variable x = x_0 + sigma z the flow is dx = -sigma s(x, sigma) dsigma, and the denoiser is
-D = x + sigma^2 s. Levels fall; the last step, to sigma = 0, is D itself.
-"""
+"""What the faster samplers add: a multistep solver, EDM's churn, the corrector's step size."""
 
 import numpy as np
 
@@ -17,7 +13,7 @@ def dpmpp_2m_step(x, s, x_prev, s_prev, /, sigma_prev, sigma, sigma_next):
         x' = (sigma'/sigma) x - expm1(-h) [D + (D - D_prev) / (2 r)]
         h = lambda' - lambda,  r = (lambda - lambda_prev) / h          [DPM-Solver++ Alg. 2]
 
-    x, s at sigma; x_prev, s_prev at sigma_prev, one step before. sigma_next > 0.
+    x_prev, s_prev: at sigma_prev, one step before. sigma_next > 0: the last step is D itself.
     """
     h, h_prev = np.log(sigma / sigma_next), np.log(sigma_prev / sigma)
     D, D_prev = posterior_mean(x, s, 1., sigma), posterior_mean(x_prev, s_prev, 1., sigma_prev)
@@ -41,8 +37,8 @@ def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
     """eps of langevin_step for the corrector: eps = 2 alpha, alpha = 2 kappa (snr |z| / |s|)^2.
     [SDE Algorithms 4 and 5]
 
-    z_norm, s_norm: each sample's |z| and |s|, (B,); sigma and 1 for annealed Langevin, where
-    |z| / |s| is sigma on average. kappa is the SDE's, 1 where it has none.
+    z_norm, s_norm: |z| and |s| of a sample, (B,); of annealed Langevin sigma and 1, for s is
+    about -z / sigma. kappa is the SDE's.
     """
     return 2 * (2 * kappa * (snr * z_norm / s_norm)**2)
 

@@ -10,6 +10,7 @@ from minidiff.likelihood import (
     log_likelihood,
     with_trace,
 )
+from minidiff.sample import pf_ode_adaptive
 from minidiff.sde import EDM, VE, VP, SubVP, prior_std
 from minidiff.targets import Gaussian, Mixture
 
@@ -109,6 +110,39 @@ def test_hutchinsons_mean_is_the_exact_likelihood_within_its_standard_error(prob
     assert len(calls) == evaluations
     assert abs(log_p.mean() - want[0]) < 4.9 * log_p.std() / n**.5 + 1e-4  # and of RK45
     assert log_p.std() > .05
+
+
+@SDES
+def test_the_adaptive_sampler_undoes_the_flow_that_measured_the_likelihood(sde):
+    # two integrations at 1e-8, the one back contracting or spreading by at most the prior's scale
+    p = target(2)
+    x = p.sample(16, seed=6)
+    _, x_T, _ = log_likelihood(exact(p, sde), x, sde, lambda x_T: 0., rtol=1e-8, atol=1e-8)
+    score = lambda x, t: p.at(*sde.marginal(t)).score(x)
+    states = list(pf_ode_adaptive(score, x_T, sde, [sde.T, sde.T / 2, 1e-5], 1e-8, 1e-8))
+    assert len(states) == 2 and states[0].shape == x.shape
+    np.testing.assert_allclose(states[-1], x, rtol=0, atol=1e-5)
+
+
+def test_the_adaptive_sampler_scales_a_gaussian_by_the_ratio_of_its_stds():
+    p, sde = Gaussian(np.zeros(3), .25), VP()
+    x = np.array([[1., -2., .3]])
+    *_, end = pf_ode_adaptive(lambda x, t: p.at(*sde.marginal(t)).score(x), x, sde, [1., 1e-5],
+                              1e-9, 1e-9)
+    stds = [p.at(*sde.marginal(t)).variances[0]**.5 for t in (1e-5, 1.)]
+    np.testing.assert_allclose(end, x * stds[0] / stds[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("d", [2, 10])
+def test_the_adaptive_sampler_reaches_the_modes(d):
+    """2^14 samples: weight within 4.9 standard errors, mean and variance of the modes too; RK45
+    at 1e-5 adds nothing that shows."""
+    p, sde, n = target(d), VP(), 2**14
+    x = p.at(*sde.marginal(1.)).sample(n, seed=7)
+    *_, x = pf_ode_adaptive(lambda x, t: p.at(*sde.marginal(t)).score(x), x, sde, [1., 1e-5])
+    q, moment = p.sample(n, seed=8), (lambda x: (x.sum(1) < 0, x.mean(1), x[:, 0]**2))
+    for one, other in zip(moment(x), moment(q)):
+        assert abs(one.mean() - other.mean()) < 4.9 * (2 / n)**.5 * other.std()
 
 
 def test_bits_per_dim_of_what_is_known():
