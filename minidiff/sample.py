@@ -10,7 +10,6 @@ whose `times` fall, (N+1,), or are N for even steps to 0).
 Example: *_, x = reverse_sde(score, x, VP(), 100, Reference(seed=0))
 """
 
-from functools import partial
 from inspect import signature
 
 import numpy as np
@@ -156,25 +155,23 @@ def predictor_corrector(score, x, sde, times, op, predictor=reverse_sde, correct
     its step sizes from each sample's own norms; "batch_langevin", from their means over the
     batch; "annealed", from sigma(t). The data, at t = 0, is not corrected.
     """
-    rules = {"langevin": solvers.snr_step_size, "batch_langevin": solvers.batch_step_size,
-             "annealed": None}
+    rules = {"langevin": lambda z_norm, s_norm, sigma: (z_norm, s_norm),
+             "batch_langevin": lambda z_norm, s_norm, sigma: (z_norm.mean(), s_norm.mean()),
+             "annealed": lambda z_norm, s_norm, sigma: (sigma + 0 * z_norm, 1.)}
     if corrector not in rules:
         raise ValueError(f"corrector {corrector!r} is none of {', '.join(rules)}")
     _, after = _grid(times, sde)
     t = after[after > 0]
-    kappa = sde.kappa(t, len(after))
+    (_, sigma), kappa = sde.marginal(t), sde.kappa(t, len(after))
     if not (kappa > 0).all():
         raise ValueError(f"times: {len(after)} steps are too few for kappa = 1 - beta(t) / n > 0")
-    tags = range(noise.CORRECTOR, noise.CORRECTOR + n_corrector)
-    annealed = [op(langevin.langevin_step, tag, eps=solvers.snr_step_size(
-        sde.marginal(t)[1], 1., snr, kappa)) for tag in tags]
 
     def correct(k, x):
-        for tag, move in zip(tags, annealed) if k < len(t) else ():
-            s = score(x, t[k])
-            x = move(k, x, s) if corrector == "annealed" else op.correct(
-                langevin.langevin_step, partial(rules[corrector], snr=snr, kappa=kappa[k]), x, s,
-                k, tag)
+        def rule(z_norm, s_norm):
+            ratio = rules[corrector](z_norm, s_norm, sigma[k])
+            return solvers.snr_step_size(*ratio, snr, kappa[k])
+        for tag in range(noise.CORRECTOR, noise.CORRECTOR + n_corrector) if k < len(t) else ():
+            x = op.correct(langevin.langevin_step, rule, x, score(x, t[k]), k, tag)
         return x
     yield from predictor(score, x, sde, times, op, correct=correct)
 

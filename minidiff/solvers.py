@@ -41,8 +41,3 @@ def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
     about -z / sigma. kappa is the SDE's.
     """
     return 2 * (2 * kappa * (snr * z_norm / s_norm)**2)
-
-
-def batch_step_size(z_norm, s_norm, **kw):
-    """snr_step_size at the means over the batch of both norms, as the published code has it."""
-    return snr_step_size(z_norm.mean(), s_norm.mean(), **kw)
