@@ -6,9 +6,9 @@ from inspect import signature
 
 import numpy as np
 
-from .. import ddpm, langevin, sde, solvers
+from .. import ddpm, langevin, score_matching, sde, solvers
 from ..affine import coefficients, operands
-from ..sde import VE, VP, SubVP
+from ..sde import EDM, VE, VP, SubVP
 
 
 def white(z, /):
@@ -73,8 +73,8 @@ class Op:
 
 
 _SDE = {"sde": [VE(), VP(), SubVP()], "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
+_CHAIN = {"i": (0, 100), "n": [100]}
 _DDIM = {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.)}
-_FALL = {"sigma": (1., 10.), "sigma_next": (.1, 1.)}
 OPS = {op.name: op for op in (
     Op("normal", white),
     Op("perturb", sde.perturb, {"a": (.01, 1.), "sigma": (.01, 50.)}),
@@ -86,11 +86,13 @@ OPS = {op.name: op for op in (
     Op("ddim", ddpm.ddim_step, {**_DDIM, "eta": (0., 1.)}),
     Op("forward_sde", sde.forward_sde_step, _SDE),
     Op("reverse_sde", sde.reverse_sde_step, _SDE),
-    Op("reverse_diffusion", sde.reverse_diffusion_step,
-       {"sde": [VE(), VP(), SubVP()], "i": (0, 100), "n": [100]}),
+    Op("reverse_diffusion", sde.reverse_diffusion_step, {"sde": [VE(), VP(), SubVP()], **_CHAIN}),
+    Op("ancestral_sde", sde.ancestral_step, {"sde": [VE(), VP()], **_CHAIN}),
     Op("pf_ode", sde.pf_ode_step, _SDE),
-    Op("heun", solvers.heun_step, _FALL),
-    Op("dpmpp_2m", solvers.dpmpp_2m_step, {"sigma_prev": (10., 20.), **_FALL}),
+    Op("heun", sde.heun_step, {**_SDE, "sde": [EDM(1.), VE(), VP(), SubVP()], "t": (.02, 1.)}),
+    Op("dpmpp_2m", solvers.dpmpp_2m_step,
+       {"sigma_prev": (10., 20.), "sigma": (1., 10.), "sigma_next": (.1, 1.)}),
+    Op("posterior_mean", score_matching.posterior_mean, {"a": (.1, 1.), "sigma": (.01, 2.)}),
 )}
 
 

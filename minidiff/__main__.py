@@ -1,4 +1,4 @@
-"""python -m minidiff COMMAND: demo, train, sample, check, bench, info."""
+"""python -m minidiff COMMAND: demo, train, sample, eval, check, bench, info."""
 
 import argparse
 import json
@@ -21,89 +21,74 @@ def positive(text):
 
 def parser():
     """The commands and their options."""
-    from .kernels import BACKENDS, FLOATS, OPS
-    p = argparse.ArgumentParser(prog="minidiff", description="Score-based generative modelling, "
-                                "its samplers and their fused kernels.",
-                                epilog=EPILOG + "demo")
-    p.add_argument("--version", action="version", version=__version__)
-    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, run, text, example):
-        c = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
-                                epilog=EPILOG + name + example)
-        c.set_defaults(run=run)
-        c.add_argument("--seed", type=int, default=0, help="names the run's noise (default 0)")
-        c.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
-        return c
-
-    def backend(c):
-        c.add_argument("--backend", default="auto", choices=("auto", *BACKENDS),
-                       help="what runs the updates (default auto: by device)")
-
-    def own(c, what):
-        c.add_argument("--kernel", metavar="FILE.py", help=f"{what} your own: functions named like "
-                       "ops (see the README)")
-
-    def data(c):
-        c.add_argument("--data", default="digits", help="digits, mixture, moons, checkerboard or "
-                       "FILE.npz (default digits)")
-        c.add_argument("--steps", type=positive, help="training iterations (default 1250 for "
-                       "images, 3000 for points)")
-
-    c = command("demo", run_demo, "train on handwritten digits, sample with every family, "
-                "measure and draw", " --data moons")
-    data(c)
-    backend(c)
-    c.add_argument("--out", default="out", help="folder for demo.png and the model (default out)")
-
-    c = command("train", run_train, "train a score network", " --data digits --out out")
-    data(c)
-    backend(c)
-    c.add_argument("--batch", type=positive, help="samples a batch (default 128 for "
-                   "images, 512 for points)")
-    c.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default 2e-3)")
-    c.add_argument("--save-every", type=positive, default=200, metavar="N",
-                   help="iterations between saves (default 200)")
-    c.add_argument("--resume", action="store_true", help="go on from OUT/state.safetensors")
-    c.add_argument("--out", default="out", help="folder for the state and the model (default out)")
-
     from .families import FAMILIES
-    c = command("sample", run_sample, "sample a trained network",
-                " --model out/model.safetensors --family ddim --n 64 --out digits.npz")
-    backend(c)
-    c.add_argument("--model", default="out/model.safetensors", help="a model that demo or train "
-                   "wrote (default out/model.safetensors)")
-    c.add_argument("--family", default="ddim", choices=FAMILIES, help="sampler (default ddim)")
-    c.add_argument("--n", type=positive, default=64, help="how many (default 64)")
-    c.add_argument("--evaluations", type=positive, help="about how many network evaluations")
-    c.add_argument("--out", default="samples.npz", help="where to write x (default samples.npz)")
+    from .kernels import BACKENDS, FLOATS, OPS
 
-    c = command("check", run_check, "compare every op on every backend with NumPy, bit for bit",
-                " --backend host --json check.json")
-    c.add_argument("--backend", action="append", choices=BACKENDS, help="only this one "
-                   "(repeatable); it must be able to run")
-    c.add_argument("--op", action="append", choices=(*OPS, "norms", "noise_norms", "dsm_loss"),
-                   help="only this one (repeatable)")
-    c.add_argument("--dtype", action="append", choices=FLOATS, help="only this one (repeatable)")
-    own(c, "check")
-    c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON")
+    def one(default, text, **kw):
+        return {"default": default, "help": f"{text} (default {default})", **kw}
 
-    c = command("bench", run_bench, "time an op against what users write today, after a gate",
-                " --op langevin --elements 1048576")
-    c.add_argument("--backend", action="append", help="a backend or a peer (repeatable; default: "
-                   "all that run here)")
-    c.add_argument("--op", action="append", choices=(*OPS, "dsm_loss", "corrector"),
-                   help="(repeatable; default langevin, or what --kernel holds)")
-    c.add_argument("--elements", type=positive, action="append", help="(repeatable; default 2^20, "
-                   "2^22 and 2^24)")
-    c.add_argument("--dtype", choices=FLOATS, default="float32", help="(default float32)")
-    own(c, "time")
-    c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON")
+    def some(choices=None, text="only this one", **kw):
+        return {"action": "append", "choices": choices, "help": f"{text} (repeatable)", **kw}
 
-    c = command("info", run_info, "say what this machine can run", " --out info.json")
-    c.add_argument("--backend", action="append", choices=BACKENDS, help="only this one "
-                   "(repeatable)")
-    c.add_argument("--json", "--out", metavar="F", help="write it as JSON")
+    common = {"--seed": one(0, "names the run's noise", type=int),
+              "--device": {"help": "cpu, cuda or cuda:N (default: cuda if there is one)"}}
+    backend = {"--backend": one("auto", "what runs the updates", choices=("auto", *BACKENDS))}
+    data = backend | {
+        "--data": one("digits", "digits, mixture, moons, checkerboard or FILE.npz"),
+        "--steps": {"type": positive, "help": "training iterations (default 1250 for images, 3000 "
+                    "for points)"},
+        "--out": one("out", "folder for what is written")}
+    model = backend | {
+        "--model": one("out/model.safetensors", "a model that demo or train wrote"),
+        "--family": one("ddim", "sampler", choices=FAMILIES),
+        "--evaluations": {"type": positive, "help": "about how many network evaluations"}}
+    dtype = {"--dtype": some(FLOATS)}
+    own = {"--kernel": {"metavar": "FILE.py",
+                        "help": "your own: functions named like ops (see the README)"}}
+    written = {"--json --out": {"metavar": "F", "help": "write the result as JSON"}}
+    commands = (
+        (run_demo, "train on handwritten digits, sample with every family, measure and draw",
+         " --data moons", data),
+        (run_train, "train a score network", " --data digits --out out", data | {
+            "--batch": {"type": positive, "help": "samples a batch (default 128 for images, 512 "
+                        "for points)"},
+            "--lr": one(2e-3, "peak learning rate", type=float),
+            "--weighting": one("edm", "of the loss over noise levels",
+                               choices=("edm", "sigma2", "likelihood")),
+            "--save-every": one(200, "iterations between saves", type=positive, metavar="N"),
+            "--resume": {"action": "store_true", "help": "go on from OUT/state.safetensors"}}),
+        (run_sample, "sample a trained network",
+         " --model out/model.safetensors --family ddim --n 64 --out digits.npz", model | {
+             "--n": one(64, "how many", type=positive),
+             "--out": one("samples.npz", "where to write x")}),
+        (run_eval, "measure a trained network on held-out data: its samples, or the likelihood",
+         " --likelihood --model out/model.safetensors --out eval.json", model | written | {
+             "--n": one(360, "how many samples", type=positive),
+             "--likelihood": {"action": "store_true", "help": "bits/dim by the probability flow"},
+             "--data": {"help": "a data set (default: the one it was trained on)"}}),
+        (run_check, "compare every op on every backend with NumPy, bit for bit",
+         " --backend host --json check.json", dtype | own | written | {
+             "--backend": some(BACKENDS, "only this one; it must be able to run"),
+             "--op": some((*OPS, "norms", "noise_norms", "dsm_loss"))}),
+        (run_bench, "time an op against what users write today, after a gate",
+         " --op langevin --elements 1048576", own | written | {
+             "--backend": some(text="a backend or a peer; default: all that run here"),
+             "--op": some((*OPS, "dsm_loss", "corrector"), "default langevin, or the --kernel's"),
+             "--elements": some(text="default 2^20, 2^22 and 2^24", type=positive),
+             "--dtype": one("float32", "of the arrays", choices=FLOATS)}),
+        (run_info, "say what this machine can run", " --out info.json", written | {
+            "--backend": some(BACKENDS)}))
+    p = argparse.ArgumentParser(prog="minidiff", description="Score-based generative modelling, "
+                                "its samplers and their fused kernels.", epilog=EPILOG + "demo")
+    p.add_argument("--version", action="version", version=__version__)
+    sub = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for run, text, example, options in commands:
+        name = run.__name__.removeprefix("run_")
+        c = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                           epilog=EPILOG + name + example)
+        c.set_defaults(run=run)
+        for option, settings in (common | options).items():
+            c.add_argument(*option.split(), **settings)
     return p
 
 
@@ -145,8 +130,10 @@ def run_train(args):
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     trainer = train.Trainer(data.train, kernels, args.steps, args.batch, args.lr, seed=args.seed,
-                            device=device(args), backend=args.backend)
-    run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr}
+                            device=device(args), backend=args.backend, levels=data.levels,
+                            weighting=args.weighting)
+    run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr,
+                                     "weighting": args.weighting}
     state = out / "state.safetensors"
     if args.resume:
         tensors, saved = train.read(state)
@@ -185,6 +172,33 @@ def run_sample(args):
     os.replace(part, out)
     print(f"{out}: {args.n} samples of {saved['data']}, {args.family}, {score.evaluations} "
           f"evaluations, torch {torch.__version__}")
+
+
+def run_eval(args):
+    """bits/dim of held-out data, or how good samples are beside it."""
+    from . import kernels
+    from .data import load
+    from .demo import likelihood, measure
+    from .train import load_model
+    net, saved = load_model(args.model, device(args))
+    data = load(args.data or saved["data"], saved.get("seed", 0))
+    own, of_model = ({k: m[k] for k in ("shape", "levels")} for m in (vars(data) | {
+        "shape": list(data.shape)}, saved))
+    if own != of_model:
+        raise ValueError(f"--data {data.name}: {own}, but the model is of {of_model}")
+    n = min(args.n, len(data.held))
+    if args.likelihood:
+        mean, error, evaluations = likelihood(net, data, n, args.seed, device(args))
+        row = {"bits_per_dim": mean, "error": error}
+    else:
+        (_, evaluations, _, accuracy, error, nearest), _, _ = measure(
+            net, data, args.family, n, kernels, args.evaluations, args.seed, device(args),
+            args.backend)
+        print(f"{args.family}: SVM accuracy {accuracy:.3f} +- {error:.3f}, nearest {nearest:.2f}, "
+              f"{evaluations} evaluations")
+        row = {"family": args.family, "accuracy": accuracy, "error": error, "nearest": nearest}
+    if args.json:
+        write_json(args.json, row | {"n": n, "evaluations": evaluations, "data": data.name})
 
 
 def run_check(args):

@@ -17,6 +17,7 @@ _INF = float("inf")
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "dt", "a"),
                        (0, _INF, False, False)) | {
+    "n": (1, _INF, True, False), "n_steps": (1, _INF, True, False),
     "beta": (0, 1, False, False), "variance": (0, _INF, True, False), "eta": (0, 1, True, True),
     "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True)}
 
@@ -27,26 +28,36 @@ def operands(step):
                  if p.kind is p.POSITIONAL_ONLY)
 
 
+def order(p):
+    """Marks a step as convergent of order p in its step size: step.order."""
+    def mark(step):
+        step.order = p
+        return step
+    return mark
+
+
+def check_range(below=_INF, n=2, least=1, **ends):
+    """ValueError unless n >= least and 0 < low <= high < below, of the two numbers named."""
+    low, high = ends.values()
+    if n < least or not 0 < low <= high < below:
+        raise ValueError(f"need n >= {least} and 0 < {' <= '.join(ends)} < {below:g}, got {n=}, "
+                         f"{ends}")
+
+
 def check_domain(**parameters):
     """ValueError naming the first parameter that is NaN or outside its range.
 
     `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1; other names as DOMAIN says.
     """
-    domain = DOMAIN
-    if "sde" in parameters:
-        domain = domain | {"t": (0, parameters["sde"].T, True, True)}
-    if "n" in parameters:
-        domain = domain | {"i": (0, parameters["n"] - 1, True, True)}
+    domain = DOMAIN | {"t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),
+                       "i": (0, parameters.get("n", _INF) - 1, True, True)}
     for low, high in (("sigma_next", "sigma"), ("sigma", "sigma_prev"),
                       ("alpha_bar", "alpha_bar_prev")):
         if low in parameters and high in parameters and not (
                 np.asarray(parameters[low]) < np.asarray(parameters[high])).all():
             raise ValueError(f"{low} must be smaller than {high}")
-    for name, value in parameters.items():
-        if name not in domain:
-            continue
-        low, high, low_in, high_in = domain[name]
-        v = np.asarray(value, np.float64)
+    for name, (low, high, low_in, high_in) in domain.items():
+        v = np.asarray(parameters.get(name, ()), np.float64)
         good = (v >= low if low_in else v > low) & (v <= high if high_in else v < high)
         if not good.all():
             bad = v[~good].flat[0]
@@ -57,10 +68,9 @@ def check_domain(**parameters):
 def coefficients(step, **parameters):
     """A step's coefficients: the step at the unit vectors, in float64.
 
-    parameters: the step's own, floats or arrays that broadcast to none, (B,) for one a
-    sample or (N,) for a schedule. Returns float64 [..., operands], z's last, in the order of
-    the step's arguments. Raises ValueError for a parameter outside its range or a
-    coefficient that is not finite.
+    parameters: the step's own, floats or arrays, (B,) for one a sample or (N,) for a schedule.
+    Returns float64 [..., operands] in the order of the step's arguments, z's last. ValueError
+    for a parameter outside its range or a coefficient that is not finite.
 
     Example: coefficients(langevin_step, eps=0.01) -> [1, 0.005, 0.1]
     """

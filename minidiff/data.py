@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import noise
+from .likelihood import dequantize
 from .targets import Mixture
 
 HELD_OUT = 360
@@ -27,16 +28,24 @@ class Data:
         return self.train.shape[1:]
 
     def quantize(self, x):
-        """Clip to [-1, 1] and round to the grey levels; points pass through."""
+        """The grey levels that samples of dequantised data fall into; points pass."""
         if not self.levels:
             return x
-        steps = (self.levels - 1) / 2
-        return np.round((np.clip(x, -1, 1) + 1) * steps) / steps - 1
+        k = np.clip(np.floor((x + 1) * self.levels / 2), 0, self.levels - 1)
+        return 2 * k / (self.levels - 1) - 1
+
+
+def dequantized(x, levels, seed=0, step=0):
+    """`likelihood.dequantize` of grey levels in [-1, 1], as a network sees them; points pass."""
+    if not levels:
+        return x
+    u = 1 - noise.uniform(x.shape, seed, step=step, tag=noise.DEQUANTIZATION)
+    return dequantize(np.round((x + 1) * (levels - 1) / 2), u, levels)
 
 
 def _order(n, seed, step=0):
     """A random permutation of n, a function of seed and step."""
-    return np.argsort(noise.words((n,), seed, step=step, tag=noise.DATA)[:, 0, 0], kind="stable")
+    return np.argsort(noise.words((n,), seed, step=step, tag=noise.ORDER)[:, 0, 0], kind="stable")
 
 
 def _uniform(shape, seed):

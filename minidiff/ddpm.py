@@ -6,16 +6,22 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 
 import numpy as np
 
-from .affine import check_domain
+from .affine import check_domain, check_range, order
 from .score_matching import posterior_mean
 
 
 def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
     """beta_i from beta_min to beta_max, evenly, (n,). [DDPM sec. 4]"""
-    if n < 1 or not 0 < beta_min <= beta_max < 1:
-        raise ValueError(f"need n >= 1 and 0 < beta_min <= beta_max < 1, got n={n}, "
-                         f"beta_min={beta_min}, beta_max={beta_max}")
+    check_range(1, n, beta_min=beta_min, beta_max=beta_max)
     return np.linspace(beta_min, beta_max, n)
+
+
+def cosine_betas(n=1000, beta_max=.999):
+    """beta_i = min(1 - F_{i+1} / F_i, beta_max), F_i = cos^2((i / n + .008) / 1.008 pi / 2), (n,).
+    [iDDPM eq. 17]"""
+    check_domain(n=n, beta=beta_max)
+    F = np.cos((np.arange(n + 1) / n + .008) / 1.008 * np.pi / 2)**2
+    return np.minimum(1 - F[1:] / F[:-1], beta_max)
 
 
 def alpha_bars(betas):
@@ -38,10 +44,7 @@ def subset_betas(alpha_bar):
 
 
 def forward_step(x, z, /, beta):
-    """x_i = sqrt(1 - beta) x_{i-1} + sqrt(beta) z. [DDPM eq. 2]
-
-    x, z: same shape, z ~ N(0, I); 0 < beta < 1.
-    """
+    """x_i = sqrt(1 - beta) x_{i-1} + sqrt(beta) z. [DDPM eq. 2]"""
     return (1 - beta)**.5 * x + beta**.5 * z
 
 
@@ -50,12 +53,10 @@ def forward(x0, z, /, alpha_bar):
     return alpha_bar**.5 * x0 + (1 - alpha_bar)**.5 * z
 
 
+@order(1)
 def ancestral_step(x, s, z, /, beta, variance):
     """x_{i-1} = (x_i + beta s) / sqrt(1 - beta) + sqrt(variance) z. [DDPM eq. 11, in s]
-
-    x, s, z: same shape, s the score at x_i. variance: beta or `posterior_variances`, the two
-    choices of DDPM sec. 3.2; 0 gives the mean.
-    """
+    variance: beta or `posterior_variances`, the two choices of sec. 3.2; 0 gives the mean."""
     return (x + beta * s) / (1 - beta)**.5 + variance**.5 * z
 
 
@@ -65,11 +66,8 @@ def predicted_x0(x, s, /, alpha_bar):
 
 
 def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
-    """A draw from q(x_{i-1} | x_i, x_0); x0 may be clipped. [DDPM eqs. 6 and 7]
-
-        mean = beta sqrt(alpha_bar_prev) / (1 - alpha_bar) x0
-               + (1 - alpha_bar_prev) sqrt(alpha) / (1 - alpha_bar) x,  alpha = 1 - beta
-    """
+    """A draw from q(x_{i-1} | x_i, x_0), of mean beta sqrt(alpha_bar_prev) / (1 - alpha_bar) x0
+    + (1 - alpha_bar_prev) sqrt(alpha) / (1 - alpha_bar) x; x0 may be clipped. [DDPM eqs. 6, 7]"""
     alpha = alpha_bar / alpha_bar_prev
     return ((1 - alpha) * alpha_bar_prev**.5 / (1 - alpha_bar) * x0
             + (1 - alpha_bar_prev) * alpha**.5 / (1 - alpha_bar) * x + variance**.5 * z)
@@ -81,6 +79,7 @@ def posterior_variances(betas):
     return betas * (1 - previous(alpha_bar)) / (1 - alpha_bar)
 
 
+@order(1)
 def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
     """From alpha_bar to alpha_bar_prev through the predicted x_0. [DDIM eqs. 12 and 16]
 
@@ -88,7 +87,7 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
         sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar))
                     sqrt(1 - alpha_bar / alpha_bar_prev)
 
-    x, s, z: same shape. eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
+    eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
     """
     eps, x0_hat = -(1 - alpha_bar)**.5 * s, predicted_x0(x, s, alpha_bar)
     sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar))**.5 \

@@ -6,76 +6,71 @@ scale, the last one denoised. Noise levels are placed by EDM's rule in sigma / a
 SIGMA_MIN and what each process ends at, for data within about [-1, 1].
 """
 
-import numpy as np
+from functools import partial
 
 from . import ddpm, sample
 from .langevin import rho_levels
-from .sde import VE, VP, SubVP, prior_std, rescaled_score
+from .score_matching import rescaled
+from .sde import EDM, VE, VP, SubVP, prior_std
 
 SIGMA_MIN = .01
-
-
-def _ending(score, states, level, op, a, sigma):
-    """The states, rescaled to the data, then the denoised last one."""
-    for x in states:
-        yield x / a
-    yield sample.denoise(score, x, level, op, a, sigma)
 
 
 def annealed_langevin(score, z, n, op, sigma_max=10., sigma_min=.02, n_steps=3, r=.7):
     """SMLD: n // n_steps levels, step sizes alpha_i = (r sigma_i)^2. [SMLD Alg. 1]"""
     sigmas = rho_levels(max(2, n // n_steps), sigma_max, sigma_min)
-    states = sample.annealed_langevin(score, sigma_max * z, sigmas, op,
-                                      (r * sigmas[-1])**2, n_steps)
-    return _ending(score, states, sigmas[-1], op, 1., sigmas[-1])
+    eps = (r * sigmas[-1])**2
+    for x in sample.annealed_langevin(score, sigma_max * z, sigmas, op, eps, n_steps):
+        yield x
+    yield sample.denoise(score, x, sigmas[-1], op, 1., sigmas[-1])
 
 
-def _ddpm_grid(n):
-    """alpha_bar of the n indices of DDPM's 1000 nearest to EDM's levels."""
-    alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())
-    ratio = ((1 - alpha_bar) / alpha_bar)**.5
-    levels = rho_levels(max(2, n), ratio[-1], ratio[0])
-    return alpha_bar[np.unique(np.abs(np.log(ratio)[:, None] - np.log(levels)).argmin(0))]
+def _discrete(loop):
+    """A loop over the alpha_bar of n levels, the first that of DDPM's 1000 steps."""
+    def family(score, z, n, op):
+        last = ddpm.alpha_bars(ddpm.linear_betas())[-1]
+        levels = rho_levels(max(2, n), ((1 - last) / last)**.5, SIGMA_MIN)
+        alpha_bar = 1 / (1 + levels[::-1]**2)
+        at = rescaled(score, lambda i: (alpha_bar[i]**.5, (1 - alpha_bar[i])**.5))
+        return loop(at, z, alpha_bar, op)
+    return family
 
 
-def _discrete(score, n):
-    """(s(x, i), alpha_bar) of the chain on n indices."""
-    alpha_bar = _ddpm_grid(n)
-    return lambda x, i: rescaled_score(score, alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)(x), \
-        alpha_bar
-
-
-def ddpm_ancestral(score, z, n, op):
-    """DDPM on n of its 1000 indices, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
-    at, alpha_bar = _discrete(score, n)
+def _ancestral(score, z, alpha_bar, op):
+    """DDPM on those levels, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
     betas = ddpm.subset_betas(alpha_bar)
-    return sample.ancestral(at, z, betas, op, ddpm.posterior_variances(betas))
+    return sample.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
 
 
-def ddim(score, z, n, op):
-    """DDIM (eta = 0) on n of DDPM's 1000 indices. [DDIM eq. 12]"""
-    at, alpha_bar = _discrete(score, n)
-    return sample.ddim(at, z, alpha_bar, op)
-
-
-def _continuous(loop, sde):
+def _in_time(loop, sde, per_step=1):
+    """A loop over times of an SDE, of n / per_step steps, its states as x / a."""
     def family(score, z, n, op):
         a, sigma = sde.marginal(sde.T)
-        times = sde.time(rho_levels(max(2, n), sigma / a, SIGMA_MIN))
+        times = sde.time(rho_levels(max(2, n // per_step), sigma / a, SIGMA_MIN))
         times[0] = sde.T
-        at = lambda x, t: rescaled_score(score, *sde.marginal(t))(x)
-        states = loop(at, prior_std(sde) * z, sde, times, op)
-        return _ending(at, states, times[-1], op, *map(float, sde.marginal(times[-1])))
-    family.__doc__ = f"{type(sde).__name__}: sample.{loop.__name__} on n - 1 steps."
+        at, (a, sigma) = rescaled(score, sde.marginal), map(float, sde.marginal(times[-1]))
+        for x in loop(at, prior_std(sde) * z, sde, times, op):
+            yield x / a
+        yield sample.denoise(at, x, times[-1], op, a, sigma)
     return family
+
+
+def _in_sigma(loop, per_step=1):
+    """A loop over EDM's levels, of n / per_step steps rounded up."""
+    return lambda score, z, n, op: loop(score, EDM().T * z, rho_levels(
+        max(2, -(-n // per_step)), EDM().T, SIGMA_MIN), op)
 
 
 FAMILIES = {
     "annealed_langevin": annealed_langevin,
-    "ddpm_ancestral": ddpm_ancestral,
-    "ddim": ddim,
-    "reverse_sde_ve": _continuous(sample.reverse_sde, VE()),
-    "reverse_sde_vp": _continuous(sample.reverse_sde, VP()),
-    "reverse_sde_subvp": _continuous(sample.reverse_sde, SubVP()),
-    "pf_ode": _continuous(sample.pf_ode, VP()),
+    "ddpm_ancestral": _discrete(_ancestral),
+    "ddim": _discrete(sample.ddim),
+    "reverse_sde_ve": _in_time(sample.reverse_sde, VE()),
+    "reverse_sde_vp": _in_time(sample.reverse_sde, VP()),
+    "reverse_sde_subvp": _in_time(sample.reverse_sde, SubVP()),
+    "pc_ve": _in_time(partial(sample.predictor_corrector, corrector="annealed"), VE(), 2),
+    "pf_ode": _in_time(sample.pf_ode, VP()),
+    "heun": _in_sigma(sample.edm, 2),
+    "edm_churn": _in_sigma(partial(sample.edm, s_churn=20.), 2),
+    "dpmpp_2m": _in_sigma(sample.dpmpp_2m),
 }

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .score_matching import inverse, preconditioned
+
 
 class NoiseFeatures(nn.Module):
     """Cosines and sines of c_noise, then two small layers: the conditioning vector e."""
@@ -92,15 +94,9 @@ class ImageNet(nn.Module):
 
 
 class ScoreNet(nn.Module):
-    """The score s(x, sigma) of data blurred by N(0, sigma^2), through EDM's preconditioning.
-
-        D_x = c_skip x + c_out F_x(c_in x; c_noise)          [EDM eq. 7 and table 1]
-        c_skip = sd^2 / (sigma^2 + sd^2)    c_out = sigma sd / sqrt(sigma^2 + sd^2)
-        c_in = 1 / sqrt(sigma^2 + sd^2)     c_noise = ln(sigma) / 4
-        s = (D_x - x) / sigma^2 = c_in sd / sigma F_x - c_in^2 x
-
-    so that the network's input and target have unit variance (sd = sigma_data). The last form
-    is computed: D_x - x would cancel at small sigma. D_x is `score_matching.posterior_mean`.
+    """The score s(x, sigma) of data blurred by N(0, sigma^2), through EDM's preconditioning:
+    `score_matching.preconditioned` undone, F = F_x(c_in x; c_noise), c_noise = ln(sigma) / 4, so
+    that the network's input and target have unit variance. [EDM eq. 7 and table 1]
 
     shape is one sample's: (D,) for vectors; (channels, H, W), H and W even, for images.
     x: (B, *shape), sigma: (B,).
@@ -116,6 +112,5 @@ class ScoreNet(nn.Module):
 
     def forward(self, x, sigma):
         column = sigma.view(-1, *[1] * (x.dim() - 1))
-        c_in = (column**2 + self.sigma_data**2)**-.5
-        F_x = self.F_x(c_in * x, sigma.log() / 4)
-        return c_in * self.sigma_data / column * F_x - c_in**2 * x
+        F_x = self.F_x((column**2 + self.sigma_data**2)**-.5 * x, sigma.log() / 4)
+        return inverse(preconditioned)(x, F_x, a=1., sigma=column, sigma_data=self.sigma_data)

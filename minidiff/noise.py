@@ -18,7 +18,8 @@ from operator import index
 import numpy as np
 
 # What a draw is for. Draws that differ in any of seed, sample, step or tag are independent.
-PRIOR, PERTURBATION, PREDICTOR, TIME, DATA, PROBE, DEQUANTIZATION, CHOICE = range(8)
+(PRIOR, PERTURBATION, PREDICTOR, TIME, DATA, PROBE, DEQUANTIZATION, CHOICE, CHURN,
+ ORDER) = range(10)
 CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -114,10 +115,7 @@ def to_normal(w, xp=np):
 
 
 def normal(shape, seed=0, sample=0, step=0, tag=0):
-    """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77.
-
-    Example: normal((2, 3), seed=1) holds the rows sample=0 and sample=1 would give alone.
-    """
+    """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77."""
     return elements(to_normal(words(shape, seed, sample, step, tag)), shape)
 
 

@@ -1,10 +1,13 @@
-"""The demo's picture: data, samples of each family, one trajectory from noise to data."""
+"""The demo's pictures: samples of each family and one trajectory; quality against evaluations."""
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+
+FLOWS = "ddim", "pf_ode", "heun", "dpmpp_2m", "pf_ode_adaptive"
+COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"  # Okabe-Ito
 
 
 def _images(axis, x, title):
@@ -50,4 +53,26 @@ def picture(file, data, samples, trajectory, columns=16):
         axis.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
     figure.tight_layout(pad=.4)
     figure.savefig(file, dpi=120, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+
+
+def curves(file, rows, best):
+    """Write a PNG of SVM accuracy against network evaluations, log scale, a line a family, on
+    white so that dark pages show it too; rows as `demo.measure`'s, best that of real data."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    families = list(dict.fromkeys(row[0] for row in rows))
+    for axis, title, flows in zip(axes, ("probability flow", "with fresh noise"), (True, False)):
+        shown = [f for f in families if (f in FLOWS) == flows]
+        for color, marker, family in zip(COLORS, "os^Dvp*", shown):
+            _, n, _, accuracy, error, _ = zip(*sorted(r for r in rows if r[0] == family))
+            axis.errorbar(n, accuracy, error, color=color, marker=marker, ms=4, lw=1.2,
+                          label=family.replace("_", " "))
+        axis.axhline(best, color="gray", lw=1, ls="--")
+        axis.set(xscale="log", xlabel="evaluations of the network", title=title, ylim=(.45, 1.02))
+        axis.set_xticks([10, 20, 40, 80], ["10", "20", "40", "80"], minor=False)
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("SVM accuracy (dashed: real data)")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120, facecolor="white")
     plt.close(figure)

@@ -1,46 +1,31 @@
-"""Four ways to fit s(x) to grad_x log p(x), as means over a batch of points.
+"""Four ways to fit s(x) to grad_x log p(x), and what a network may return instead of s.
 
-Points, scores and probes are (B, D) arrays (images flattened). What needs the model's
-Jacobian takes it as an argument: its trace (B,), or its product with a probe v, (B, D).
+Objectives are means over a batch; points, scores and probes are (B, D), arrays or tensors.
+What needs the model's Jacobian takes it as an argument: its trace (B,), or its product with
+a probe v, (B, D). Predictions are functions of (x, s) at x = a x0 + sigma z, a, sigma > 0.
 """
 
 
-def _dot(u, v):
-    """u . v a sample."""
-    return (u * v).sum(-1)
-
-
 def explicit(s, score):
-    """J = 1/2 E |s(x) - grad log p(x)|^2. [Hyvarinen 2005, eq. 2]
-
-    s, score: (B, D), model's and data's. Returns a scalar.
-    """
-    return .5 * _dot(s - score, s - score).mean()
+    """J = 1/2 E |s(x) - grad log p(x)|^2, a scalar, as the others. [Hyvarinen 2005, eq. 2]"""
+    return .5 * ((s - score)**2).sum(-1).mean()
 
 
 def implicit(s, trace):
-    """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]
-
-    s: (B, D); trace: (B,), of the model's Jacobian. Returns a scalar.
-    """
-    return (trace + .5 * _dot(s, s)).mean()
+    """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]"""
+    return (trace + .5 * (s * s).sum(-1)).mean()
 
 
 def sliced(s, v, jacobian_v):
-    """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I. [SSM: Song et al. 2019, sec. 3]
-
-    s, v: (B, D); jacobian_v: (B, D), the model's Jacobian times v. Returns a scalar whose
-    mean over v is the implicit objective. v of unit norm scales it by 1/D.
-    """
-    return (_dot(v, jacobian_v) + .5 * _dot(v, s)**2).mean()
+    """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I: on average over v the implicit
+    objective; v of unit norm scales it by 1/D. [SSM: Song et al. 2019, sec. 3]"""
+    return ((v * jacobian_v).sum(-1) + .5 * (v * s).sum(-1)**2).mean()
 
 
 def sliced_vr(s, v, jacobian_v):
-    """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form. [SMLD eq. 3]
-
-    As `sliced`; v must have E v v' = I (normal or Rademacher, never unit norm).
-    """
-    return (_dot(v, jacobian_v) + .5 * _dot(s, s)).mean()
+    """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form; v normal or Rademacher,
+    never of unit norm, which would move the minimiser. [SMLD eq. 3]"""
+    return implicit(s, (v * jacobian_v).sum(-1))
 
 
 def residual(s, z, /, sigma):
@@ -49,19 +34,65 @@ def residual(s, z, /, sigma):
 
 
 def denoising(s, z, sigma, weight=1.):
-    """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2 with x~ = a x + sigma z, so that
-    grad log q(x~|x) = -z / sigma. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
+    """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
 
-    s, z: (B, D), the score at x~ and the noise in it; sigma > 0, weight: scalar or (B, 1).
-    Returns a scalar; its minimiser is the score of x~'s own density.
+    s, z: the score at x~ and the noise in it; sigma > 0, weight: scalar or (B, 1), sigma^2
+    for SMLD's, g^2 for the likelihood's. The minimiser is the score of x~'s own density.
     """
     e = residual(s, z, sigma)
     return .5 * (weight * e * e).sum(-1).mean()
 
 
 def posterior_mean(x, s, /, a, sigma):
-    """E[x0 | x] = (x + sigma^2 s) / a for x = a x0 + sigma z. [Tweedie; Efron 2011, eq. 2.8]
-
-    x, s: same shape, s the score at x; a, sigma > 0. The last, noiseless step of a sampler.
-    """
+    """D = E[x0 | x] = (x + sigma^2 s) / a: x0 as predicted, EDM's denoiser at a = 1, the last
+    step of a sampler. [Tweedie; Efron 2011, eq. 2.8]"""
     return (x + sigma**2 * s) / a
+
+
+def noise_prediction(x, s, /, a, sigma):
+    """eps = -sigma s = E[z | x]. [DDPM sec. 3.2]"""
+    return -sigma * s
+
+
+def velocity(x, s, /, a, sigma):
+    """v = a eps - sigma x0. [PD: Salimans & Ho 2022, sec. 4]"""
+    return a * noise_prediction(x, s, a, sigma) - sigma * posterior_mean(x, s, a, sigma)
+
+
+def preconditioned(x, s, /, a, sigma, sigma_data=.5):
+    """F of EDM's denoiser D = c_skip x + c_out F(c_in x; c_noise). [EDM eq. 7, table 1]
+
+        F = (D - c_skip x) / c_out = sigma (s + c_in^2 x) / (c_in sd),  sd = sigma_data
+        c_in = 1 / sqrt(sigma^2 + sd^2), c_skip = (c_in sd)^2, c_out = c_in sigma sd
+
+    here of x / a at sigma / a: D - x cancels at small sigma, the last form does not.
+    """
+    c_in = ((sigma / a)**2 + sigma_data**2)**-.5
+    return sigma * (s + (c_in / a)**2 * x) / (c_in * sigma_data)
+
+
+def inverse(prediction):
+    """The score (x, u, **p) -> s with u = prediction(x, s, **p), which is affine in s."""
+    def score(x, u, **p):
+        return (u - prediction(1., 0., **p) * x) / prediction(0., 1., **p)
+    return score
+
+
+def as_score(network, prediction, marginal):
+    """score(x, level), for any sampler, of a network(x, level) that returns `prediction`.
+
+    marginal(level): (a, sigma) there, an SDE's own or (1, level) for noise levels.
+    """
+    def score(x, level):
+        a, sigma = map(float, marginal(level))  # so that a float32 x stays one
+        return inverse(prediction)(x, network(x, level), a=a, sigma=sigma)
+    return score
+
+
+def rescaled(score, marginal):
+    """score(x, level) of a x0 + sigma z from a score s(x, sigma) of x0 + sigma z, by change of
+    variables: s(x / a, sigma / a) / a. marginal as in `as_score`."""
+    def of_level(x, level):
+        a, sigma = map(float, marginal(level))
+        return score(x / a, sigma / a) / a
+    return of_level

@@ -1,39 +1,43 @@
-"""Second-order solvers of the probability-flow ODE, and the corrector's step size.
-
-In EDM's variable x = x_0 + sigma z the flow is dx = -sigma s(x, sigma) dsigma, and the denoiser is
-D = x + sigma^2 s. Levels fall; the last step, to sigma = 0, is D itself.
-"""
+"""What the faster samplers add: a multistep solver, EDM's churn, the corrector's step size."""
 
 import numpy as np
 
+from .affine import order
 from .score_matching import posterior_mean
 
 
-def heun_step(x, s, s_next, /, sigma, sigma_next):
-    """x' = x + (sigma' - sigma) (d + d') / 2,  d = -sigma s, d' = -sigma' s'. [EDM Alg. 1]
-
-    s at (x, sigma), s_next at the Euler step (x + (sigma' - sigma) d, sigma'); second order.
-    """
-    return x + (sigma_next - sigma) * .5 * (-sigma * s - sigma_next * s_next)
-
-
+@order(2)
 def dpmpp_2m_step(x, s, x_prev, s_prev, /, sigma_prev, sigma, sigma_next):
-    """DPM-Solver++(2M) in x_0 + sigma z: alpha = 1, lambda = -ln sigma, second order.
+    """DPM-Solver++(2M) in x_0 + sigma z: alpha = 1, lambda = -ln sigma.
 
         x' = (sigma'/sigma) x - expm1(-h) [D + (D - D_prev) / (2 r)]
         h = lambda' - lambda,  r = (lambda - lambda_prev) / h          [DPM-Solver++ Alg. 2]
 
-    x, s at sigma; x_prev, s_prev at sigma_prev, one step before. sigma_next > 0.
+    x_prev, s_prev: at sigma_prev, one step before. sigma_next > 0: the last step is D itself.
     """
     h, h_prev = np.log(sigma / sigma_next), np.log(sigma_prev / sigma)
     D, D_prev = posterior_mean(x, s, 1., sigma), posterior_mean(x_prev, s_prev, 1., sigma_prev)
     return sigma_next / sigma * x - np.expm1(-h) * (D + (D - D_prev) * (.5 * h / h_prev))
 
 
+def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
+    """(sigma_hat, std of the noise that raises sigma to it), one a level. [EDM Alg. 2]
+
+        gamma = min(s_churn / n, sqrt(2) - 1) where s_min <= sigma <= s_max, else 0
+        sigma_hat = (1 + gamma) sigma,  std = s_noise sqrt(sigma_hat^2 - sigma^2)
+    """
+    if not (s_churn >= 0 and s_noise > 0):
+        raise ValueError(f"need s_churn >= 0 and s_noise > 0, got {s_churn} and {s_noise}")
+    inside = (s_min <= sigmas) & (sigmas <= s_max)
+    gamma = np.where(inside, min(s_churn / len(sigmas), 2**.5 - 1), 0.)
+    return (1 + gamma) * sigmas, s_noise * sigmas * (gamma * (2 + gamma))**.5
+
+
 def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
     """eps of langevin_step for the corrector: eps = 2 alpha, alpha = 2 kappa (snr |z| / |s|)^2.
-
-    z_norm, s_norm: each sample's |z| and |s|, (B,); kappa is 1 - beta_i for VP, else 1.
     [SDE Algorithms 4 and 5]
+
+    z_norm, s_norm: |z| and |s| of a sample, (B,); of annealed Langevin sigma and 1, for s is
+    about -z / sigma. kappa is the SDE's.
     """
     return 2 * (2 * kappa * (snr * z_norm / s_norm)**2)

@@ -19,21 +19,38 @@ from tqdm import tqdm
 
 from . import noise
 from .affine import coefficients
-from .data import _order
+from .data import _order, dequantized
 from .net import ScoreNet
-from .score_matching import residual
-from .sde import perturb
+from .score_matching import implicit, residual
+from .sde import VP, importance_times, perturb
 
 
-def training_levels(n, seed, step, mean=-1.2, std=1.2):
-    """ln sigma ~ N(mean, std^2), (n,) float64. [EDM table 1]"""
-    return np.exp(mean + std * noise.normal((n,), seed, step=step, tag=noise.TIME).astype(float))
+def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  # noqa: B008
+    """(sigma, lambda(sigma) of |s - grad log q|^2), (n,) float64.
+
+    edm: ln sigma ~ N(-1.2, 1.2^2), and the weight that makes it EDM's of |D - x_0|^2:
+        (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 * sigma^4. [EDM table 1]
+    sigma2: the same levels, sigma^2. [SMLD eq. 6]
+    likelihood: g^2 by importance, in the variable x / a of the sde. [ScoreFlow]
+    """
+    draw = {"seed": seed, "step": step, "tag": noise.TIME}
+    if weighting == "likelihood":
+        t, Z = importance_times(sde, noise.uniform((n,), **draw).astype(float))
+        a, sigma = sde.marginal(t)
+        return sigma / a, Z * (sigma / a)**2
+    sigma = np.exp(-1.2 + 1.2 * noise.normal((n,), **draw).astype(float))
+    edm = (sigma**2 + sigma_data**2) / sigma_data**2
+    return sigma, sigma**2 * (edm if weighting == "edm" else 1.)
 
 
-def weights(sigma, sigma_data):
-    """lambda(sigma) of |s - grad log q|^2 that makes it EDM's weighted |D - x_0|^2:
-    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 * sigma^4. [EDM table 1]"""
-    return (sigma**2 + sigma_data**2) * sigma**2 / sigma_data**2
+def jacobian_objective(objective, score, x, v=None):
+    """implicit, sliced or sliced_vr of `score_matching`, to be differentiated: score takes and
+    gives tensors (B, D), each row on its own; v are the sliced objectives' probes."""
+    if objective is implicit:
+        jacobian = torch.func.vmap(torch.func.jacrev(lambda row: score(row[None])[0]))(x)
+        return implicit(score(x), jacobian.diagonal(dim1=1, dim2=2).sum(-1))
+    s, jacobian_v = torch.func.jvp(score, (x,), (v,))
+    return objective(s, v, jacobian_v)
 
 
 def batch_indices(n, batch, seed, step):
@@ -49,14 +66,15 @@ class Trainer:
     """
 
     def __init__(self, x, kernels, steps=None, batch=None, lr=2e-3, decay=.995, seed=0,
-                 device="cpu", backend="auto"):
+                 device="cpu", backend="auto", levels=None, weighting="edm"):
+        self.x, self.levels, self.weighting = x, levels, weighting
         images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
         steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
         torch.manual_seed(seed & (1 << 63) - 1)
         self.net = ScoreNet(x.shape[1:]).to(device)
         self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.adam = torch.optim.Adam(self.net.parameters(), lr=lr, betas=(.9, .99))
-        self.x, self.steps, self.batch, self.lr, self.seed = x, steps, batch, lr, seed
+        self.steps, self.batch, self.lr, self.seed = steps, batch, lr, seed
         self.kernels, self.backend, self.device = kernels, backend, device
         self.step = 0
 
@@ -64,14 +82,13 @@ class Trainer:
         """This iteration's scores, `score_matching.denoising` a mean over elements, and its
         gradient with respect to them: one kernel, which draws the perturbation's noise again."""
         k = self.step
-        x0 = torch.from_numpy(self.x[batch_indices(len(self.x), self.batch, self.seed, k)])
-        x0 = x0.to(self.device)
-        sigma = training_levels(len(x0), self.seed, k)
+        x0 = self.x[batch_indices(len(self.x), self.batch, self.seed, k)]
+        x0 = torch.from_numpy(dequantized(x0, self.levels, self.seed, k)).to(self.device)
+        sigma, weight = training_levels(len(x0), self.seed, k, self.weighting)
         draw = {"seed": self.seed, "step": k, "tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
         s = self.net(x, torch.from_numpy(sigma.astype(np.float32)).to(self.device))
-        weight = 2 * weights(sigma, self.net.sigma_data) / s[0].numel()
-        coef = np.column_stack((coefficients(residual, sigma=sigma), weight / (2 * len(s))))
+        coef = np.column_stack((coefficients(residual, sigma=sigma), weight / s.numel()))
         return s, *self.kernels.dsm_loss(s.detach(), coef, **draw)
 
     def rate(self):

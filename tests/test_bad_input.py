@@ -345,7 +345,7 @@ def test_coefficients_that_are_not_finite():
     with pytest.raises(ValueError, match="alpha_bar must be smaller than alpha_bar_prev"):
         coefficients(ddpm.ddim_step, alpha_bar=.9, alpha_bar_prev=.1, eta=1.)
     with pytest.raises(ValueError, match="sigma_next must be smaller than sigma"):
-        coefficients(solvers.heun_step, sigma=.1, sigma_next=1.)
+        coefficients(solvers.dpmpp_2m_step, sigma_prev=2., sigma=.1, sigma_next=1.)
     with pytest.raises(ValueError, match="reverse_diffusion_step: a coefficient is not finite"):
         coefficients(sde.reverse_diffusion_step, sde=sde.VP(), i=4, n=5)  # beta / n > 1
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from minidiff import ddpm, langevin, sample
+from minidiff import ddpm, kernels, langevin, sample, solvers
 from minidiff import sde as sdes
 from minidiff.affine import coefficients, operands
-from minidiff.langevin import rho_levels
-from minidiff.score_matching import posterior_mean
-from minidiff.sde import VE, VP
-from minidiff.solvers import dpmpp_2m_step, heun_step
+from minidiff.sde import EDM, VE, VP, SubVP
 
 DATA = .25
 N = 1000
 T_TO_EPS = np.linspace(1, 1e-3, N)
+TO_1E_5 = np.append(np.linspace(1, 1e-5, N), 0.)
 
 
 def variances(step, tag, **parameters):
@@ -46,6 +44,14 @@ def at_index(alpha_bar):
     return lambda _, i: slope(alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)
 
 
+VP_CHAIN = ddpm.alpha_bars(ddpm.linear_betas())
+
+
+def at_index_of_time(alpha_bar):
+    """The same, a function of the time, i = trunc(t (N - 1))."""
+    return lambda _, t: at_index(alpha_bar)(_, int(t * (len(alpha_bar) - 1)))
+
+
 def final(states):
     *_, last = states
     return last
@@ -68,11 +74,9 @@ def test_euler_maruyama_on_vp():
 def test_reverse_diffusion_on_vp():
     # on that grid trunc(t (N - 1) / T) is i where t is (i + 1) / N
     np.testing.assert_array_equal(np.trunc(T_TO_EPS * (N - 1)), np.arange(N)[::-1])
-    score = lambda _, i: at_time(VP())(_, (i + 1) / N)
-    continuous = sample.reverse_diffusion(score, 1., VP(), N, variances)
+    continuous = sample.reverse_diffusion(at_time(VP()), 1., VP(), N, variances)
     assert round(final(continuous), 5) == .25199
-    score = at_index(ddpm.alpha_bars(ddpm.linear_betas()))
-    discrete = sample.reverse_diffusion(score, 1., VP(), N, variances)
+    discrete = sample.reverse_diffusion(at_index_of_time(VP_CHAIN), 1., VP(), N, variances)
     assert round(final(discrete), 5) == .25148
 
 
@@ -95,11 +99,13 @@ def test_ddim_narrows_by_its_step(spacing, n, percent, digits):
     assert round(100 * error, digits) == percent
 
 
-def test_reverse_diffusion_on_ve():
+def test_reverse_diffusion_and_ancestral_sampling_on_ve():
+    # the score at the level of the index, sigma_i, i = trunc(t (N - 1))
     ve = VE()
-    score = lambda _, i: at_time(ve)(_, i / (N - 1))
-    error = final(sample.reverse_diffusion(score, ve.sigma_max**2, ve, N, variances)) / DATA - 1
-    assert round(100 * error, 2) == .86
+    score = lambda _, t: at_time(ve)(_, np.trunc(t * (N - 1)) / (N - 1))
+    for loop, percent in ((sample.reverse_diffusion, .86), (sample.ancestral_sde, -.89)):
+        error = final(loop(score, ve.sigma_max**2, ve, TO_1E_5, variances)) / DATA - 1
+        assert round(100 * error, 2) == percent
 
 
 @dataclass(frozen=True)
@@ -139,22 +145,88 @@ def errors(loop, sde, grids, f=lambda variance: variance):
             for grid in grids]
 
 
-def test_euler_on_the_probability_flow_is_of_first_order():
-    std = errors(sample.pf_ode, Power(1.), map(geometric, STEPS), np.sqrt)
-    assert order(std, STEPS) == pytest.approx(1, abs=.06)
-    assert round(order(std, STEPS), 3) == .996
-    std = errors(sample.pf_ode, Power(1.), map(crowded, STEPS), np.sqrt)
-    assert order(std, STEPS) == pytest.approx(1, abs=.06)
+def linear(x, sigma):
+    """The exact score of x0 + sigma z, for states themselves."""
+    return slope(1., sigma) * x
 
 
-def test_the_variance_of_euler_maruyama_is_of_first_order():
-    # in Brownian time u = sigma^2: a step's noise has the exact variance
-    variance = errors(sample.reverse_sde, Power(.5), (geometric(n)**2 for n in STEPS))
-    assert order(variance, STEPS) == pytest.approx(1, abs=.06)
-    assert round(order(variance, STEPS), 3) == 1.023
-    for grid in geometric, crowded:
-        variance = errors(sample.reverse_sde, Power(1.), map(grid, STEPS))
-        assert order(variance, STEPS) == pytest.approx(1, abs=.06)
+def std_errors(loop, grid):
+    """Of a flow along sigmas, 80 ... .002: x' = x'/x x, so the state itself tells the std. A
+    solver that goes on to 0 is stopped before."""
+    factor = (80**2 + DATA)**.5 / 80
+    return [next(x for k, x in enumerate(loop(linear, 80., grid(n), sample.Reference()))
+                 if k == n - 1) * factor - EXACT**.5 for n in STEPS]
+
+
+def chain_errors(loop, grid):
+    """Of DDPM's loops, in x / a at sigma / a = .002, one step before the data."""
+    def error(alpha_bar):
+        *_, last, _ = loop(at_index(alpha_bar), alpha_bar[-1] * DATA + 1 - alpha_bar[-1], alpha_bar)
+        return last / alpha_bar[0] - EXACT
+    return [error(1 / (1 + grid(n)[::-1]**2)) for n in STEPS]
+
+
+def on_betas(variance):
+    def loop(score, x, alpha_bar):
+        betas = ddpm.subset_betas(alpha_bar)
+        return sample.ancestral(score, x, betas, variances, variance(betas))
+    return loop
+
+
+def own_chain_errors(loop, grid):
+    """Of VE's own chain of n + 1 levels, at its smallest; its spacing is geometric."""
+    ve = VE(.002, 80.)
+    starts = [np.append(np.linspace(1, 1e-5 / n, n + 1), 0.) for n in STEPS]
+    return [list(loop(at_time(ve), DATA + 80**2, ve, t, variances))[-2] - EXACT for t in starts]
+
+
+# step: [(errors of a grid, measured slope on the geometric one)], the steps of OPS with an order
+CONVERGENCE = {
+    sdes.pf_ode_step: [(lambda grid: std_errors(lambda score, x, sigmas, op: sample.pf_ode(
+        score, x, EDM(), sigmas, op), grid), .996)],
+    sdes.heun_step: [(lambda grid: std_errors(lambda score, x, sigmas, op: sample.heun(
+        score, x, EDM(), sigmas, op), grid), 2.009)],
+    solvers.dpmpp_2m_step: [(lambda grid: std_errors(sample.dpmpp_2m, grid), 1.999)],
+    # in Brownian time u = sigma^2 a step's noise has the exact variance
+    sdes.reverse_sde_step: [(lambda grid: errors(
+        sample.reverse_sde, Power(.5), (grid(n)**2 for n in STEPS)), 1.023)],
+    sdes.reverse_diffusion_step: [(lambda grid: own_chain_errors(
+        sample.reverse_diffusion, grid), 1.023)],
+    sdes.ancestral_step: [(lambda grid: own_chain_errors(sample.ancestral_sde, grid), .977)],
+    ddpm.ancestral_step: [
+        (lambda grid: chain_errors(on_betas(ddpm.posterior_variances), grid), .977),
+        (lambda grid: chain_errors(on_betas(lambda betas: betas), grid), 1.009)],
+    ddpm.ddim_step: [(lambda grid: chain_errors(lambda score, x, alpha_bar: sample.ddim(
+        score, x, alpha_bar, variances), grid), .991)],
+}
+
+
+@pytest.mark.parametrize("step", [op.step for op in kernels.OPS.values()
+                                  if hasattr(op.step, "order")], ids=lambda s: s.__name__)
+def test_each_solver_converges_at_the_order_it_states(step):
+    for errors_on, measured in CONVERGENCE[step]:
+        slope_of = order(errors_on(geometric), STEPS)
+        assert slope_of == pytest.approx(step.order, abs=.06)
+        assert round(slope_of, 3) == measured
+        assert order(errors_on(crowded), STEPS) == pytest.approx(step.order, abs=.06)
+
+
+def test_the_clipped_and_the_paired_steps_state_no_order():
+    # noise, forward and one-level steps: what is not a solver
+    assert {name for name, op in kernels.OPS.items() if not hasattr(op.step, "order")} == {
+        "normal", "perturb", "langevin", "ddpm_forward", "ddpm_clipped", "forward_sde",
+        "posterior_mean"}
+
+
+@pytest.mark.parametrize("sde", [VP(), SubVP()])
+def test_heun_is_of_second_order_in_the_time_of_vp_and_sub_vp(sde):
+    exact = (sde.marginal(.01)[0]**2 * DATA + sde.marginal(.01)[1]**2)**.5
+    start = sum(v**2 for v in (sde.marginal(1.)[0] * DATA**.5, sde.marginal(1.)[1]))**.5
+    score = lambda x, t: slope(*sde.marginal(t)) * x
+    n = 4 * np.array(STEPS)
+    gap = [final(sample.heun(score, start, sde, np.linspace(1, .01, k + 1), sample.Reference()))
+           - exact for k in n]
+    assert order(gap, n) == pytest.approx(sdes.heun_step.order, abs=.06)
 
 
 def test_on_ve_in_its_own_time_the_first_order_error_of_the_variance_cancels():
@@ -203,40 +275,48 @@ def test_the_ve_steps_add_up_to_the_largest_variance():
     assert (G**2).sum() == pytest.approx(50.**2, rel=1e-13)  # N roundings of 1.1e-16
 
 
-def heun(levels):
-    """The factor by which EDM's sampler scales x along the levels, and then to sigma = 0."""
-    x, k = 1., lambda sigma: slope(1., sigma)
-    for a, b in zip(levels[:-1], levels[1:]):
-        euler = x + (b - a) * (-a * k(a) * x)
-        x = heun_step(x, k(a) * x, k(b) * euler, sigma=a, sigma_next=b)
-    return x, posterior_mean(x, k(levels[-1]) * x, 1., levels[-1])
-
-
-def dpmpp_2m(levels):
-    """The same of DPM-Solver++(2M), first order at the start."""
-    x, k, before = 1., lambda sigma: slope(1., sigma), ()
-    for i, (a, b) in enumerate(zip(levels[:-1], levels[1:])):
-        D = posterior_mean(x, k(a) * x, 1., a)
-        x_next = b / a * x + (1 - b / a) * D if i == 0 else dpmpp_2m_step(
-            x, k(a) * x, *before, sigma_prev=levels[i - 1], sigma=a, sigma_next=b)
-        before, x = (x, k(a) * x), x_next
-    return x, posterior_mean(x, k(levels[-1]) * x, 1., levels[-1])
-
-
-@pytest.mark.parametrize("solver, errors", [(heun, (5.5, 1.2, .29, .07)),
-                                            (dpmpp_2m, (6.2, 1.3, .29, .07))])
+@pytest.mark.parametrize("solver, errors", [(sample.edm, (5.5, 1.2, .29, .07)),
+                                            (sample.dpmpp_2m, (6.2, 1.3, .29, .07))])
 def test_second_order_solvers_std_error(solver, errors):
     """Per cent, n = 18 ... 144 of EDM's levels, to the printed digits (half a unit of the last,
     and of 2M's .295 at n = 72, which prints as .29)."""
     for n, percent in zip((18, 36, 72, 144), errors):
-        std = 80 * solver(rho_levels(n, 80., .002))[1]
+        std = final(solver(linear, 80., langevin.rho_levels(n, 80., .002), sample.Reference()))
         half = .05 if percent > 1 else .0055
         assert abs(100 * (std / DATA**.5 - 1) - percent) < half
 
 
-@pytest.mark.parametrize("solver, measured", [(heun, 2.009), (dpmpp_2m, 1.999)])
-def test_second_order_solvers_converge_at_second_order(solver, measured):
-    n = np.array([128, 256, 512, 1024])
-    exact = (DATA + .002**2)**.5
-    errors = [solver(np.geomspace(80, .002, k + 1))[0] * (80**2 + DATA)**.5 - exact for k in n]
-    assert abs(order(errors, n) - 2) < .06 and round(order(errors, n), 3) == measured
+def test_heun_needs_two_evaluations_a_step_but_the_last():
+    levels, calls = langevin.rho_levels(18, 80., .002), []
+    for loop, n in ((sample.edm, 35), (sample.dpmpp_2m, 18)):
+        calls.clear()
+        states = loop(lambda x, s: calls.append(s) or linear(x, s), 80., levels, sample.Reference())
+        assert len(list(states)) == 18 and len(calls) == n and min(calls) > .0019
+
+
+def test_churn_follows_edms_algorithm():
+    """Levels raised by gamma inside [s_min, s_max] alone; the loop's variance, put together from
+    its answers to each noise alone, is that of the recursion."""
+    sigmas = langevin.rho_levels(18, 80., .002)
+    raised, std = solvers.churn(sigmas, s_churn=40., s_min=.05, s_max=50., s_noise=1.003)
+    inside = (sigmas >= .05) & (sigmas <= 50)
+    np.testing.assert_allclose(raised / sigmas, np.where(inside, 2**.5, 1.), rtol=1e-15)
+    np.testing.assert_allclose(std, 1.003 * (raised**2 - sigmas**2)**.5, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(solvers.churn(sigmas, s_churn=4.5)[0], 1.25 * sigmas, rtol=1e-15)
+    with pytest.raises(ValueError, match="s_churn"):
+        solvers.churn(sigmas, s_churn=-1.)
+    # the state is N(0, v): stirring adds std^2, a Heun step scales by its factor from there
+    v = 80.**2
+    for k in range(18):
+        v += std[k]**2
+        after = sigmas[k + 1] if k < 17 else 0.
+        one = sample.heun(linear, 1., EDM(200.), [raised[k], after], sample.Reference())
+        v *= final(one)**2
+    churn = {"s_churn": 40., "s_min": .05, "s_max": 50., "s_noise": 1.003}
+
+    def end(start, noise):
+        """The sampler's end for a start and the size of each step's noise: it is linear."""
+        op = sample.Reference(normal=lambda shape, k, tag: np.full(shape, noise[k]))
+        return final(sample.edm(linear, np.full((1, 1), start), sigmas, op, **churn)).item()
+    parts = [end(80., np.zeros(18)), *(end(0., impulse) for impulse in np.eye(18))]
+    assert sum(part**2 for part in parts) == pytest.approx(v, rel=1e-12)

@@ -6,15 +6,22 @@ about 2, each sum within 5329 * 1.1e-16 of it. Hence 1e-12 wherever a quadrature
 import numpy as np
 import pytest
 
-from minidiff import noise
+from minidiff import ddpm, langevin, noise, sample
 from minidiff.score_matching import (
+    as_score,
     denoising,
     explicit,
     implicit,
+    inverse,
+    noise_prediction,
     posterior_mean,
+    preconditioned,
+    rescaled,
     sliced,
     sliced_vr,
+    velocity,
 )
+from minidiff.sde import EDM, VE, VP, SubVP, importance_times
 from minidiff.targets import Gaussian, Mixture
 
 PLANE = Mixture([.3, .7], [[-1., .5], [1.5, -.5]], [.5, .8])
@@ -183,9 +190,10 @@ def test_weight_sigma_squared_makes_denoising_a_noise_prediction():
 def test_posterior_mean_is_the_gaussian_one(a, sigma):
     p = Gaussian([1., -2.], [.25, 3.])
     x = np.array([[0., 0.], [3., -4.], [-20., 7.]])
-    gain = a * p.variance / (a**2 * p.variance + sigma**2)
+    mean, variance = p.means[0], p.variances[0]
+    gain = a * variance / (a**2 * variance + sigma**2)
     np.testing.assert_allclose(posterior_mean(x, p.at(a, sigma).score(x), a, sigma),
-                               p.mean + gain * (x - a * p.mean), rtol=1e-13)
+                               mean + gain * (x - a * mean), rtol=1e-13)
 
 
 @NOISE
@@ -194,3 +202,109 @@ def test_posterior_mean_is_the_mixture_one_by_quadrature(a, sigma):
     p = np.exp(LINE.log_density(x0[:, None]) - (x - a * x0)**2 / (2 * sigma**2))
     np.testing.assert_allclose(posterior_mean(x, LINE.at(a, sigma).score(x), a, sigma)[:, 0],
                                (p * x0).sum(-1) / p.sum(-1), rtol=1e-12)
+
+
+# ---- what a network may predict ----
+
+PREDICTIONS = pytest.mark.parametrize("prediction", [
+    posterior_mean, noise_prediction, velocity, preconditioned], ids=lambda f: f.__name__)
+MARGINALS = pytest.mark.parametrize("a, sigma", [(1., .5), (.6, .8), (.999, .002), (1., 80.),
+                                                 (.0065, 1.)])
+
+
+@PREDICTIONS
+@MARGINALS
+def test_a_prediction_is_undone_exactly(prediction, a, sigma):
+    rng = np.random.default_rng(1)
+    x, s = rng.standard_normal((2, 50, 3))
+    u = prediction(x, s, a, sigma)
+    # u - p x leaves q s: rounding of u, |p x| eps, over q
+    size = np.abs(prediction(1., 0., a, sigma) / prediction(0., 1., a, sigma) * x).max() + 3
+    np.testing.assert_allclose(inverse(prediction)(x, u, a=a, sigma=sigma), s, rtol=0,
+                               atol=4 * 2**-53 * size)
+    again = prediction(x, inverse(prediction)(x, u, a=a, sigma=sigma), a, sigma)
+    np.testing.assert_allclose(again, u, rtol=1e-12, atol=1e-14 * size)
+
+
+@MARGINALS
+def test_predictions_are_what_they_are_called_of_x0_and_z(a, sigma):
+    """Given x0 and z the score of q(x | x0) is -z / sigma, and each prediction is exact."""
+    x0, z = np.random.default_rng(2).standard_normal((2, 40))
+    x, s = a * x0 + sigma * z, -z / sigma
+    scale = (np.abs(x) + sigma * np.abs(z)) / a
+    np.testing.assert_allclose(noise_prediction(x, s, a, sigma), z, rtol=1e-15)
+    assert (np.abs(posterior_mean(x, s, a, sigma) - x0) <= 1e-15 * scale).all()
+    assert (np.abs(velocity(x, s, a, sigma) - (a * z - sigma * x0))
+            <= 1e-15 * (1 + sigma) * scale).all()
+    # EDM's table 1, in its variable x / a at sigma / a: D = c_skip x + c_out F
+    level, sd = sigma / a, .5
+    c_skip, c_out = sd**2 / (level**2 + sd**2), level * sd / (level**2 + sd**2)**.5
+    D = c_skip * x / a + c_out * preconditioned(x, s, a, sigma)
+    assert (np.abs(D - x0) <= 3e-15 * scale).all()
+
+
+@pytest.mark.parametrize("loop", ["pf_ode", "heun", "ddim", "dpmpp_2m", "reverse_sde"])
+def test_every_parametrisation_gives_one_trajectory(loop):
+    """Any sampler on any network: the states of each differ from the score's own by rounding,
+    below 1e-10 of float64 states of moduli up to 80."""
+    alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())[::20]
+    index = lambda i: (alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)
+    times, sigmas = np.linspace(1, 1e-3, 41), langevin.rho_levels(30, 80., .01)
+    run, marginal, scale = {
+        "pf_ode": (lambda s, x, op: sample.pf_ode(s, x, VP(), times, op), VP().marginal, 1.),
+        "heun": (lambda s, x, op: sample.heun(s, x, SubVP(), times, op), SubVP().marginal, 1.),
+        "ddim": (lambda s, x, op: sample.ddim(s, x, alpha_bar, op, eta=.5), index, 1.),
+        "reverse_sde": (lambda s, x, op: sample.reverse_sde(s, x, VE(), times, op),
+                        VE().marginal, 50.),
+        "dpmpp_2m": (lambda s, x, op: sample.dpmpp_2m(s, x, sigmas, op), EDM().marginal, 80.)}[loop]
+    score = lambda x, level: PLANE.at(*marginal(level)).score(x)
+    x = scale * noise.normal((16, 2), seed=3).astype(np.float64)
+    own = list(run(score, x, sample.Reference(seed=4)))
+    for prediction in (posterior_mean, noise_prediction, velocity, preconditioned):
+        network = lambda x, level, f=prediction: f(x, score(x, level), *marginal(level))
+        states = run(as_score(network, prediction, marginal), x, sample.Reference(seed=4))
+        for got, want in zip(states, own, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+
+
+def test_vp_and_ve_are_one_trajectory_in_two_forms():
+    """DDIM from a x0 + sigma z, divided by a, is Euler in EDM's time from x0 + (sigma / a) z."""
+    alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())[::20]
+    a, sigma = alpha_bar**.5, (1 - alpha_bar)**.5
+    ve = lambda x, level: PLANE.at(1., level).score(x)
+    x = noise.normal((16, 2), seed=3).astype(np.float64)
+    vp = sample.ddim(rescaled(ve, lambda i: (a[i], sigma[i])), x, alpha_bar, sample.Reference())
+    edm = sample.pf_ode(ve, x / a[-1], EDM(200.), [*(sigma / a)[::-1], 0.], sample.Reference())
+    for k, (one, other) in enumerate(zip(vp, edm, strict=True)):
+        scale = a[::-1][k + 1] if k < 49 else 1.
+        np.testing.assert_allclose(one / scale, other, rtol=0, atol=1e-10)
+
+
+# ---- times by importance ----
+
+@pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), EDM()], ids=lambda s: type(s).__name__)
+def test_importance_times_have_density_g2_over_sigma2(sde):
+    """t(u) falls in [t_min, T], and dt/du = Z sigma^2 / g^2: the density is g^2 / (Z sigma^2).
+    Central differences of h = 1e-5: h^2 / 6 times a third derivative below (ln 5e4)^3 of t."""
+    u, h = np.linspace(.01, .99, 99), 1e-5
+    t, Z = importance_times(sde, u)
+    rate = (importance_times(sde, u + h)[0] - importance_times(sde, u - h)[0]) / (2 * h)
+    np.testing.assert_allclose(rate, Z * sde.marginal(t)[1]**2 / sde.diffusion(t)**2, rtol=1e-6)
+    ends, _ = importance_times(sde, np.array([0., 1.]))
+    np.testing.assert_allclose(ends, [1e-5, sde.T], rtol=1e-9)
+
+
+def test_the_likelihood_weighted_objective_is_the_same_by_importance():
+    """The integral over t of g^2 / 2 E|s - grad log q|^2, uniformly and by importance, each by a
+    trapezoid sum: h^2 / 12 of a smooth integrand, below 1e-4 of it here."""
+    sde, z = VP(), noise.normal((64, 2), seed=1).astype(np.float64)
+    x0 = PLANE.sample(64, seed=2)
+
+    def loss(t, weight):
+        a, sigma = sde.marginal(t)
+        return denoising(-(a * x0 + sigma * z), z, sigma, weight)  # the score of N(0, I)
+    t = np.geomspace(1e-3, 1, 4001)
+    uniform = np.trapezoid([loss(v, sde.diffusion(v)**2) for v in t], t)
+    t, Z = importance_times(sde, u := np.linspace(0, 1, 2001), t_min=1e-3)
+    by_importance = np.trapezoid([loss(v, Z * sde.marginal(v)[1]**2) for v in t], u)
+    assert by_importance == pytest.approx(uniform, rel=1e-4)

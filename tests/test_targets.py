@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from minidiff.sde import rescaled_score
+from minidiff.score_matching import rescaled
 from minidiff.targets import Gaussian, Mixture
 
 GAUSSIAN = Gaussian([1., -2., .5], [.25, 3., 1.])
@@ -62,25 +62,32 @@ def test_at_composes(p):
 
 
 @TARGETS
-def test_rescaled_score_turns_a_ve_score_into_that_of_any_a_and_sigma(p):
+def test_rescaled_turns_a_ve_score_into_that_of_any_a_and_sigma(p):
     for a, sigma in ((.6, .8), (.01, 1.)):
-        score = rescaled_score(lambda x, level: p.at(1., level).score(x), a, sigma)
-        np.testing.assert_allclose(score(X), p.at(a, sigma).score(X), rtol=1e-12,
+        score = rescaled(lambda x, level: p.at(1., level).score(x), lambda level: level)
+        np.testing.assert_allclose(score(X, (a, sigma)), p.at(a, sigma).score(X), rtol=1e-12,
                                    atol=1e-15)  # the components' scores may cancel
 
 
-def test_a_mixture_of_one_component_is_that_gaussian():
-    one, many = Gaussian([1., -2.], .7), Mixture([3.], [[1., -2.]], .7)
-    x = X[:, :2]
-    np.testing.assert_allclose(many.log_density(x), one.log_density(x), rtol=1e-14)
-    np.testing.assert_allclose(many.score(x), one.score(x), rtol=1e-14)
-    np.testing.assert_allclose(many.jacobian_trace(x), one.jacobian_trace(x), rtol=1e-13)
+def test_a_gaussian_has_the_density_score_and_trace_of_a_gaussian():
+    mean, variance = np.array([1., -2., .5]), np.array([.25, 3., 1.])
+    np.testing.assert_allclose(GAUSSIAN.log_density(X),
+                               norm(mean, variance**.5).logpdf(X).sum(-1), rtol=1e-14)
+    np.testing.assert_allclose(GAUSSIAN.score(X), (mean - X) / variance, rtol=1e-15)
+    np.testing.assert_allclose(GAUSSIAN.jacobian_trace(X), -(1 / variance).sum(), rtol=1e-13)
+
+
+def test_variances_a_component_or_an_axis_of_each():
+    one, each = np.array([.5, .8, 1.])[:, None], MIXTURE.variances
+    np.testing.assert_array_equal(each, one * np.ones(3))
+    same = Mixture([1, 4, 2], MIXTURE.means, one * np.ones(3))
+    np.testing.assert_array_equal(same.score(X), MIXTURE.score(X))
 
 
 def test_far_from_every_mode_the_mixture_score_is_the_nearest_modes_own():
     x = np.array([[1e4, 0., 0.], [-1e4, 0., 0.]])  # every component underflows; none is lost
     assert np.isfinite(MIXTURE.log_density(x)).all()
-    np.testing.assert_array_equal(MIXTURE.responsibilities(x).sum(-1), 1)
+    np.testing.assert_array_equal(MIXTURE._components(x)[2].sum(-1), 1)
     widest = (MIXTURE.means[2] - x) / MIXTURE.variances[2]
     np.testing.assert_allclose(MIXTURE.score(x), widest, rtol=1e-12)
 
@@ -108,13 +115,13 @@ def distance(y, cdf):
 def test_gaussian_samples_have_its_projections(u):
     p, u = GAUSSIAN, np.array(u)
     assert distance(p.sample(N, seed=1) @ u,
-                    norm(p.mean @ u, (p.variance @ u**2)**.5).cdf) < DISTANCE
+                    norm(p.means[0] @ u, (p.variances[0] @ u**2)**.5).cdf) < DISTANCE
 
 
 @DIRECTIONS
 def test_mixture_samples_have_its_projections(u):
     p, u = MIXTURE, np.array(u)
-    components = norm(p.means @ u, (p.variances * (u @ u))**.5)
+    components = norm(p.means @ u, (p.variances @ u**2)**.5)
     assert distance(p.sample(N, seed=1) @ u,
                     lambda y: components.cdf(y[:, None]) @ p.weights) < DISTANCE
 
