@@ -38,12 +38,12 @@ def last_normals(out, seed, sample):
     words = noise.philox((quads, rows[:, None] + sample & 0xFFFFFFFF, 0, 0), (seed, 0))
     start = 4 * int(quads[0])
     want = noise.to_normal(np.stack(words, -1)).reshape(len(rows), -1)[:, :size - start]
-    return out[rows[0]:, start:], torch.from_numpy(want).bfloat16()
+    return out[rows[0]:, start:], torch.from_numpy(want).to(out.dtype)
 
 
 @pytest.fixture
 def folded():
-    """folded(shape): bfloat16 in an address space of their own but a memory of 2^21 elements,
+    """folded(shape): 16 bits in an address space of their own but a memory of 2^21 elements,
     after 4 GiB that share another such memory and so take what a wrapped offset would write.
     folded.shapes have more than 2^31 elements: in many rows, in few, and in one."""
     if not hasattr(os, "memfd_create"):
@@ -54,7 +54,7 @@ def folded():
     access, fixed = mmap.PROT_READ | mmap.PROT_WRITE, 0x10
     below, period, maps = 1 << 32, 1 << 22, []
 
-    def make(shape):
+    def make(shape, dtype=torch.bfloat16):
         used = 2 * math.prod(shape)
         size = below + -(-used // period) * period
         base = libc.mmap(None, size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
@@ -66,7 +66,7 @@ def folded():
                 assert libc.mmap(at, period, access, mmap.MAP_SHARED | fixed, file, 0) == at
             os.close(file)
         memory = (ctypes.c_char * used).from_address(base + below)
-        return torch.frombuffer(memory, dtype=torch.bfloat16).view(shape)
+        return torch.frombuffer(memory, dtype=dtype).view(shape)
     make.period, make.last_normals = period // 2, last_normals
     make.shapes = (2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)
     yield make
