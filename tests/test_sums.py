@@ -117,7 +117,7 @@ def test_a_training_step_peaks_lower_by_the_noise():
     backward, through which the composed form still holds z; the residual is gone by then."""
     run = train.Trainer(noise.normal((512, 4096), seed=1), kernels, 5, batch=512)
     x0 = torch.from_numpy(run.x)
-    sigma = torch.from_numpy(train.training_levels(512, 0, 0).astype(np.float32))
+    sigma = torch.from_numpy(train.training_levels(512, 0, 0)[0].astype(np.float32))
 
     def fused():
         s, _, gradient = run.objective()
