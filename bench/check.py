@@ -120,17 +120,17 @@ def sum_cases(dtypes, shapes):
             yield dtype, shape, s, rng.uniform(.1, 2., (shape[0], 3))
 
 
-def sum_rows(op, name, dtype, s, coef, got):
+def sum_rows(op, name, dtype, shape, want, got):
     """Rows of one of SUMS: sums within 1 ulp of NumPy's, the gradient by ==."""
-    parts = zip(got, sums_of(op, s, coef, "numpy"), ("sum", "gradient"), (1, 0), strict=False)
-    return [compare(op, name, dtype, s.shape, a.cpu(), b, part, ulp) for a, b, part, ulp in parts]
+    parts = zip(got, want, ("sum", "gradient")[:len(want)], (1, 0), strict=False)
+    return [compare(op, name, dtype, shape, a.cpu(), b, part, ulp) for a, b, part, ulp in parts]
 
 
 def check_sums(name, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
     """Rows of norms, noise_norms and dsm_loss on one backend."""
     for dtype, _, s, coef in sum_cases(dtypes, shapes):
         for op in ops:
-            yield from sum_rows(op, name, dtype, s, coef,
+            yield from sum_rows(op, name, dtype, s.shape, sums_of(op, s, coef, "numpy"),
                                 sums_of(op, s.to(_device(name)), coef, name))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import noise
 from ..kernels import OPS
-from .check import COUNTER, SHAPES, SUMS, cases, compare, sum_cases, sum_rows
+from .check import COUNTER, SHAPES, SUMS, cases, compare, sum_cases, sum_rows, sums_of
 
 
 def short(e):
@@ -31,7 +31,7 @@ class Own:
     def __init__(self, file, ops=None):
         import torch
         if not Path(file).is_file():
-            raise ValueError(f"{file}: no such file")
+            raise ValueError(f"{file}: not a file")
         try:
             names = runpy.run_path(str(file))
         except (Exception, SystemExit) as e:
@@ -55,14 +55,15 @@ class Own:
         if not isinstance(v, (np.ndarray, torch.Tensor)):
             return v
         v = v if isinstance(v, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(v))
-        return v.to(self.device) if self.arrays == "torch" else v.numpy()
+        return v.to(self.device) if self.arrays == "torch" else v.cpu().numpy()
 
     def bind(self, name, u, coef, parameters):
         """The op's function with its arguments, as a call without any."""
         import torch
         op, first = OPS.get(name), u[0]
         have = dict(zip(op.operands if op else ("s" if name == "dsm_loss" else "x",), u))
-        coef = np.asarray(coef, np.float32)
+        coef = coef.cpu().numpy() if isinstance(coef, torch.Tensor) else np.asarray(coef)
+        coef = coef.astype(np.float32)
         if op and op.denoise:
             have["clip"], coef = coef[..., -4:], coef[..., :-4]
         have |= {"coef": coef, "out": torch.full_like(first, torch.nan), **parameters,
@@ -77,14 +78,16 @@ class Own:
                              f"{', '.join(have)}")
         return partial(self.functions[name], **{n: self.give(have[n]) for n in wanted if n in have})
 
-    def results(self, call):
-        """What a call returns, as CPU tensors."""
+    def results(self, call, count):
+        """What a call returns, as `count` CPU tensors."""
         import torch
         got = call()
         got = got if isinstance(got, tuple) else (got,)
         for v in got:
             if not isinstance(v, (np.ndarray, np.generic, torch.Tensor)):
                 raise TypeError(f"returned a {type(v).__name__}, not an array or a tensor")
+        if len(got) != count:
+            raise TypeError(f"returned {len(got)} results, not {count}")
         return [v.detach().cpu() if isinstance(v, torch.Tensor) else
                 torch.from_numpy(np.asarray(v)) for v in got]
 
@@ -93,22 +96,24 @@ class Own:
         if self.arrays == "numpy" and "bfloat16" in dtypes:
             raise ValueError(f"{self.file}: NumPy has no bfloat16; put ARRAYS = 'torch' into it")
         for name in self.functions:
-            if name in OPS:
-                every = ((dtype, u or [want], coef, p, partial(self._row, name, dtype, how, want))
-                         for dtype, _, how, u, p, coef, want in
-                         cases(OPS[name], dtypes, SHAPES, seed))
-            else:
-                every = ((dtype, [s], coef, {}, partial(sum_rows, name, self.file, dtype, s, coef))
-                         for dtype, _, s, coef in sum_cases(dtypes, SHAPES))
-            for dtype, u, coef, p, rows in every:
+            for dtype, shape, u, coef, p, want, rows in self._cases(name, dtypes, seed):
                 try:
-                    got = self.results(self.bind(name, u, coef, p))
+                    got = self.results(self.bind(name, [v.clone() for v in u], coef, p), len(want))
                 except (Exception, SystemExit) as e:
-                    yield {"op": name, "backend": self.file, "dtype": dtype,
-                           "shape": list(u[0].shape), "max_ulp": None, "passed": False,
-                           "reason": short(e)}
+                    yield {"op": name, "backend": self.file, "dtype": dtype, "shape": list(shape),
+                           "max_ulp": None, "passed": False, "reason": short(e)}
                 else:
                     yield from rows(got)
 
-    def _row(self, name, dtype, variant, want, got):
-        return [compare(name, self.file, dtype, want.shape, got[0], want, variant)]
+    def _cases(self, name, dtypes, seed):
+        """dtype, shape, operands, coef, parameters, NumPy's results, what compares with them."""
+        if name in OPS:
+            for dtype, shape, how, u, p, coef, want in cases(OPS[name], dtypes, SHAPES, seed):
+                yield dtype, shape, u or [want], coef, p, (want,), \
+                    lambda got, a=(dtype, shape), b=(want, how): [
+                        compare(name, self.file, *a, *got, *b)]
+        else:
+            for dtype, shape, s, coef in sum_cases(dtypes, SHAPES):
+                want = sums_of(name, s, coef, "numpy")
+                yield dtype, shape, [s], coef, {}, want, partial(
+                    sum_rows, name, self.file, dtype, shape, want)

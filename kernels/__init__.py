@@ -9,6 +9,7 @@ float32 oracle), torch, host (CPU, compiled), triton, cupy; `auto` picks by devi
 Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 """
 
+import warnings
 from functools import cache, partial
 from importlib import import_module
 from operator import index
@@ -23,8 +24,6 @@ __all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "bind", "coeffi
            "dsm_loss", "missing", "noise_norms", "normal", "norms", "update"]
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 FLOATS = "float32", "bfloat16", "float16"
-COUNTED = ("a step counter must be int64, on the operands' device, with a coef table of shape "
-           "(N, K) or (N, K + 1)")
 
 
 @cache
@@ -47,6 +46,9 @@ def backend(name="auto", device="cpu"):
     if name == "auto":
         order = ("triton", "cupy", "torch") if device == "cuda" else ("host", "torch")
         name = next(n for n in order if not missing(n))
+        if name == "torch":  # right, not fast
+            warnings.warn(f"backend 'torch' instead of {order[0]}: {missing(order[0])}",
+                          stacklevel=2)
     if reason := missing(name):
         raise RuntimeError(f"backend {name!r}: {reason}")
     return _module(name)
@@ -66,14 +68,23 @@ def _tensor(name, u):
         raise ValueError(f"{name} needs a first axis, the samples")
     if array:
         return torch.from_numpy(u if u.flags.carray else np.require(u, None, "CAW"))
-    if u.device.type not in ("cpu", "cuda") or u.layout is not torch.strided:
-        raise TypeError(f"{name} must be a dense CPU or CUDA tensor, got {u.device} {u.layout}")
-    if isinstance(u, torch._subclasses.FakeTensor):
-        raise TypeError(f"{name} has no memory (a fake tensor): call torch.ops.minidiff")
+    _real(name, u)
+    return u if u.is_contiguous() and not u.is_neg() else u.resolve_neg().contiguous()
+
+
+def _real(name, u):
+    """TypeError or RuntimeError where a tensor has no memory of its own to read, or a gradient."""
+    import torch
+    if u.device.type not in ("cpu", "cuda") or u.layout is not torch.strided or u.is_complex():
+        raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
+                        f"{u.device}, {u.layout}")
+    fake = isinstance(u, torch._subclasses.FakeTensor)
+    if fake or u.numel() and not u.untyped_storage().nbytes():
+        raise TypeError(f"{name} has no memory (a fake or freed tensor); for compilers there is "
+                        "torch.ops.minidiff, by import minidiff.kernels.torch_ops")
     if u.requires_grad:
         raise RuntimeError(f"{name} requires grad and this records none: pass it detached, or "
-                           "call torch.ops.minidiff (minidiff.kernels.torch_ops)")
-    return u if u.is_contiguous() and not u.is_neg() else u.resolve_neg().contiguous()
+                           "call torch.ops.minidiff, by import minidiff.kernels.torch_ops")
 
 
 def _accept(arrays, names, chosen):
@@ -120,17 +131,19 @@ def _table(coef, device):
         if coef.dtype.kind not in "fiu":
             raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
         coef = torch.from_numpy(coef.astype(np.float32))
-    return coef.detach().to(device, torch.float32).contiguous()
+    _real("coef", coef)
+    return coef.to(device, torch.float32).contiguous()
 
 
 def _step(step, like):
     """The step as an unsigned integer; a step counter as a tensor."""
-    if isinstance(step, (int, np.generic)) or getattr(step, "shape", None) != ():
+    if isinstance(step, np.generic) or not hasattr(step, "shape"):
         return index(step) & MASK
     import torch
     step = torch.as_tensor(step)
-    if step.dtype != torch.int64 or step.device != like.device:
-        raise ValueError(COUNTED)
+    if step.shape or step.dtype != torch.int64 or step.device != like.device:
+        raise ValueError("a step counter must be a 0-d int64 array or tensor on the operands' "
+                         f"device, got {step.dtype} {tuple(step.shape)} on {step.device}")
     return step
 
 
@@ -143,12 +156,12 @@ def _prepare(module, out, operands, coef, widths, counter, per_sample=False, sum
     """
     batch, shape, (seed, sample, tag, step) = len(out), tuple(coef.shape), counter
     draw = index(seed) & (1 << 64) - 1, index(sample) & MASK, index(tag) & MASK
-    table = not per_sample and not isinstance(_step(step, out), int)
+    table = not per_sample and not isinstance(step, int)
     if not shape or shape[-1] not in widths:
         raise ValueError(f"coef has shape {shape}: its last axis must be "
                          f"{' or '.join(map(str, widths))} long")
-    if table and (len(shape) != 2 or not shape[0]):
-        raise ValueError(COUNTED)
+    if not all(shape) and batch:
+        raise ValueError(f"coef has shape {shape}: it holds no row")
     if len(shape) > 2 or len(shape) == 2 and not table and shape[0] != batch:
         raise ValueError(f"coef has shape {shape}: one row a sample needs {batch} rows for "
                          f"operands of shape {tuple(out.shape)}")
@@ -163,31 +176,45 @@ def _prepare(module, out, operands, coef, widths, counter, per_sample=False, sum
 
 # ---- the primitives ----
 
-def bind(operands, coef, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto", names=(),
-         per_sample=False):
+def bind(operands, coef, **kw):
     """f(step): this `update` on these very arrays, its arguments checked once; f returns out.
 
-    For loops whose buffers stay: a call on the host costs about a microsecond.
+    For loops whose buffers stay: a call on the host costs about a microsecond. coef is copied;
+    f takes a number, or a counter where `step` was one. ValueError for arrays that are not dense.
     """
-    given, k = [*operands] + ([] if out is None else [out]), len(operands)
+    return _bind([*operands], coef, True, **kw)
+
+
+def _bind(operands, coef, again, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
+          names=(), per_sample=False):
+    """See bind; where it is called but once, operands may be copied and coef need not be."""
+    given, k = operands + ([] if out is None else [out]), len(operands)
     if k > 4:
         raise ValueError(f"at most 4 operands, got {k}")
     if not given:
         raise ValueError("out is needed where there is no operand")
     names = [*(names or (f"operands[{i}]" for i in range(k))), "out"]
     tensors, module = _accept(given, names, backend)
-    like, inputs = tensors[0], tensors[:k]
+    like, inputs, first = tensors[0], tensors[:k], _step(step, tensors[0])
+    for name, u, t in zip(names, given, tensors) if again else ():
+        if t.data_ptr() != (u.ctypes.data if isinstance(u, np.ndarray) else u.data_ptr()):
+            raise ValueError(f"{name} must be contiguous and writeable to be bound")
     target = like.new_empty(like.shape) if out is None else tensors[k]
     if out is None:
         out = _like(given[0], target)
     else:
         _writable(out, target, inputs, names)
     widths = (k, k + 1, k + 4, k + 5)[:4 if k > 1 else 2] if k else (1,)
-    run = _prepare(module, target, inputs, _table(coef, like.device), widths,
-                   (seed, sample, tag, step), per_sample)
+    coef = _table(coef, like.device)
+    run = _prepare(module, target, inputs, coef.clone() if again else coef, widths,
+                   (seed, sample, tag, first), per_sample)
 
     def launch(step):
-        run(_step(step, like))
+        step = _step(step, like)
+        if isinstance(step, int) != isinstance(first, int):
+            raise ValueError("bound with a number for its step, f takes numbers; with a counter, "
+                             "counters")
+        run(step)
         return out
     return launch
 
@@ -199,15 +226,15 @@ def update(operands, coef, *, step=0, **kw):
       bfloat16, float16) and device; the first axis is the samples.
     coef: (K,), or (K + 1,) where the last multiplies the noise; with four more, p0, p1, lo, hi,
       u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a sample. A
-      table (N, ...) when `step` is a 0-d int64 array or tensor, which then selects the row
-      (clamped to N - 1) and is the noise's step: nothing waits for its value on a GPU.
+      table (N, ...), or one row, when `step` is a 0-d int64 array or tensor, which then selects
+      the row (clamped to 0 ... N - 1) and is the noise's step: nothing waits for it on a GPU.
     seed, sample, step, tag: the noise's counter (minidiff.noise); sample is the first row's id.
     out: where to write; may be an operand itself (in place), may not overlap one otherwise.
     backend: "auto" or a name; names: the operands', for messages; per_sample: rows of coef are
       samples also beside a step counter.
     Returns out. TypeError, ValueError and RuntimeError say which argument and why.
     """
-    return bind(operands, coef, step=step, **kw)(step)
+    return _bind([*operands], coef, False, step=step, **kw)(step)
 
 
 def normal(shape, dtype="float32", device=None, *, out=None, **kw):
@@ -215,6 +242,8 @@ def normal(shape, dtype="float32", device=None, *, out=None, **kw):
 
     Keywords as in `update`: seed, sample, step, tag, backend; `out` is filled if given.
     """
+    if out is not None and tuple(out.shape) != tuple(shape):
+        raise ValueError(f"out has shape {tuple(out.shape)}, not {tuple(shape)}")
     if out is None and device is None:
         out = np.empty(shape, dtype)
     elif out is None:
@@ -228,16 +257,16 @@ def normal(shape, dtype="float32", device=None, *, out=None, **kw):
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,): squares a quad in float32, quads in float64."""
     (u,), module = _accept([x], ["x"], backend)
-    run = _prepare(module, u, [u], _table([1.], u.device), (1,), (0, 0, 0, 0), sums=1)
+    run = _prepare(module, u, [u], u.new_ones(1).float(), (1,), (0, 0, 0, 0), sums=1)
     return _like(x, run(0).sqrt().float())
 
 
 def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,); no z is stored."""
     (u,), module = _accept([like], ["like"], backend)
-    run = _prepare(module, u, [], _table([1.], u.device), (1,), (seed, sample, tag, step), True,
-                   sums=1)
-    return _like(like, run(_step(step, u)).sqrt().float())
+    step = _step(step, u)
+    run = _prepare(module, u, [], u.new_ones(1).float(), (1,), (seed, sample, tag, step), True, 1)
+    return _like(like, run(step).sqrt().float())
 
 
 def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
@@ -251,8 +280,9 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     """
     (u,), module = _accept([s], ["s"], backend)
     table, gradient = _table(coef, u.device), u.new_empty(u.shape)
+    step = _step(step, u)
     run = _prepare(module, gradient, [u], table, (3,), (seed, sample, tag, step), True, sums=2)
-    value = (table[..., 2].double() * run(_step(step, u))).sum().float()
+    value = (table[..., 2].double() * run(step)).sum().float()
     return _like(s, value)[()], _like(s, gradient)
 
 
@@ -296,7 +326,8 @@ class Fused:
             nonlocal table
             if isinstance(table, np.ndarray):  # one upload a schedule
                 table = _table(table, getattr(u[0], "device", "cpu"))
-            row = table if table.ndim == 1 or hasattr(k, "data_ptr") else table[k]
+            row = table if table.ndim == 1 or getattr(k, "shape", None) == () \
+                and not isinstance(k, np.generic) else table[k]
             return update(u, row, step=k, tag=tag, names=op.operands, **self.draw)
         return move
 

@@ -49,16 +49,29 @@ def _cpu():
 
 
 @cache
+def _folder():
+    """$XDG_CACHE_HOME/minidiff, or where that cannot be written a folder of this process."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "minidiff"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        return folder
+    except (OSError, RuntimeError):
+        _folder.private = tempfile.TemporaryDirectory(prefix="minidiff-")
+        return Path(_folder.private.name)
+
+
+@cache
 def library(variant, flags, more=""):
-    """kernels.cu and `more` source compiled; cached under $XDG_CACHE_HOME/minidiff by source,
-    flags and CPU."""
+    """kernels.cu and `more` source compiled; cached by source, flags and CPU."""
     source, command = SOURCE.read_text() + more, [compiler(), *FLAGS, *flags, *variant]
     key = hashlib.sha256("\0".join((source, *command, _cpu())).encode()).hexdigest()
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minidiff"
-    built = folder / f"host-{key[:24]}.so"
-    if not built.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as part:
+    built = _folder() / f"host-{key[:24]}.so"
+    try:
+        return ctypes.CDLL(str(built))
+    except OSError:  # not there yet, or damaged
+        with tempfile.TemporaryDirectory(dir=_folder()) as part:
             subprocess.run([*command, "-x", "c++", "-", "-o", f"{part}/so"], check=True, text=True,
                            capture_output=True, input=source)
             os.replace(f"{part}/so", built)  # whole or not at all, also between two processes
@@ -76,17 +89,10 @@ def missing():
             NATIVE = *NATIVE[:2], openmp
             return None
         except subprocess.CalledProcessError as e:
-            reason = f"{e.cmd[0]} failed on kernels.cu: {e.stderr.strip().splitlines()[:1]}"
+            reason = f"{e.cmd[0]} failed on kernels.cu: {(e.stderr.strip() or 'no message')[:200]}"
         except OSError as e:
             reason = f"could not build or load kernels.cu: {e}"
     return reason
-
-
-@cache
-def threads():
-    """Cores this process may use; OMP_NUM_THREADS overrides."""
-    mine = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(mine)
 
 
 def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
@@ -98,7 +104,7 @@ def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag)
     pointers = [u.data_ptr() for u in (out, *operands)] + [0] * (4 - len(operands))
     job = (ctypes.c_uint64 * 15)(  # struct Job
         *pointers, partial.ctypes.data if sums else 0, coef.data_ptr(), per_sample, batch, size,
-        seed, sample, 0, tag, threads() if batch * size > SMALL else 1)
+        seed, sample, 0, tag, torch.get_num_threads() if batch * size > SMALL else 1)
     job.memory = out, operands, coef, partial  # lives as long as what points to it
 
     def run(step):

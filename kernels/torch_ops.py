@@ -9,7 +9,7 @@ import torch
 from . import dsm_loss, noise_norms, norms, update
 
 DRAW = "seed", "sample", "step", "tag"
-COUNTER = ", ".join(f"int {word}" for word in DRAW)
+COUNTER = ", ".join(f"SymInt {word}" for word in DRAW)
 LIB = torch.library.Library("minidiff", "DEF")
 
 
@@ -33,18 +33,24 @@ def _rows(x, *_):
 
 def _update(operands, coef, counter, *draw):
     draw = dict(zip(DRAW, draw)) | ({} if counter is None else {"step": counter})
-    return update([u.detach() for u in operands], coef, **draw)
+    return update([u.detach() for u in operands], coef.detach(), **draw)
+
+
+def _constant(coef):
+    if coef.requires_grad:
+        raise RuntimeError("coef requires grad, which is not defined: pass it detached")
 
 
 def _update_save(ctx, inputs, output):
     operands, coef, counter, *_ = inputs
+    _constant(coef)
     ctx.n, clipped = len(operands), coef.shape[-1] - len(operands) > 3
     ctx.save_for_backward(coef, counter, *(operands[:2] if clipped else ()))
 
 
 def _update_backward(ctx, g):
     coef, counter, *clipped = ctx.saved_tensors
-    if counter is not None:
+    if counter is not None and coef.dim() == 2:
         coef = coef.index_select(0, counter.clamp(0, len(coef) - 1).reshape(1))
     c = [c_k.reshape(-1, *[1] * (g.dim() - 1)) for c_k in coef.to(g.device).float().unbind(-1)]
     gradients = [c_k * g for c_k in c[:ctx.n]]
@@ -58,12 +64,21 @@ def _update_backward(ctx, g):
 
 def _norms_backward(ctx, g):
     x, norm = ctx.saved_tensors
-    return x * (g / norm).reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+    g = g / norm.masked_fill(norm == 0, torch.inf)  # 0 there, as torch's
+    return x * g.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
 
 
 def _loss_save(ctx, inputs, output):
+    _constant(inputs[1])
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
+
+
+def _loss_backward(ctx, g, _):
+    gradient, = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("dsm_loss has no second derivative: backward without create_graph")
+    return g.to(gradient.dtype) * gradient, *[None] * 5
 
 
 register("update", f"(Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}) -> Tensor",
@@ -75,7 +90,6 @@ register("norms", "(Tensor x) -> Tensor", lambda x: norms(x.detach()), _rows, _n
 register("noise_norms", f"(Tensor like, {COUNTER}) -> Tensor",
          lambda like, *draw: noise_norms(like.detach(), **dict(zip(DRAW, draw))), _rows)
 register("dsm_loss", f"(Tensor s, Tensor coef, {COUNTER}) -> (Tensor, Tensor)",
-         lambda s, coef, *draw: dsm_loss(s.detach(), coef, **dict(zip(DRAW, draw))),
+         lambda s, coef, *draw: dsm_loss(s.detach(), coef.detach(), **dict(zip(DRAW, draw))),
          lambda s, *_: (s.new_empty((), dtype=torch.float32), _dense(s)),
-         lambda ctx, g, _: (g.to(ctx.saved_tensors[0].dtype) * ctx.saved_tensors[0], *[None] * 5),
-         _loss_save)
+         _loss_backward, _loss_save)

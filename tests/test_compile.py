@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff.kernels import on_cupy, on_host, on_triton, update
+from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton, update
 
 try:
     import triton
@@ -169,10 +169,11 @@ def threads_in_turn(monkeypatch, folder, variant, blocks=range):
     source, found = re.subn(r'#ifdef __CUDACC_RTC__(?=\n// ---- GPU)', """
         #define __global__
         extern "C" { struct { unsigned x; } blockIdx, threadIdx, blockDim; }
-        double __shfl_xor_sync(unsigned, double, int);  // for sums, which need a warp
-        void atomicAdd(double *, double);
+        #define __shfl_xor_sync(mask, value, distance) 0.  // each thread adds for itself
+        static void atomicAdd(double *sum, double value) { *sum += value; }
         #if 1""", source)
-    assert found == 1
+    source, alone = re.subn(r"threadIdx.x % lanes == 0", "true", source)
+    assert found == alone == 1
     built = Path(folder) / "_".join(map(str, variant))
     macros = [o for o in on_cupy.options(*variant) if o.startswith("-D")]
     subprocess.run([on_host.compiler(), "-O1", "-ffp-contract=off", "-fno-math-errno", "-shared",
@@ -209,7 +210,7 @@ def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
     kind, rng, edge = getattr(torch, dtype), np.random.default_rng(0), 4096
     threads_in_turn(monkeypatch, tmp_path, variant)
     for shape in [(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)]:
-        for rows in ("call", "sample", "counter"):
+        for rows in ("call", "sample", "counter", "before", "sample and counter"):
             for shift in (0, 1):
                 def place(values=None, shape=shape, shift=shift):
                     buffer = torch.full((edge * 2 + shape[0] * shape[1] + shift,), 7., dtype=kind)
@@ -217,20 +218,43 @@ def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
                     return view.copy_(torch.nan if values is None else values), buffer
                 u = [place(torch.from_numpy(rng.standard_normal(shape, np.float32)))[0]
                      for _ in range(operands)]
-                n = {"call": 1, "sample": shape[0], "counter": 4}[rows]
+                n = {"call": 1, "counter": 4, "before": 4}.get(rows, shape[0])
                 coef = rng.standard_normal((n, operands + draws + 4 * clip)).astype(np.float32)
-                step = torch.tensor(6) if rows == "counter" else 5
-                used = coef[-1:] if rows == "counter" else coef
-                used = used if rows == "sample" else used[0]
+                step = 5 if rows in ("call", "sample") else torch.tensor(-2 if rows == "before"
+                                                                         else 6)
+                used = coef if "sample" in rows else coef[-1 if rows == "counter" else 0]
                 counter = {"seed": 2**40 + 3, "sample": 2**32 - 2, "tag": 1}
                 want = update([v.float() for v in u], used, out=torch.empty(shape),
                               step=int(step), backend="numpy", **counter).to(kind)
                 out, buffer = place()
-                on_cupy.update(out, u, torch.from_numpy(coef), rows == "sample", draws, clip, 0,
+                on_cupy.update(out, u, torch.from_numpy(coef), "sample" in rows, draws, clip, 0,
                                counter["seed"], counter["sample"] % 2**32, counter["tag"], step)
                 bits = torch.int32 if dtype == "float32" else torch.int16
                 assert torch.equal(out.view(bits), want.view(bits)), (shape, rows, shift)
                 assert (buffer == 7).sum() - (out == 7).sum() == 2 * edge + shift, (shape, rows)
+
+
+@pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("dtype", on_host.STORAGE)
+def test_cuda_c_sums_thread_by_thread(monkeypatch, tmp_path, dtype):
+    """Norms, noise norms and the loss, but for the addition over a warp."""
+    kind, rng = getattr(torch, dtype), np.random.default_rng(1)
+    for operands, draws, sums in ((1, 0, 1), (0, 1, 1), (1, 1, 2)):
+        threads_in_turn(monkeypatch, tmp_path, (dtype, operands, draws, 0, sums))
+        for shape in [(5, d) for d in range(1, 10)] + [(300, 2), (3, 1031), (2, 4096)]:
+            s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(kind)
+            coef = torch.from_numpy(rng.uniform(.1, 2, (shape[0], operands + draws + (sums == 2))))
+            case = [s] * operands, coef.float(), True, draws, 0, sums, 3, 1, 2, 5
+            got, want = torch.full_like(s, torch.nan), torch.full_like(s, torch.nan)
+            total, exact = on_cupy.update(got, *case), on_numpy.update(want, *case)
+            assert torch.allclose(total, exact, rtol=1e-12, atol=0), (shape, sums)
+            bits = torch.int32 if dtype == "float32" else torch.int16
+            assert torch.equal(got.view(bits), want.view(bits)), (shape, sums)
+
+
+def test_nvrtc_contracts_nothing_and_makes_no_shortcuts():
+    options = on_cupy.options("float32", 1, True, False)
+    assert "--fmad=false" in options and not any("fast" in o for o in options)
 
 
 @pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")

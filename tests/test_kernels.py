@@ -514,7 +514,7 @@ def test_host_instruction_sets_change_nothing(monkeypatch, flags):
 @pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_host_threads_change_nothing(monkeypatch, threads):
-    monkeypatch.setattr(on_host, "threads", lambda: threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     rng = np.random.default_rng(10)
     for shape in ((20_001, 3), (3, 20_001), (2, 1 << 15)):
         u = [torch.from_numpy(rng.standard_normal(shape, np.float32))]
@@ -525,7 +525,7 @@ def test_host_threads_change_nothing(monkeypatch, threads):
 @pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
 def test_host_beyond_2_31_elements(monkeypatch, folded):
     """Row b becomes b mod 251; in one thread the rows written last are the ones that stay."""
-    monkeypatch.setattr(on_host, "threads", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     batch, size = (1 << 16) + 1, 1 << 15
     u, out = folded((batch, size)), folded((batch, size))
     held = folded.period // size  # rows the memory holds

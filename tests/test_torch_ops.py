@@ -20,7 +20,7 @@ def calls():
     """Every public op with arguments, by name."""
     x, s = tensors((6, 10), (6, 10))
     per_call, per_sample = torch.tensor([.9, .2, .1]), torch.rand(6, 3)
-    table, counter = torch.rand(4, 3), torch.tensor(2)
+    table, counter = torch.rand(4, 3), torch.tensor(7)  # beyond the last row
     clipped = torch.cat([per_sample, torch.tensor([1., .5, -1., 1.]).expand(6, 4)], 1)
     return {
         "update": (OPS.update, ([x, s], per_call, None, *DRAW)),
@@ -79,7 +79,7 @@ def test_inductor_compiles_the_update_whole():
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["plain", "clipped"])
-@pytest.mark.parametrize("counter", [None, torch.tensor(2)], ids=["rows", "counter"])
+@pytest.mark.parametrize("counter", [None, torch.tensor(9)], ids=["rows", "counter"])
 def test_update_gradients_are_those_of_the_composed_form(clip, counter):
     """By ==: c_k g is one product, and the clip passes or stops it whole."""
     x, s = tensors((6, 10), (6, 10))
@@ -87,8 +87,8 @@ def test_update_gradients_are_those_of_the_composed_form(clip, counter):
     coef[:, 5:] = torch.tensor([-1., 1.])
     got = torch.autograd.grad(OPS.update([x, s], coef if clip else coef[:, :3], counter, *DRAW),
                               (x, s), g)
-    c = (coef if counter is None else coef[2].expand(6, 7))[:, :, None].unbind(1)
-    z = kernels.normal((6, 10), device="cpu", seed=3, step=2, tag=1)
+    c = (coef if counter is None else coef[5].expand(6, 7))[:, :, None].unbind(1)
+    z = kernels.normal((6, 10), device="cpu", seed=3, step=2 if counter is None else 9, tag=1)
     d = (c[3] * x + c[4] * s).clamp(-1., 1.) if clip else s
     want = torch.autograd.grad(c[0] * x + c[1] * d + c[2] * z, (x, s), g)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
@@ -117,7 +117,31 @@ def test_gradients_against_differences():
                 assert abs(difference - gradient[i, i]) <= bound
 
 
+def test_a_changing_step_compiles_once():
+    x, coef = torch.ones(3, 5), torch.tensor([.5, 1.])
+    torch._dynamo.reset()
+    step = torch.compile(lambda x, k: OPS.update([x], coef, None, 0, 0, k, 0) * 1,
+                         fullgraph=True, backend="aot_eager")
+    for k in range(20):
+        assert torch.equal(step(x, k), kernels.update([x], coef, step=k))
+
+
+def test_a_gradient_that_is_not_defined_is_refused():
+    x, = tensors((4, 5), grad=False)
+    coef = torch.rand(4, 3, requires_grad=True)
+    x.requires_grad_()
+    for call in (lambda: OPS.update([x], coef[:, :2], None, *DRAW),
+                 lambda: OPS.dsm_loss(x, coef, *DRAW)):
+        with pytest.raises(RuntimeError, match="coef requires grad"):
+            call()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(OPS.dsm_loss(x, coef.detach(), *DRAW)[0], x, create_graph=True)
+
+
 def test_norm_gradient_is_the_direction():
+    zero = torch.zeros(2, 3, requires_grad=True)
+    OPS.norms(zero).sum().backward()
+    assert (zero.grad == 0).all()
     x, = tensors((4, 5))
     gradient, = torch.autograd.grad(OPS.norms(x).sum(), x)
     assert torch.allclose(gradient, x / x.norm(dim=1, keepdim=True), rtol=4 * 2**-23, atol=0)
@@ -126,8 +150,8 @@ def test_norm_gradient_is_the_direction():
 def test_the_loss_trains_through_autograd():
     x, = tensors((4, 5))
     value, gradient = OPS.dsm_loss(x, torch.rand(4, 3), *DRAW)
-    value.backward()
-    assert torch.equal(x.grad, gradient) and not gradient.requires_grad
+    (4 * value).backward()
+    assert torch.equal(x.grad, 4 * gradient) and not gradient.requires_grad
 
 
 def test_launchers_refuse_what_the_operators_record():
