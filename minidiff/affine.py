@@ -70,7 +70,7 @@ def coefficients(step, **parameters):
 
     parameters: the step's own, floats or arrays, (B,) for one a sample or (N,) for a schedule.
     Returns float64 [..., operands] in the order of the step's arguments, z's last. ValueError
-    for a parameter outside its range or a coefficient that is not finite.
+    for a parameter outside its range, a coefficient that is not finite, a step not linear.
 
     Example: coefficients(langevin_step, eps=0.01) -> [1, 0.005, 0.1]
     """
@@ -80,4 +80,7 @@ def coefficients(step, **parameters):
     table = np.stack(np.broadcast_arrays(*rows), -1)
     if np.iscomplexobj(table) or not np.isfinite(table).all():
         raise ValueError(f"{step.__name__}: a coefficient is not finite at these parameters")
+    point = np.arange(2., n + 2)
+    if (abs(step(*point.tolist(), **parameters) - table @ point) > 1e-9 * abs(table) @ point).any():
+        raise ValueError(f"{step.__name__} is not linear in its operands")
     return table.astype(np.float64)

@@ -413,6 +413,12 @@ def test_parameters_out_of_their_range(step, parameters, words):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_step_that_is_not_linear():
+    for step in (lambda x, /: x**2, lambda x, s, /: x * s, lambda x, z, /: x + z + 1):
+        with pytest.raises(ValueError, match="not linear in its operands"):
+            apply(step, *[X] * (2 if "s" in step.__code__.co_varnames else 1))
+
+
 def test_coefficients_that_are_not_finite():
     with pytest.raises(ValueError, match="alpha_bar must be smaller than alpha_bar_prev"):
         coefficients(ddpm.ddim_step, alpha_bar=.9, alpha_bar_prev=.1, eta=1.)
