@@ -88,17 +88,23 @@ def parser():
     own(c, "check")
     c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON")
 
-    c = command("bench", run_bench, "time an op against what users write today, after a gate",
-                " --op langevin --elements 1048576")
+    c = command("bench", run_bench, "time every kernel, whole samplers and growth against what "
+                "users write today, after a gate", " --op langevin --elements 1048576")
     c.add_argument("--backend", action="append", help="a backend or a peer (repeatable; default: "
                    "all that run here)")
     c.add_argument("--op", action="append", choices=(*OPS, "dsm_loss", "corrector"),
-                   help="(repeatable; default langevin, or what --kernel holds)")
+                   help="(repeatable; default: the whole suite, minutes; with other options "
+                   "langevin, or what --kernel holds)")
     c.add_argument("--elements", type=positive, action="append", help="(repeatable; default 2^20, "
                    "2^22 and 2^24)")
-    c.add_argument("--dtype", choices=FLOATS, default="float32", help="(default float32)")
+    c.add_argument("--dtype", choices=FLOATS, help="(default float32)")
     own(c, "time")
-    c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON")
+    c.add_argument("--json", "--out", metavar="F", help="write the rows as JSON; into a folder, "
+                   "named by date and machine")
+    c.add_argument("--compare", metavar="OLD.json", help="say what got slower beyond noise than "
+                   "in an older run, and exit 1 if anything did")
+    c.add_argument("--report", nargs="?", const="", metavar="FOLDER", help="time nothing: table "
+                   "and figures of the newest results there (default bench/results)")
 
     c = command("info", run_info, "say what this machine can run", " --out info.json")
     c.add_argument("--backend", action="append", choices=BACKENDS, help="only this one "
@@ -210,15 +216,24 @@ def run_check(args):
 
 
 def run_bench(args):
-    """Gate, then times; exit 1 where the gate fails."""
+    """Gate, then times; exit 2 where the gate fails, 1 where --compare finds something slower."""
+    from .bench import report
     from .bench.own import Own
-    from .bench.run import bench, show
+    from .bench.run import FORM, bench
+    from .bench.suite import show_all, suite
+    if args.report is not None:
+        return print(report.report(args.report or report.RESULTS))
+    old = args.compare and report.load(args.compare)
     own = Own(args.kernel, args.op) if args.kernel else None
-    ops = args.op or (list(own.functions) if own else ["langevin"])
-    rows = bench(ops, args.backend, args.elements, args.dtype, device(args), args.seed, own)
-    print(show(rows))
+    if args.op or args.backend or args.elements or args.dtype or own:
+        rows = bench(args.op or (list(own.functions) if own else [FORM.name]), args.backend,
+                     args.elements, args.dtype or "float32", device(args), args.seed, own)
+    else:
+        rows = suite(device(args), args.seed)
+    print(show_all(rows))
     if args.json:
-        write_json(args.json, rows)
+        print(report.save(args.json, rows))
+    return report.compare(old, rows) if old else 0
 
 
 def run_info(args):
