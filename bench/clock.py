@@ -6,6 +6,8 @@ import time
 SECONDS = .3  # of timing for each function, about
 SAMPLE = 5e-4  # seconds that a sample lasts at least: short calls are timed many at once
 ROUNDS = 7  # at least
+PAUSE = 2e-3  # seconds before a sample, for the threads of the function before to fall asleep
+WARM = 2e-2  # seconds: what is shorter is called once more after the pause, untimed
 
 
 def waiter(device):
@@ -28,18 +30,24 @@ def once(f, wait, calls=1):
 
 def clock(functions, device, seconds=SECONDS):
     """{name: seconds of a call, one a round}: every function in turn, again and again; a round
-    starts one further on, so that none always follows the same neighbour. Three calls warm up."""
+    starts one further on, so that none always follows the same neighbour."""
     wait, order = waiter(device), list(functions)
     for f in functions.values():
         f()
-    calls = {}
+    calls, short = {}, set()
     for name, f in functions.items():
         f()
-        calls[name] = max(1, min(1000, int(SAMPLE / max(once(f, wait), 1e-7))))
+        took = once(f, wait)
+        calls[name] = max(1, min(1000, int(SAMPLE / max(took, 1e-7))))
+        if took < WARM:
+            short.add(name)
     times = {name: [] for name in functions}
     end = time.perf_counter() + seconds * len(functions)
     while time.perf_counter() < end or len(times[order[0]]) < ROUNDS:
         for name in order:
+            time.sleep(PAUSE)
+            if name in short:
+                functions[name]()
             times[name].append(once(functions[name], wait, calls[name]))
         order.append(order.pop(0))
     return times

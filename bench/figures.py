@@ -1,5 +1,7 @@
 """Two figures of the rows: speedup against size; whole samplers. Read on light and on dark."""
 
+from functools import wraps
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -20,6 +22,15 @@ def _save(figure, file):
     return file
 
 
+def _styled(f):
+    """A figure drawn in STYLE."""
+    @wraps(f)
+    def draws(*args):
+        with plt.rc_context(STYLE):
+            return f(*args)
+    return draws
+
+
 def _factor(v, _):
     return f"{v:g}x"
 
@@ -36,20 +47,23 @@ def _spread(ends, gap):
     return heights
 
 
+@_styled
 def speedups(file, rows, backend):
     """A line a peer: how many times longer it takes than our backend, against elements."""
     ours = [r for r in rows if r["backend"] == backend and r["speedup"]]
     peers = {p: [(r["elements"], r["speedup"][p]) for r in ours if p in r["speedup"]]
              for p in dict.fromkeys(p for r in ours for p in r["speedup"])}
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
-    labels = _spread({p: points[-1][1] for p, points in peers.items()}, 1.13)
+    every = [v for points in peers.values() for _, v in points]
+    labels = _spread({p: points[-1][1] for p, points in peers.items()},
+                     (max(*every, 2) / min(*every, 1))**(1 / 16))
     for peer, points in peers.items():
         axis.plot(*zip(*points), color=COLOURS[peer], lw=2.2, marker="o", ms=4)
         axis.annotate(peer.replace("_", " "), (points[-1][0], labels[peer]), xytext=(8, 0),
                       textcoords="offset points", color=COLOURS[peer], va="center")
     axis.axhline(1, color=GREY, lw=1, ls=":")
     axis.set(xscale="log", yscale="log", xlabel="elements",
-             title=f"{ours[0]['op']}: a peer's time / {backend}'s")
+             title=f"{ours[0]['op']}: how many times as long as {backend} a peer takes")
     axis.xaxis.set_major_locator(FixedLocator([r["elements"] for r in ours]))
     axis.xaxis.set_major_formatter(FuncFormatter(_power))
     axis.yaxis.set_major_locator(FixedLocator([.5, 1, 2, 4, 8, 16, 32, 64]))
@@ -59,6 +73,7 @@ def speedups(file, rows, backend):
     return _save(figure, file)
 
 
+@_styled
 def samplers(file, rows):
     """A line a loop: our ms a step and diffusers', joined; the factor between them."""
     ours = [r for r in rows if r["backend"] != "diffusers" and r["speedup"].get("diffusers")]
@@ -75,6 +90,7 @@ def samplers(file, rows):
                                        + (", graph" if r["backend"].endswith("_graph") else "")
                                        for r in reversed(ours)])
     axis.set(xscale="log", xlabel="ms a step")
+    axis.margins(x=.12)
     axis.set_title("minidiff", color=COLOURS["torch_eager"], loc="left")
     axis.set_title("diffusers", color=COLOURS["torch_inplace"], loc="right")
     return _save(figure, file)

@@ -15,6 +15,7 @@ import torch
 
 from ..kernels import Op, on_host
 from . import schedulers
+from .clock import once
 
 
 @dataclass(frozen=True)
@@ -29,51 +30,56 @@ class Work:
     out: torch.Tensor
 
     @property
+    def noise(self):
+        """Whether it draws."""
+        return len(self.c) > len(self.u)
+
+    @property
     def scaled(self):
         """How many terms have a coefficient to multiply by."""
         return sum(c_k != 1 for c_k in self.c)
 
 
+def expression(w):
+    """f(u0, u1, ..., z): the sum as one would write it, its coefficients as constants."""
+    names = [f"u{i}" for i in range(len(w.u))]
+    terms = [*names]
+    if w.clip is not None:
+        p0, p1, low, high = w.clip
+        terms[1] = f"({p0} * u0 + {p1} * u1).clip({low}, {high})"
+    terms = [v if c == 1 else f"{c} * {v}" for c, v in zip(w.c, [*terms, "z"])]
+    return eval(f"lambda {', '.join([*names, 'z'])}: {' + '.join(terms)}")
+
+
 def torch_eager(w):
     """a*x + b*s + c*torch.randn_like(x)"""
-    def f(z=None):
-        return composed(w, torch.randn_like(w.out) if z is None and w.op.noise else z)
-    return f
-
-
-def composed(w, z):
-    """The sum as an expression, of any library's arrays."""
-    v = w.u if w.clip is None else \
-        [w.u[0], (w.clip[0] * w.u[0] + w.clip[1] * w.u[1]).clip(*w.clip[2:])]
-    total, *rest = (v_k if c_k == 1 else c_k * v_k
-                    for c_k, v_k in zip(w.c, [*v, z] if w.op.noise else v))
-    for term in rest:
-        total = total + term
-    return total
+    total, u, out = expression(w), w.u, w.out
+    if not w.noise:
+        return lambda z=None: total(*u, None)
+    return lambda z=None: total(*u, torch.randn_like(out) if z is None else z)
 
 
 def torch_inplace(w):
     """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b, out=out)
     where there is no noise and a = 1."""
-    d = None if w.clip is None else torch.empty_like(w.out)
+    u, c, clip, out = list(w.u), w.c, w.clip, w.out
+    if clip is not None:
+        score, u[1] = u[1], torch.empty_like(out)
+    first = 0 if w.noise else 2 if c[0] == 1 and len(u) > 1 else 1  # operands in the first call
+    rest = list(zip(u, c))[first:]
 
     def f(z=None):
-        v, out = w.u, w.out
-        if d is not None:
-            torch.mul(v[1], w.clip[1], out=d).add_(v[0], alpha=w.clip[0]).clamp_(*w.clip[2:])
-            v = [v[0], d]
-        rest = list(zip(w.c, v))
-        if w.op.noise and z is None:
-            out.normal_(std=w.c[-1])
-        elif w.op.noise:
-            torch.mul(z, w.c[-1], out=out)
-        elif w.c[0] == 1 and len(v) > 1:
-            torch.add(v[0], v[1], alpha=w.c[1], out=out)
-            rest = rest[2:]
+        if clip is not None:
+            torch.mul(score, clip[1], out=u[1]).add_(u[0], alpha=clip[0]).clamp_(*clip[2:])
+        if first == 2:
+            torch.add(u[0], u[1], alpha=c[1], out=out)
+        elif first == 1:
+            torch.mul(u[0], c[0], out=out)
+        elif z is None:
+            out.normal_(std=c[-1])
         else:
-            torch.mul(v[-1], w.c[-1], out=out)
-            rest = rest[:-1]
-        for c_k, u_k in reversed(rest):
+            torch.mul(z, c[-1], out=out)
+        for u_k, c_k in rest:
             out.add_(u_k, alpha=c_k)
         return out
     return f
@@ -81,7 +87,7 @@ def torch_inplace(w):
 
 def _inplace_passes(w):
     k = len(w.u)
-    affine = 3 * k if w.op.noise else 3 * (k - 1) if w.c[0] == 1 and k > 1 else 3 * k - 1
+    affine = 3 * k if w.noise else 3 * (k - 1) if w.c[0] == 1 and k > 1 else 3 * k - 1
     return affine + 7 * (w.clip is not None)
 
 
@@ -90,52 +96,52 @@ def torch_compile(w):
     outside the graph into its own buffer: inside, a CPU's takes five times as long. On a GPU the
     faster of both."""
     torch._dynamo.reset()  # else the ninth op of a process would silently run uncompiled
-    buffer = torch.empty_like(w.out) if w.op.noise else None
+    total, u, out, noise = expression(w), w.u, w.out, w.noise
+    buffer = torch.empty_like(out)
 
     @torch.compile(dynamic=False, fullgraph=True)
     def graph(u, z, out):
-        out.copy_(composed(Work(w.op, w.c, w.clip, u, out),
-                           torch.randn_like(out) if z is None and buffer is not None else z))
+        out.copy_(total(*u, torch.randn_like(out) if z is None and noise else z))
 
     def outside(z=None):
-        graph(w.u, buffer.normal_() if z is None and buffer is not None else z, w.out)
-        return w.out
+        graph(u, buffer.normal_() if z is None and noise else z, out)
+        return out
 
     def inside(z=None):
-        graph(w.u, z, w.out)
-        return w.out
-    if w.out.is_cuda and w.op.noise:
-        from .clock import once
-        times = {f: [once(f, torch.cuda.synchronize) for _ in range(9)][4:]
-                 for f in (outside, inside)}
-        return min(times, key=lambda f: sorted(times[f])[2])
-    return outside
+        graph(u, z, out)
+        return out
+    if not out.is_cuda or not noise:
+        return outside
+    times = {f: sorted(once(f, torch.cuda.synchronize) for _ in range(9))
+             for f in (outside, inside)}
+    return min(times, key=lambda f: times[f][4])
 
 
 def numpy_rng(w):
     """rng.standard_normal(out=z, dtype=np.float32) of NumPy's fastest bit generator, then
     ufuncs with out=."""
-    rng = np.random.Generator(np.random.SFC64())
+    rng, c, clip = np.random.Generator(np.random.SFC64()), w.c, w.clip
     u, out = [t.numpy() for t in w.u], w.out.numpy()
     term = np.empty_like(out)
-    d = None if w.clip is None else np.empty_like(out)
+    if clip is not None:
+        score, u[1] = u[1], np.empty_like(out)
+    rest = list(zip(u, c))[not w.noise:]
 
     def f(z=None):
-        v = u
-        if d is not None:
-            np.multiply(u[0], w.clip[0], out=term)
-            np.add(np.multiply(u[1], w.clip[1], out=d), term, out=d)
-            v = [u[0], np.clip(d, *w.clip[2:], out=d)]
-        if not w.op.noise:
-            np.multiply(v[-1], w.c[-1], out=out)
+        if clip is not None:
+            np.multiply(u[0], clip[0], out=term)
+            np.add(np.multiply(score, clip[1], out=u[1]), term, out=u[1])
+            np.clip(u[1], *clip[2:], out=u[1])
+        if not w.noise:
+            np.multiply(u[0], c[0], out=out)
         elif z is None:
             rng.standard_normal(out=out, dtype=np.float32)
         else:
             out[...] = z
-        if w.op.noise and w.c[-1] != 1:
-            np.multiply(out, w.c[-1], out=out)
-        for c_k, v_k in zip(w.c, v if w.op.noise else v[:-1]):
-            np.add(out, v_k if c_k == 1 else np.multiply(v_k, c_k, out=term), out=out)
+        if w.noise and c[-1] != 1:
+            np.multiply(out, c[-1], out=out)
+        for u_k, c_k in rest:
+            np.add(out, u_k if c_k == 1 else np.multiply(u_k, c_k, out=term), out=out)
         return w.out
     return f
 
@@ -151,14 +157,14 @@ def cupy_expr(w):
         v[1] = "d"
     terms = [f"{float(c)}f * {name}" for c, name in zip(w.c, [*v, "z"])]
     inputs = [f"T {name}" for name in [*(f"u{i}" for i in range(len(w.u))),
-                                       *(["z"] if w.op.noise else [])]]
+                                       *(["z"] if w.noise else [])]]
     kernel = cupy.ElementwiseKernel(", ".join(inputs), "T out",
                                     code + "out = " + " + ".join(terms), "affine")
     u, out = [cupy.from_dlpack(t) for t in w.u], cupy.from_dlpack(w.out)
 
     def f(z=None):
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
-            noise = [] if not w.op.noise else [
+            noise = [] if not w.noise else [
                 cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
                 if z is None else cupy.from_dlpack(z)]
             kernel(*u, *noise, out)
@@ -233,10 +239,10 @@ class Peer:
 PEERS = {peer.make.__name__: peer for peer in (
     Peer(torch_eager, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)),
     Peer(torch_inplace, _inplace_passes),
-    Peer(torch_compile, lambda w: len(w.u) + 1 + w.op.noise, lacks=_lacks_compile),
+    Peer(torch_compile, lambda w: len(w.u) + 1 + w.noise, lacks=_lacks_compile),
     Peer(numpy_rng, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None),
          numpy_fill, _lacks_numpy),
-    Peer(cupy_expr, lambda w: len(w.u) + 1 + w.op.noise, cupy_fill, _lacks_cupy),
+    Peer(cupy_expr, lambda w: len(w.u) + 1 + w.noise, cupy_fill, _lacks_cupy),
     Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes, lacks=_lacks_diffusers))}
 
 

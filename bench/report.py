@@ -112,7 +112,7 @@ def table(rows):
     from .growth import show_growth
     m, grown = rows[0]["machine"], [r for r in rows if r["kind"] == "growth"]
     versions = ", ".join(f"{k} {v}" for k, v in m.items() if k not in
-                         ("processor", "cores", "gpu", "python", "system", "minidiff"))
+                         ("processor", "cores", "gpu", "python", "system", "spin", "minidiff"))
     yield f"{m['processor']}, {m['cores']} cores, GPU {m['gpu']}; Python {m['python']}, {versions}."
     yield from ("", *_updates(rows), *_samplers(rows))
     if grown:
@@ -125,11 +125,12 @@ def report(folder=RESULTS, readme=None):
     beside the results. Returns the text."""
     from .figures import draw
     folder = Path(folder)
-    results = newest(folder)
-    text = "\n\n".join("\n".join(table(rows)).strip() for rows in results.values())
-    for rows in results.values():
-        draw(folder, rows)
-    readme = Path(readme or folder.parents[1] / "README.md")
+    readme, parts = Path(readme or folder.absolute().parents[1] / "README.md"), []
+    for rows in newest(folder).values():
+        parts += ["\n".join(table(rows)).strip(), *(
+            f"![{file.stem.replace('-', ', ')}]({os.path.relpath(file, readme.parent)})"
+            for file in draw(folder, rows))]
+    text = "\n\n".join(parts)
     if readme.is_file() and START in (old := readme.read_text()):
         if END not in old:
             raise ValueError(f"{readme}: {START} without {END}")

@@ -91,8 +91,8 @@ def check_peer(name, f, work):
     import torch
     if PEERS[name].make.__name__ == "diffusers":
         check_scheduler(work.op.step, [t[:4] for t in work.u])
-        return None if work.op.noise else True
-    z = torch.randn_like(work.out) if work.op.noise else None
+        return None if work.noise else True
+    z = torch.randn_like(work.out) if work.noise else None
     result, end = f(z).view(-1), slice(None, SEEN)
     for part in (end, slice(-SEEN, None)):
         v = [t.view(-1)[part].double() for t in work.u]
@@ -104,7 +104,7 @@ def check_peer(name, f, work):
         bound = 2 * len(terms) * torch.finfo(result.dtype).eps * sum(t.abs() for t in terms)
         if not ((result[part].double() - sum(terms)).abs() <= bound).all():
             raise RuntimeError(f"peer {name} computes another {work.op.name} than the reference")
-    return None if work.op.noise else True
+    return None if work.noise else True
 
 
 def row_of(op, backend, dtype, shape, **more):
@@ -130,7 +130,7 @@ def moved(name, work):
     """Bytes that a form reads and writes, its random numbers' own writing included."""
     size = work.out.numel() * work.out.element_size()
     if name in PEERS:
-        return size * (PEERS[name].passes(work) + work.op.noise * (name != "torch_compile"
+        return size * (PEERS[name].passes(work) + work.noise * (name != "torch_compile"
                                                                    or not work.out.is_cuda))
     return size * (len(work.u) + 1)
 

@@ -393,7 +393,7 @@ def test_bench_gates_and_reports(tmp_path):
             "fraction_of_copy", "matches_reference"} <= set(rows["host"])
     assert rows["host"]["matches_reference"] is True
     assert rows["torch_eager"]["matches_reference"] is None
-    assert set(rows["host"]["speedup"]) == {"torch_eager", "torch_inplace"}
+    assert set(rows["host"]["speedup"]) >= {"torch_eager", "torch_inplace"}
     assert rows["torch_eager"]["speedup"] == {}
 
 
