@@ -11,7 +11,8 @@ import numpy as np
 
 from ..kernels import BACKENDS, update
 from .clock import clock, summary
-from .run import FORM, candidates, case, is_cuda, row_of
+from .rows import row_of
+from .run import FORM, candidates, case, is_cuda
 from .samplers import SAMPLERS, network, states
 
 BATCH, LOOP = 1024, next(iter(SAMPLERS))

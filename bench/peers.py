@@ -13,42 +13,10 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from ..kernels import Op, on_host
+from ..kernels import on_host
 from . import schedulers
 from .clock import once
-
-
-@dataclass(frozen=True)
-class Work:
-    """One update: c, the noise's coefficient last if there is any; clip: p0, p1, lo, hi of a
-    denoise stage or None; u: the operands; out: a buffer of their shape."""
-
-    op: Op
-    c: list
-    clip: list | None
-    u: list
-    out: torch.Tensor
-
-    @property
-    def noise(self):
-        """Whether it draws."""
-        return len(self.c) > len(self.u)
-
-    @property
-    def scaled(self):
-        """How many terms have a coefficient to multiply by."""
-        return sum(c_k != 1 for c_k in self.c)
-
-
-def expression(w):
-    """f(u0, u1, ..., z): the sum as one would write it, its coefficients as constants."""
-    names = [f"u{i}" for i in range(len(w.u))]
-    terms = [*names]
-    if w.clip is not None:
-        p0, p1, low, high = w.clip
-        terms[1] = f"({p0} * u0 + {p1} * u1).clip({low}, {high})"
-    terms = [v if c == 1 else f"{c} * {v}" for c, v in zip(w.c, [*terms, "z"])]
-    return eval(f"lambda {', '.join([*names, 'z'])}: {' + '.join(terms)}")
+from .work import expression
 
 
 def torch_eager(w):
@@ -244,19 +212,3 @@ PEERS = {peer.make.__name__: peer for peer in (
          numpy_fill, _lacks_numpy),
     Peer(cupy_expr, lambda w: len(w.u) + 1 + w.noise, cupy_fill, _lacks_cupy),
     Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes, lacks=_lacks_diffusers))}
-
-
-def composed_loss(s, coef):
-    """The denoising loss of torch operations and its gradient by autograd, with torch.randn."""
-    s = s.detach().requires_grad_()
-    e = coef[:, :1] * s + coef[:, 1:2] * torch.randn_like(s)
-    loss = (coef[:, 2] * e.square().sum(1)).sum()
-    loss.backward()
-    return loss, s.grad
-
-
-def eager_corrector(x, s, snr=.16):
-    """One Langevin correction with each sample's own step size, of torch operations."""
-    z = torch.randn_like(x)
-    alpha = 2 * (snr * z.norm(dim=1) / s.norm(dim=1)).square()[:, None]
-    return x + alpha * s + (2 * alpha).sqrt() * z

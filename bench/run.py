@@ -1,29 +1,21 @@
 """Gate, then clock: medians of one interleaved run, contract backends beside peers."""
 
-import time
 from functools import partial
 
 import numpy as np
 
-from ..kernels import BACKENDS, OPS, Fused, dsm_loss, missing, update
-from ..langevin import langevin_step
-from ..solvers import snr_step_size
-from .check import CLIP, check_op, check_sums
+from ..kernels import BACKENDS, OPS, missing, update
+from .check import CLIP, check_op
 from .clock import SECONDS, clock, summary
-from .machine import machine
-from .peers import PEERS, Work, composed_loss, eager_corrector
+from .peers import PEERS
+from .rows import ELEMENTS, add_speedups, row_of, shape_of
 from .schedulers import SCHEDULERS
 from .schedulers import check as check_scheduler
+from .sums import bench_sums
+from .work import Work
 
-ELEMENTS = 1 << 20, 1 << 22, 1 << 24
-SUMS = "dsm_loss", "corrector"
 FORM = next(op for op in OPS.values() if op.noise and len(op.operands) == 2 and not op.denoise)
 SEEN = 1 << 16  # elements at either end of a peer's result that are compared
-
-
-def shape_of(elements, width=1024):
-    """(n / width, width), one row below that."""
-    return (elements // width, width) if elements >= width else (1, elements)
 
 
 def kernels_of():
@@ -107,25 +99,6 @@ def check_peer(name, f, work):
     return None if work.noise else True
 
 
-def row_of(op, backend, dtype, shape, **more):
-    """A row with DESIGN's keys, what is not known as None."""
-    return {"kind": "update", "op": op, "backend": backend, "dtype": dtype,
-            "elements": int(np.prod(shape)), "shape": list(shape), "seconds": None,
-            "quartiles": None, "rounds": None, "bytes": None, "gb_per_s": None,
-            "fraction_of_copy": None, "matches_reference": None, "speedup": {},
-            "predicted_seconds": None, "reason": None, "machine": machine(),
-            "date": time.strftime("%Y-%m-%d")} | more
-
-
-def add_speedups(rows):
-    """Each contract backend's speedup over each peer of these rows, never over another backend."""
-    peers = {r["backend"]: r["seconds"] for r in rows if r["backend"] in PEERS and r["seconds"]}
-    for row in rows:
-        if row["backend"] not in PEERS and row["seconds"]:
-            row["speedup"] = {name: s / row["seconds"] for name, s in peers.items()}
-    return rows
-
-
 def moved(name, work):
     """Bytes that a form reads and writes, its random numbers' own writing included."""
     size = work.out.numel() * work.out.element_size()
@@ -191,47 +164,6 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
                                "bits; nothing was timed")
         for n in elements or ELEMENTS:
             rows += bench_one(op, names, matches, n, dtype, device, seed, own, width)
-    return rows
-
-
-def sums_case(op, elements, dtype, device):
-    """(a function that makes a backend's call, eager call, bytes, s, coef of dsm_loss)."""
-    import torch
-    shape = shape_of(elements)
-    x, s = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in "xs")
-    coef = torch.rand((shape[0], 3), device=device)
-    if op == "dsm_loss":
-        return lambda name: partial(dsm_loss, s, coef, backend=name), \
-            partial(composed_loss, s, coef), 2 * s.nbytes, s, coef
-    return lambda name: partial(Fused(backend=name).correct, langevin_step, snr_step_size, x, s, 0,
-                                0), partial(eager_corrector, x, s), 4 * s.nbytes, s, coef
-
-
-def bench_sums(op, names, elements=None, dtype="float32", device="cpu", own=None):
-    """As bench, for `dsm_loss` (value and gradient) and `corrector` (norms, then the step),
-    against torch_eager alone."""
-    rows, names = [], [n for n in names if n in BACKENDS]
-    for name in names:
-        if not all(row["passed"] for row in check_sums(name, dtypes=(dtype,), shapes=[(37, 1024)])):
-            raise RuntimeError(f"{op}: {name} does not return the reference's sums; nothing was "
-                               "timed")
-    for n in elements or ELEMENTS:
-        make, eager, size, s, coef = sums_case(op, n, dtype, device)
-        functions = {name: make(name) for name in names} | {"torch_eager": eager}
-        if own and op in own.functions:
-            functions[own.file] = own.bind(op, [s], coef, {})
-        copied, out = s.clone(), s.clone()
-        times = clock(functions | {"copy": lambda a=copied, b=out: b.copy_(a)}, device)
-        copy_rate = 2 * s.nbytes / summary(times["copy"])["seconds"]
-        found = []
-        for name in functions:
-            t, peer = summary(times[name]), name == "torch_eager"
-            rate = None if peer else size / t["seconds"]
-            found.append(row_of(op, name, dtype, s.shape, **t, bytes=None if peer else size,
-                                gb_per_s=rate and rate / 1e9,
-                                fraction_of_copy=rate and rate / copy_rate,
-                                matches_reference=None if peer else True))
-        rows += add_speedups(found)
     return rows
 
 

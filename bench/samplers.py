@@ -15,7 +15,8 @@ from .. import ddpm, sample
 from ..kernels import BACKENDS, Fused
 from ..langevin import noise_levels, rho_levels
 from .clock import once, summary, waiter
-from .run import candidates, is_cuda, row_of
+from .rows import row_of
+from .run import candidates, is_cuda
 
 SECONDS = .2  # a repeat's share for either loop, about
 REPEATS = 7

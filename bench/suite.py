@@ -6,8 +6,9 @@ from tqdm import tqdm
 
 from ..kernels import FLOATS
 from .growth import bench_growth, show_growth
-from .run import FORM, SUMS, bench, is_cuda, kernels_of, show
+from .run import FORM, bench, is_cuda, kernels_of, show
 from .samplers import bench_samplers, show_samplers
+from .sums import SUMS
 
 EVERY = 1 << 7, 1 << 22  # sizes of every kernel: launch-bound, and out of the caches
 SPREAD = *(1 << k for k in (7, 10, 14, 17, 20, 22, 24, 26)),  # of x' = a x + b s + c z

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from minidiff.__main__ import main
-from minidiff.bench import clock, growth, report, run, samplers, suite
+from minidiff.bench import clock, growth, report, run, samplers, suite, sums
 from minidiff.bench.peers import PEERS
+from minidiff.bench.rows import add_speedups, row_of
 from minidiff.bench.schedulers import SCHEDULERS
 from minidiff.kernels import OPS
 
@@ -18,7 +19,8 @@ DESIGN = {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s", 
 @pytest.fixture
 def quick(monkeypatch):
     """Everything once, nothing long."""
-    monkeypatch.setattr(run, "clock", lambda f, device, *_: clock.clock(f, device, 0.))
+    for module in (run, sums, growth):
+        monkeypatch.setattr(module, "clock", lambda f, device, *_: clock.clock(f, device, 0.))
     monkeypatch.setattr(samplers, "SECONDS", 1e-3)
     monkeypatch.setattr(samplers, "REPEATS", 2)
 
@@ -138,14 +140,14 @@ def test_an_update_holds_its_output_alone(monkeypatch):
 
 # ---- results as data ----
 
-def rows_of(seconds=1e-3, spread=.01, **more):
+def rows_of(seconds=1e-3, spread=.01):
     """A backend's and a peer's rows at two sizes."""
     rows = []
     for n in (128, 1 << 20):
-        pair = [run.row_of("langevin", b, "float32", (n // 128, 128), seconds=s, rounds=25,
+        pair = [row_of("langevin", b, "float32", (n // 128, 128), seconds=s, rounds=25,
                            quartiles=[s * (1 - spread), s * (1 + spread)], fraction_of_copy=.5)
                 for b, s in (("host", seconds), ("torch_eager", 4e-3))]
-        rows += run.add_speedups(pair)
+        rows += add_speedups(pair)
     return rows
 
 
