@@ -142,13 +142,16 @@ def captured(make, n, wait):
 
 
 def loops(name, backends, net, x, n):
-    """{name of the row's backend: repeat}, with CUDA graphs of ours on a GPU."""
-    wait = waiter(x.device)
+    """({name of the row's backend: repeat}, {name: why not}), with CUDA graphs of ours on a GPU."""
+    wait, refused = waiter(x.device), {}
     make = lambda b: lambda: states(name, b, net, x)
     found = {b: eager(make(b), n, wait) for b in backends}
-    if x.is_cuda:
-        found |= {f"{b}_graph": captured(make(b), n, wait) for b in backends if b in BACKENDS}
-    return found
+    for b in (b for b in backends if b in BACKENDS and x.is_cuda):
+        try:
+            found[f"{b}_graph"] = captured(make(b), n, wait)
+        except RuntimeError as e:
+            refused[f"{b}_graph"] = f"not captured: {str(e).splitlines()[0]}"
+    return found, refused
 
 
 def bench_cell(name, kind, shape, batch, backends, device):
@@ -160,7 +163,7 @@ def bench_cell(name, kind, shape, batch, backends, device):
         net, wait, longest = network(kind, x), waiter(device), SAMPLERS[name].steps - 4
         slowest = max(eager(lambda b=b: states(name, b, net, x), 2, wait)()[1] for b in backends)
         n = int(np.clip(SECONDS / slowest, 2, longest))
-        repeats = loops(name, backends, net, x, n)
+        repeats, refused = loops(name, backends, net, x, n)
         times = {b: [] for b in repeats}
         for _ in range(REPEATS):
             for b, repeat in repeats.items():
@@ -174,7 +177,8 @@ def bench_cell(name, kind, shape, batch, backends, device):
     for row in rows:
         if row["backend"] != "diffusers" and theirs:
             row["speedup"] = {"diffusers": theirs / row["seconds"]}
-    return rows
+    return rows + [row_of(name, b, "float32", x.shape, kind="sampler", reason=reason)
+                   for b, reason in refused.items()]
 
 
 def bench_samplers(device="cpu", grid=None, names=SAMPLERS):
