@@ -66,7 +66,7 @@ def speedups(file, rows, backend):
              title=f"{ours[0]['op']}: how many times as long as {backend} a peer takes")
     axis.xaxis.set_major_locator(FixedLocator([r["elements"] for r in ours]))
     axis.xaxis.set_major_formatter(FuncFormatter(_power))
-    axis.yaxis.set_major_locator(FixedLocator([.5, 1, 2, 4, 8, 16, 32, 64]))
+    axis.yaxis.set_major_locator(FixedLocator([.125, .25, .5, 1, 2, 4, 8, 16, 32, 64]))
     axis.yaxis.set_major_formatter(FuncFormatter(_factor))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_locator(NullLocator())

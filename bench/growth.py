@@ -5,6 +5,10 @@ the output alone. The loop is a whole sampler with a null network.
 """
 
 import ctypes
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,9 @@ from .rows import row_of
 from .run import FORM, candidates, case, is_cuda
 from .samplers import SAMPLERS, network, states
 
-BATCH, LOOP = 1024, next(iter(SAMPLERS))
-SIZES = {"elements": [1 << 18, 1 << 20, 1 << 22, 1 << 24], "dimensions": [16, 128, 1024, 8192],
-         "steps": [10, 30, 100, 300]}
+BATCH, LOOP = 4096, next(iter(SAMPLERS))
+SIZES = {"elements": [1 << k for k in (20, 22, 24, 26)], "dimensions": [128, 512, 2048, 8192],
+         "steps": [3, 10, 30, 100]}
 
 
 def _status(key):
@@ -51,7 +55,7 @@ def _one_update(elements, width, backend, device):
 
 def _loop(steps, backend, device):
     import torch
-    x = torch.randn(256, 1024, device=device)
+    x = torch.randn(1024, 1024, device=device)
     net = network("null", x)
 
     def whole():
@@ -70,14 +74,25 @@ def works(backend, device):
         yield "steps", n, LOOP, _loop(n, backend, device)
 
 
+def peaks(backend, device):
+    """peak_bytes of every point, each warm, in a process whose freed memory leaves it at once."""
+    code = ("import sys, json; from minidiff.bench import growth as g; g.SIZES = json.loads("
+            "sys.argv[1]); print(json.dumps([(f(), g.peak_bytes(f, sys.argv[3]))[1] "
+            "for *_, (f, _) in g.works(*sys.argv[2:])]))")
+    run = subprocess.run([sys.executable, "-c", code, json.dumps(SIZES), backend, str(device)],
+                         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+                         capture_output=True, text=True, check=True)
+    return json.loads(run.stdout)
+
+
 def bench_growth(device="cpu"):
-    """Rows: size, seconds and peak_bytes against elements, dimensions (at 1024 samples) or steps
-    (of 256 samples of 1024 dimensions)."""
+    """Rows: size, seconds and peak_bytes against elements, dimensions (at 4096 samples) or steps
+    (of 1024 samples of 1024 dimensions)."""
     backend = next(b for b in candidates(None, device) if b in BACKENDS)
-    for against, size, op, (f, shape) in works(backend, device):
-        times = clock({"": f}, device, .3)[""]
+    for peak, (against, size, op, (f, shape)) in zip(peaks(backend, device),
+                                                     works(backend, device)):
         yield row_of(op, backend, "float32", shape, kind="growth", against=against, size=size,
-                     peak_bytes=peak_bytes(f, device), **summary(times), matches_reference=True)
+                     peak_bytes=peak, **summary(clock({"": f}, device)[""]), matches_reference=True)
 
 
 def exponent(rows, key):
