@@ -32,4 +32,5 @@ def machine():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": _processor(), "cores": str(cores), "gpu": gpu,
             "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}", **versions}
+            "system": f"{platform.system()} {platform.machine()}",
+            "spin": os.environ.get("GOMP_SPINCOUNT", "default"), **versions}

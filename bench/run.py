@@ -1,193 +1,185 @@
 """Gate, then clock: medians of one interleaved run, contract backends beside peers."""
 
-import statistics
-import time
 from functools import partial
 
 import numpy as np
 
-from ..kernels import BACKENDS, OPS, Fused, dsm_loss, missing, update
-from ..langevin import langevin_step
-from ..solvers import snr_step_size
-from .check import CLIP, check_op, check_sums
-from .machine import machine
-from .peers import PEERS, composed_loss, eager_corrector
+from ..kernels import BACKENDS, OPS, bind, missing
+from .check import CLIP, check_op
+from .clock import SECONDS, clock, summary
+from .peers import PEERS
+from .rows import ELEMENTS, add_speedups, row_of, shape_of
+from .schedulers import SCHEDULERS
+from .schedulers import check as check_scheduler
+from .sums import bench_sums
+from .work import Work
 
-ELEMENTS = 1 << 20, 1 << 22, 1 << 24
-SECONDS = 1.5  # of timing for each row, about
+FORM = next(op for op in OPS.values() if op.noise and len(op.operands) == 2 and not op.denoise)
+SEEN = 1 << 16  # elements at either end of a peer's result that are compared
 
 
-def shape_of(elements):
-    """(n / 1024, 1024), one row below 1024."""
-    return (elements // 1024, 1024) if elements >= 1024 else (1, elements)
+def kernels_of():
+    """An op for each machine code, the others differ in coefficients, and each op that a
+    scheduler of diffusers computes."""
+    first, ops = {}, OPS.values()
+    for op in ops:
+        first.setdefault((len(op.operands), op.noise, op.denoise is None), op.name)
+    return [op.name for op in ops if op.name in first.values() or op.step in SCHEDULERS]
+
+
+def is_cuda(device):
+    """Whether a device's name is a GPU's."""
+    return str(device).startswith("cuda")
 
 
 def candidates(names, device):
-    """Contract backends and peers by name; by default those that start at once."""
+    """Contract backends and peers by name; by default the compiled ones and every peer."""
     known = [*BACKENDS, *PEERS]
     for name in names or ():
         if name not in known:
             raise ValueError(f"--backend {name}: none of {', '.join(known)}")
         if name in BACKENDS and missing(name):
             raise RuntimeError(f"backend {name!r}: {missing(name)}")
-    cuda = str(device).startswith("cuda")
-    here = [n for n in (("torch", "triton", "cupy") if cuda else ("host", "torch"))
-            if not missing(n)]
-    return list(names or [*here, "torch_eager", "torch_inplace"])
+    fast = ("triton", "cupy") if is_cuda(device) else ("host",)
+    here = [n for n in fast if not missing(n)] or ["torch"]
+    return list(names or [*here, *PEERS])
 
 
-def case(op, elements, dtype, device, seed=0):
-    """(coefficients, operands, out, parameters) of an op at a size, as torch tensors."""
+def lacks(name, op, dtype, device):
+    """Why a peer is not measured here, or None."""
+    return PEERS[name].lacks(op, dtype, is_cuda(device)) if name in PEERS else None
+
+
+def case(op, elements, dtype, device, seed=0, width=1024):
+    """(a peer's Work, coefficients, parameters) of an op at a size, as torch tensors."""
     import torch
-    rng, shape = np.random.default_rng(seed), shape_of(elements)
-    u = [torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in op.operands]
+    rng, shape = np.random.default_rng(seed), shape_of(elements, width)
+    random = torch.Generator(device).manual_seed(seed)
+    u = [torch.randn(shape, device=device, generator=random).to(getattr(torch, dtype))
+         for _ in op.operands]
     out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
     p = op.parameters(rng)
-    return op.coefficients(CLIP if op.denoise else None, **p), u, out, p
+    coef = op.coefficients(CLIP if op.denoise else None, **p)
+    n = len(u) + op.noise
+    c, clip = coef[:n].astype(np.float32).tolist(), coef[n:].astype(np.float32).tolist()
+    return Work(op, c, clip or None, u, out), coef, p
 
 
-def call(name, coef, u, out):
-    """A function of no arguments that does one update into out."""
+def call(name, work, coef):
+    """A function that does one update into work.out, made once: a backend's, or a peer's."""
     if name in BACKENDS:
-        return partial(update, u, coef, out=out, backend=name)
-    return PEERS[name](*split(coef, u), u, out)
-
-
-def split(coef, u):
-    """(the sum's coefficients, the clip stage's p0, p1, lo, hi or None) as lists."""
-    coef = coef.tolist()
-    return (coef[:-4], coef[-4:]) if len(coef) - len(u) > 3 else (coef, None)
+        return partial(bind(work.u, coef, out=work.out, backend=name), 0)
+    return PEERS[name].make(work)
 
 
 def gate(op, name, dtype):
-    """None for a peer that draws its own noise, else whether the bits or values are right."""
+    """Whether a contract backend returns the reference's bits."""
+    return all(row["passed"] for row in check_op(op, name, (dtype,), [(37, 1024), (5, 33)]))
+
+
+def check_peer(name, f, work):
+    """RuntimeError unless a peer computes the reference's update of an explicit z; None where it
+    then draws its own, else True."""
     import torch
-    if name in BACKENDS:
-        return all(row["passed"] for row in check_op(op, name, (dtype,), [(37, 1024), (5, 33)]))
-    coef, u, out, _ = case(op, 1 << 12, dtype, "cpu")
-    z = torch.randn_like(out)
-    coef, clip = split(coef, u)
-    got = PEERS[name](coef, clip, u, out, z)().double()
-    v = [t.double() for t in (*u, z)]
-    if clip is not None:
-        v[1] = (clip[0] * v[0] + clip[1] * v[1]).clamp(*clip[2:])
-    terms = [c_k * v_k for c_k, v_k in zip(coef, v)]
-    # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
-    bound = 2 * len(terms) * torch.finfo(out.dtype).eps * sum(t.abs() for t in terms)
-    if not ((got - sum(terms)).abs() <= bound).all():
-        raise RuntimeError(f"peer {name} computes another {op.name} than the reference")
-    return None if op.noise else True
+    if PEERS[name].make.__name__ == "diffusers":
+        check_scheduler(work.op.step, [t[:4] for t in work.u])
+        return None if work.noise else True
+    z = torch.randn_like(work.out) if work.noise else None
+    result, end = f(z).view(-1), slice(None, SEEN)
+    for part in (end, slice(-SEEN, None)):
+        v = [t.view(-1)[part].double() for t in work.u]
+        if work.clip is not None:
+            v[1] = (work.clip[0] * v[0] + work.clip[1] * v[1]).clamp(*work.clip[2:])
+        v += [] if z is None else [z.view(-1)[part].double()]
+        terms = [c_k * v_k for c_k, v_k in zip(work.c, v)]
+        # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
+        bound = 2 * len(terms) * torch.finfo(result.dtype).eps * sum(t.abs() for t in terms)
+        if not ((result[part].double() - sum(terms)).abs() <= bound).all():
+            raise RuntimeError(f"peer {name} computes another {work.op.name} than the reference")
+    return None if work.noise else True
 
 
-def clock(functions, device, seconds=SECONDS):
-    """{name: times}: every function in turn, again and again, each synchronised; a round
-    starts one further on, so that none always follows the same neighbour."""
-    import torch
-    wait = torch.cuda.synchronize if str(device).startswith("cuda") else lambda: None
-    times, order = {name: [] for name in functions}, list(functions)
-    for f in functions.values():
-        f()
-        f()
-    end = time.perf_counter() + seconds * len(functions)
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 7:
-        for name in order:
-            wait()
-            start = time.perf_counter()
-            functions[name]()
-            wait()
-            times[name].append(time.perf_counter() - start)
-        order.append(order.pop(0))
-    return times
+def moved(name, work):
+    """Bytes that a form reads and writes, its random numbers' own writing included."""
+    size = work.out.numel() * work.out.element_size()
+    if name in PEERS:
+        return size * (PEERS[name].passes(work) + work.noise * (name != "torch_compile"
+                                                                   or not work.out.is_cuda))
+    return size * (len(work.u) + 1)
 
 
-def sums_case(op, elements, dtype, device):
-    """(a function that makes a backend's call, eager call, bytes, s, coef of dsm_loss)."""
-    import torch
-    shape = shape_of(elements)
-    x, s = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in "xs")
-    coef = torch.rand((shape[0], 3), device=device)
-    if op == "dsm_loss":
-        return lambda name: partial(dsm_loss, s, coef, backend=name), \
-            partial(composed_loss, s, coef), 2 * s.nbytes, s, coef
-    return lambda name: partial(Fused(backend=name).correct, langevin_step, snr_step_size, x, s, 0,
-                                0), partial(eager_corrector, x, s), 4 * s.nbytes, s, coef
-
-
-def bench_sums(op, backends=None, elements=None, dtype="float32", device="cpu", own=None):
-    """As bench, for `dsm_loss` (value and gradient) and `corrector` (norms, then the step)."""
-    rows = []
-    names = [n for n in candidates(backends, device) if n in BACKENDS]
+def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, width=1024,
+              seconds=SECONDS):
+    """Rows of an op at one size: peers are checked on the very tensors that are then timed."""
+    work, coef, p = case(op, elements, dtype, device, seed, width)
+    functions, found, refused = {}, dict(matches), {}
     for name in names:
-        if not all(row["passed"] for row in check_sums(name, dtypes=(dtype,), shapes=[(37, 1024)])):
-            raise RuntimeError(f"{op}: {name} does not return the reference's sums; nothing was "
-                               "timed")
-    for n in elements or ELEMENTS:
-        make, eager, size, s, coef = sums_case(op, n, dtype, device)
-        functions = {name: make(name) for name in names} | {"torch_eager": eager}
-        if own and op in own.functions:
-            functions[own.file] = own.bind(op, [s], coef, {})
-        times = clock(functions, device)
-        median = {name: statistics.median(t) for name, t in times.items()}
-        for name, seconds in median.items():
-            contract = name != "torch_eager"
-            rows.append({"op": op, "backend": name, "dtype": dtype, "elements": n,
-                         "seconds": seconds, "bytes": size, "gb_per_s": size / seconds / 1e9,
-                         "fraction_of_copy": None, "matches_reference": contract or None,
-                         "machine": machine(), "speedup":
-                         {"torch_eager": median["torch_eager"] / seconds} if contract else {}})
-    return rows
+        if reason := lacks(name, op, dtype, device):
+            refused[name] = reason
+            continue
+        functions[name] = call(name, work, coef)
+        if name in PEERS:
+            found[name] = check_peer(name, functions[name], work)
+    if own and op.name in own.functions:
+        functions[own.file] = own.bind(op.name, work.u or [work.out], coef, p)
+    size, copied = work.out.numel() * work.out.element_size(), work.out.clone()
+    fills = {PEERS[n].fill for n in functions if n in PEERS} if op.noise else ()
+    extra = {"copy": lambda: work.out.copy_(copied)} | {f: f(work.out) for f in fills}
+    times = {name: summary(t) for name, t in
+             clock(functions | extra, device, seconds).items()}
+    copy_rate = 2 * size / times["copy"]["seconds"]
+    rows = [row_of(op.name, n, dtype, work.out.shape, reason=r) for n, r in refused.items()]
+    for name in functions:
+        bytes_, t = moved(name, work), times[name]
+        row = row_of(op.name, name, dtype, work.out.shape, **t, bytes=bytes_,
+                     gb_per_s=bytes_ / t["seconds"] / 1e9,
+                     fraction_of_copy=bytes_ / t["seconds"] / copy_rate,
+                     matches_reference=found.get(name, True), copy_gb_per_s=copy_rate / 1e9)
+        if name in PEERS:
+            drawn = times[PEERS[name].fill]["seconds"] if op.noise else 0.
+            row["predicted_seconds"] = PEERS[name].passes(work) * size / copy_rate + drawn
+        rows.append(row)
+    return add_speedups(rows)
 
 
-def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0, own=None):
+def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0, own=None,
+          width=1024):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
-    fraction_of_copy, matches_reference, speedup over each peer. own: a user's kernels (own.Own),
-    timed beside the rest. RuntimeError on a red gate."""
-    rows, here = [], machine()
+    fraction_of_copy, matches_reference, speedup over each peer; of a peer also its predicted
+    seconds. own: a user's kernels (own.Own), timed beside the rest. RuntimeError on a red gate."""
     wrong = [row for row in own.check((dtype,), seed) if not row["passed"]] if own else ()
     if wrong:
         raise RuntimeError(f"{own.file}: {wrong[0]['op']} does not return the reference's bits, "
                            "nothing was timed; see check --kernel")
+    names, rows = candidates(backends, device), []
     for name in (name for name in ops if name not in OPS):
-        rows += bench_sums(name, backends, elements, dtype, device, own)
+        rows += bench_sums(name, names, elements, dtype, device, own)
     for op in (OPS[name] for name in ops if name in OPS):
-        names = candidates(backends, device)
-        matches = {name: gate(op, name, dtype) for name in names}
-        red = [name for name, ok in matches.items() if ok is False]
-        if red:
+        for name in backends or ():
+            if reason := lacks(name, op, dtype, device):
+                raise RuntimeError(f"peer {name!r}: {reason}")
+        matches = {name: gate(op, name, dtype) for name in names if name in BACKENDS}
+        if red := [name for name, good in matches.items() if not good]:
             raise RuntimeError(f"{op.name}: {', '.join(red)} does not return the reference's "
                                "bits; nothing was timed")
         for n in elements or ELEMENTS:
-            c, u, out, p = case(op, n, dtype, device, seed)
-            size = out.numel() * out.element_size()
-            functions = {name: call(name, c, u, out) for name in names}
-            if own and op.name in own.functions:
-                functions[own.file] = own.bind(op.name, u or [out], c, p)
-            copied = out.clone()
-            times = clock(functions | {"copy": lambda a=copied, b=out: a.copy_(b)}, device)
-            copy_rate = 2 * size / statistics.median(times.pop("copy"))
-            median = {name: statistics.median(t) for name, t in times.items()}
-            for name in times:
-                low, _, high = statistics.quantiles(times[name], n=4)
-                rate = size * (len(u) + 1) / median[name]
-                rows.append({
-                    "op": op.name, "backend": name, "dtype": dtype, "elements": out.numel(),
-                    "seconds": median[name], "quartiles": [low, high],
-                    "bytes": size * (len(u) + 1), "gb_per_s": rate / 1e9,
-                    "fraction_of_copy": rate / copy_rate,
-                    "matches_reference": matches.get(name, True),
-                    "machine": here, "speedup": {p: median[p] / median[name] for p in names
-                                if p in PEERS and name not in PEERS}})
+            rows += bench_one(op, names, matches, n, dtype, device, seed, own, width)
     return rows
 
 
 def show(rows):
-    """The rows as a table; a speedup is over a peer, never over another backend."""
-    lines = [f"{'op':<18}{'backend':<15}{'dtype':<10}{'elements':>10}{'ns/element':>11}"
-             f"{'GB/s':>7}{'of copy':>8}  bits   speedup over"]
-    for r in rows:
-        bits = {True: "same", None: "-"}[r["matches_reference"]]
+    """Rows of updates as a table; what was not measured, and why, below it."""
+    lines = [f"{'op':<16}{'backend':<15}{'dtype':<9}{'elements':>10}{'width':>6}{'ns/element':>11}"
+             f"{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  speedup over"]
+    number = lambda v, form: format(v, form) if v is not None else "-"
+    for r in (r for r in rows if r["seconds"]):
+        n, bits = r["elements"], {True: "same", None: "-"}[r["matches_reference"]]
         over = ", ".join(f"{p} {v:.1f}x" for p, v in r["speedup"].items())
-        lines.append(f"{r['op']:<18}{r['backend']:<15}{r['dtype']:<10}{r['elements']:>10}"
-                     f"{r['seconds'] / r['elements'] * 1e9:>11.2f}{r['gb_per_s']:>7.1f}"
-                     f"{r['fraction_of_copy'] or float('nan'):>8.2f}  {bits:<6} {over}")
-    return "\n".join(lines)
+        predicted = r["predicted_seconds"] and r["predicted_seconds"] / n * 1e9
+        lines.append(f"{r['op']:<16}{r['backend']:<15}{r['dtype']:<9}{n:>10}{r['shape'][-1]:>6}"
+                     f"{r['seconds'] / n * 1e9:>11.2f}{number(r['gb_per_s'], '.1f'):>7}"
+                     f"{number(r['fraction_of_copy'], '.2f'):>8}{number(predicted, '.2f'):>10}"
+                     f"  {bits:<5} {over}".rstrip())
+    not_here = dict.fromkeys(f"not measured: {r['backend']}, {r['op']}: {r['reason']}"
+                             for r in rows if not r["seconds"])
+    return "\n".join([*lines, *not_here])

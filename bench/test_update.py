@@ -1,30 +1,43 @@
-"""pytest bench: one op an update, each backend and peer, under pytest-benchmark.
+"""pytest bench: every kernel on each backend and peer under pytest-benchmark.
 
-Histogram, compare and JSON are pytest-benchmark's own options.
+    python -m pytest bench --benchmark-enable [--benchmark-json F] [--benchmark-autosave]
+    python -m pytest bench --benchmark-enable --benchmark-compare --benchmark-histogram
+
+Without --benchmark-enable each runs once, checked. On a GPU the timer waits for the device.
 """
+
+import time
 
 import pytest
 import torch
 
-from minidiff.bench.machine import machine
 from minidiff.bench.peers import PEERS
-from minidiff.bench.run import call, candidates, case, gate
+from minidiff.bench.run import call, candidates, case, check_peer, gate, kernels_of, lacks
 from minidiff.kernels import OPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize("elements", [1 << 10, 1 << 20])
-@pytest.mark.parametrize("name", candidates(None, DEVICE))
-@pytest.mark.parametrize("op", OPS)
-def test_update(benchmark, op, name, elements):
-    benchmark.group = f"{op} {elements}"
-    benchmark.extra_info |= machine()
-    assert gate(OPS[op], name, "float32") in ((True, None) if name in PEERS else (True,))
-    f = call(name, *case(OPS[op], elements, "float32", DEVICE)[:3])
+def synchronised():
+    """Seconds, once the device has done all it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
-    def synchronised():
-        f()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-    benchmark.pedantic(synchronised, rounds=20, iterations=5, warmup_rounds=2)
+
+pytestmark = pytest.mark.benchmark(timer=synchronised)
+
+
+@pytest.mark.parametrize("elements", [1 << 7, 1 << 20])
+@pytest.mark.parametrize("name", candidates(None, DEVICE))
+@pytest.mark.parametrize("op", map(OPS.get, kernels_of()), ids=kernels_of())
+def test_update(benchmark, op, name, elements):
+    benchmark.group = f"{op.name} {elements}"
+    if reason := lacks(name, op, "float32", DEVICE):
+        pytest.skip(f"{name}: {reason}")
+    if benchmark.disabled and elements > 128:
+        pytest.skip("one size is enough where nothing is timed")
+    work, coef, _ = case(op, elements, "float32", DEVICE)
+    f = call(name, work, coef)
+    assert check_peer(name, f, work) is not False if name in PEERS else gate(op, name, "float32")
+    benchmark.pedantic(f, rounds=20, iterations=5, warmup_rounds=2)

@@ -70,12 +70,17 @@ def parser():
          " --backend host --json check.json", dtype | own | written | {
              "--backend": some(BACKENDS, "only this one; it must be able to run"),
              "--op": some((*OPS, "norms", "noise_norms", "dsm_loss"))}),
-        (run_bench, "time an op against what users write today, after a gate",
-         " --op langevin --elements 1048576", own | written | {
+        (run_bench, "time every kernel, whole samplers and growth against what users write today, "
+         "after a gate", " --op langevin --elements 1048576", own | written | {
              "--backend": some(text="a backend or a peer; default: all that run here"),
-             "--op": some((*OPS, "dsm_loss", "corrector"), "default langevin, or the --kernel's"),
+             "--op": some((*OPS, "norms", "noise_norms", "dsm_loss", "corrector"), "default: the "
+                          "whole suite, minutes; with other options langevin, or the --kernel's"),
              "--elements": some(text="default 2^20, 2^22 and 2^24", type=positive),
-             "--dtype": one("float32", "of the arrays", choices=FLOATS)}),
+             "--dtype": {"choices": FLOATS, "help": "(default float32)"},
+             "--compare": {"metavar": "OLD.json", "help": "say what got slower beyond noise than "
+                           "in an older run, and exit 1 if anything did"},
+             "--report": {"nargs": "?", "const": "", "metavar": "FOLDER", "help": "time nothing: "
+                          "table and figures of the newest results (default bench/results)"}}),
         (run_info, "say what this machine can run", " --out info.json", written | {
             "--backend": some(BACKENDS)}))
     p = argparse.ArgumentParser(prog="minidiff", description="Score-based generative modelling, "
@@ -224,15 +229,24 @@ def run_check(args):
 
 
 def run_bench(args):
-    """Gate, then times; exit 1 where the gate fails."""
+    """Gate, then times; exit 2 where the gate fails, 1 where --compare finds something slower."""
+    from .bench import report
     from .bench.own import Own
-    from .bench.run import bench, show
+    from .bench.run import FORM, bench
+    from .bench.suite import show_all, suite
+    if args.report is not None:
+        return print(report.report(args.report or report.RESULTS))
+    old = args.compare and report.load(args.compare)
     own = Own(args.kernel, args.op) if args.kernel else None
-    ops = args.op or (list(own.functions) if own else ["langevin"])
-    rows = bench(ops, args.backend, args.elements, args.dtype, device(args), args.seed, own)
-    print(show(rows))
+    if args.op or args.backend or args.elements or args.dtype or own:
+        rows = bench(args.op or (list(own.functions) if own else [FORM.name]), args.backend,
+                     args.elements, args.dtype or "float32", device(args), args.seed, own)
+    else:
+        rows = suite(device(args), args.seed)
+    print(show_all(rows))
     if args.json:
-        write_json(args.json, rows)
+        print(report.save(args.json, rows))
+    return report.compare(old, rows) if old else 0
 
 
 def run_info(args):

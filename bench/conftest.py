@@ -1,0 +1,8 @@
+"""pytest bench stamps its JSON with minidiff.bench.machine."""
+
+from minidiff.bench.machine import machine
+
+
+def pytest_benchmark_update_machine_info(machine_info):
+    """pytest-benchmark's hook."""
+    machine_info |= machine()

@@ -1,0 +1,34 @@
+"""What a row of results is."""
+
+import time
+
+import numpy as np
+
+from .machine import machine
+from .peers import PEERS
+
+ELEMENTS = 1 << 20, 1 << 22, 1 << 24
+
+
+def shape_of(elements, width=1024):
+    """(n / width, width), one row below that."""
+    return (elements // width, width) if elements >= width else (1, elements)
+
+
+def row_of(op, backend, dtype, shape, **more):
+    """A row with DESIGN's keys, what is not known as None."""
+    return {"kind": "update", "op": op, "backend": backend, "dtype": dtype,
+            "elements": int(np.prod(shape)), "shape": list(shape), "seconds": None,
+            "quartiles": None, "rounds": None, "bytes": None, "gb_per_s": None,
+            "fraction_of_copy": None, "matches_reference": None, "speedup": {},
+            "predicted_seconds": None, "reason": None, "machine": machine(),
+            "date": time.strftime("%Y-%m-%d")} | more
+
+
+def add_speedups(rows):
+    """Each contract backend's speedup over each peer of these rows, never over another backend."""
+    peers = {r["backend"]: r["seconds"] for r in rows if r["backend"] in PEERS and r["seconds"]}
+    for row in rows:
+        if row["backend"] not in PEERS and row["seconds"]:
+            row["speedup"] = {name: s / row["seconds"] for name, s in peers.items()}
+    return rows
