@@ -22,8 +22,8 @@ setup(
                       "matplotlib>=3.9,<4", "safetensors>=0.4,<0.9", "tqdm>=4.66,<5",
                       "scipy>=1.13,<2"],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-benchmark[histogram]>=5,<6", "hypothesis>=6.100,<7", "ruff>=0.6,<1",
-                 "triton>=3.6,<3.10; platform_system == 'Linux'"],
+        "test": ["pytest>=8,<10", "pytest-benchmark[histogram]>=5,<6", "hypothesis>=6.100,<7",
+                 "ruff>=0.6,<1", "triton>=3.6,<3.10; platform_system == 'Linux'"],
         "cuda12": ["cupy-cuda12x>=14,<15"],
         "cuda13": ["cupy-cuda13x>=14,<15", "nvidia-cuda-nvrtc>=13,<14"],
     },

@@ -191,7 +191,11 @@ def run_eval(args):
         "shape": list(data.shape)}, saved))
     if own != of_model:
         raise ValueError(f"--data {data.name}: {own}, but the model is of {of_model}")
-    n = min(args.n, len(data.held))
+    n, least = min(args.n, len(data.held)), 2 if args.likelihood else 5
+    if n < least:
+        raise ValueError(f"--n {n}: at least {least} are needed")
+    if args.likelihood and (args.backend != "auto" or args.evaluations):
+        raise ValueError("--likelihood runs RK45: without --backend and --evaluations")
     if args.likelihood:
         mean, error, evaluations = likelihood(net, data, n, args.seed, device(args))
         row = {"bits_per_dim": mean, "error": error}

@@ -15,9 +15,10 @@ import numpy as np
 
 _INF = float("inf")
 # parameter -> lowest, highest, whether each end is allowed
-DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "dt", "a"),
-                       (0, _INF, False, False)) | {
+DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
+                        "rho", "rtol", "atol"), (0, _INF, False, False)) | {
     "n": (1, _INF, True, False), "n_steps": (1, _INF, True, False),
+    "n_corrector": (0, _INF, True, False),
     "beta": (0, 1, False, False), "variance": (0, _INF, True, False), "eta": (0, 1, True, True),
     "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True)}
 

@@ -76,6 +76,8 @@ def measure(net, data, family, n, *arguments):
     for x in sample(score, data.shape, family, n, *arguments):
         first.append(x[0].cpu().numpy())
     seconds, x = time.perf_counter() - begun, data.quantize(x.cpu().numpy())
+    if not np.isfinite(x).all():
+        raise FloatingPointError(f"{family}: samples are not finite")
     return (family, score.evaluations, seconds, *svm_accuracy(x, data.held[:n]),
             nearest_distance(x, data.train)), x, np.stack(first)
 

@@ -161,11 +161,12 @@ def predictor_corrector(score, x, sde, times, op, predictor=reverse_sde, correct
              "annealed": lambda z_norm, s_norm, sigma: (sigma + 0 * z_norm, 1.)}
     if corrector not in rules:
         raise ValueError(f"corrector {corrector!r} is none of {', '.join(rules)}")
-    _, after = _grid(times, sde)
-    t = after[after > 0]
-    (_, sigma), kappa = sde.marginal(t), sde.kappa(t, len(after))
+    check_domain(snr=snr, n_corrector=n_corrector)
+    before, after = _grid(times, sde)
+    t, dt = after[after > 0], (before - after)[after > 0]
+    (_, sigma), kappa = sde.marginal(t), sde.kappa(t, dt)
     if not (kappa > 0).all():
-        raise ValueError(f"times: {len(after)} steps are too few for kappa = 1 - beta(t) / n > 0")
+        raise ValueError("times: steps too long for the corrector's kappa = 1 - beta(t) dt > 0")
 
     def correct(k, x):
         def rule(z_norm, s_norm):
@@ -238,8 +239,14 @@ def pf_ode_adaptive(score, x, sde, times, rtol=1e-5, atol=1e-5):
 def rk45(velocity, x, start, times, rtol, atol):
     """(states of dx/dt = velocity(x, t) at times, (N, *x.shape); evaluations), by SciPy."""
     from scipy.integrate import solve_ivp
-    y = solve_ivp(lambda t, y: velocity(y.reshape(x.shape), t).ravel(), (start, times[-1]),
-                  np.ravel(x), t_eval=times, rtol=rtol, atol=atol)
+    check_domain(rtol=rtol, atol=atol)
+
+    def finite(t, y):  # else the solver's step size becomes NaN and it never ends
+        v = velocity(y.reshape(x.shape), t).ravel()
+        if not np.isfinite(v).all():
+            raise FloatingPointError(f"the velocity is not finite at t = {t:g}")
+        return v
+    y = solve_ivp(finite, (start, times[-1]), np.ravel(x), t_eval=times, rtol=rtol, atol=atol)
     if not y.success:
         raise FloatingPointError(f"RK45 stopped at t = {y.t[-1:]}: {y.message}")
     return y.y.T.reshape(-1, *x.shape), y.nfev
@@ -247,8 +254,11 @@ def rk45(velocity, x, start, times, rtol, atol):
 
 def _grid(times, sde):
     """(t, the time after it) of each step, from falling times (N+1,) or a number of steps."""
-    times = np.linspace(sde.T, 0, times + 1) if isinstance(times, int) else \
-        np.asarray(times, np.float64)
+    if np.ndim(times) == 0:
+        if not times >= 1:
+            raise ValueError(f"times must be falling numbers, or at least 1 step, got {times}")
+        times = np.linspace(sde.T, 0, times + 1)
+    times = np.asarray(times, np.float64)
     if times.ndim != 1 or times.size < 2 or not (np.diff(times) < 0).all():
         raise ValueError("times must be at least two numbers, each smaller than the last")
     check_domain(sde=sde, t=times)

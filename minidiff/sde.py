@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import ddpm
-from .affine import check_range, order
+from .affine import check_domain, check_range, order
 
 
 class _SDE:
@@ -20,7 +20,7 @@ class _SDE:
 
     T = 1.
 
-    def kappa(self, t, n):
+    def kappa(self, t, dt):
         return 1. + 0. * t
 
 
@@ -72,6 +72,9 @@ class EDM(_SDE):
     sigma_max: float = 80.
     T = property(lambda self: self.sigma_max)
 
+    def __post_init__(self):
+        check_domain(sigma_max=self.sigma_max)
+
     def drift(self, x, t):
         return 0. * x
 
@@ -114,7 +117,7 @@ class _LinearBeta(_SDE):
 class VP(_LinearBeta):
     """Variance preserving, DDPM's limit: g = sqrt(beta(t)), sigma = sqrt(1 - a^2), by expm1 so
     that small t keeps its digits. [SDE eqs. 29 and 32] Its chain is DDPM, f_i = sqrt(1 - beta_i) x
-    - x, G_i = sqrt(beta_i), beta_i = beta(i / (n - 1)) / n; kappa of the corrector is 1 - beta_i.
+    - x, G_i = sqrt(beta_i), beta_i = beta(i / (n - 1)) / n; kappa of the corrector is 1 - beta dt.
     """
 
     def diffusion(self, t):
@@ -127,8 +130,8 @@ class VP(_LinearBeta):
         """int beta where sqrt(1 - a^2) / a = ratio"""
         return np.log1p(np.asarray(ratio, np.float64)**2)
 
-    def kappa(self, t, n):
-        return 1 - self.beta(t) / n
+    def kappa(self, t, dt):
+        return 1 - self.beta(t) * dt
 
     def discretize(self, x, i, n):
         beta = self.beta(np.asarray(i) / (n - 1)) / n

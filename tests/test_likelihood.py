@@ -171,3 +171,12 @@ def test_dequantised_likelihood_bounds_that_of_the_levels():
     exact_p = np.exp(p.log_density(x[..., None])).mean(1) * 2 / levels
     gap = bound + np.log2(exact_p)
     assert (gap > 0).all() and gap.max() < 1e-2
+
+
+@pytest.mark.parametrize("shape, kw", [
+    ((3,), {}), ((2, 3), {"t_min": 2.}), ((2, 3), {"t_min": 1.}), ((2, 3), {"t_min": -1.}),
+    ((2, 3), {"rtol": 0.}), ((2, 3), {"atol": -1.})], ids=str)
+def test_arguments_out_of_range(shape, kw):
+    x = np.ones(shape)
+    with pytest.raises(ValueError, match="t_min|t must|rtol|atol"):
+        log_likelihood(lambda x, t: (x, x[:, 0]), x, VP(), lambda x: x[:, 0], **kw)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from minidiff import ddpm, langevin, sample
+from minidiff import ddpm, langevin, noise, sample, sde
 from minidiff.affine import coefficients
 from minidiff.sde import VE, VP, SubVP, prior_std
 from minidiff.targets import Mixture
@@ -357,7 +357,7 @@ def test_forward_times_that_do_not_rise_are_refused(times):
     (sample.reverse_diffusion, {"sde": VE(), "times": [1., .9, .8, 0.]}, "times must"),
     (sample.ancestral_sde, {"sde": SubVP(), "times": 9}, "sde must be VE or VP"),
     (sample.predictor_corrector, {"sde": VE(), "times": 9, "corrector": "Langevin"}, "corrector"),
-    (sample.predictor_corrector, {"sde": VP(), "times": 18}, "times: 18 steps are too few"),
+    (sample.predictor_corrector, {"sde": VP(), "times": 18}, "times: steps too long"),
     (sample.predictor_corrector, {"sde": VE(), "times": [.1, .5]}, "times must"),
     (sample.edm, {"sigmas": [1., 2.]}, "sigmas"), (sample.edm, {"sigmas": []}, "sigmas"),
     (sample.edm, {"sigmas": [2., 1.], "s_noise": 0.}, "s_noise"),
@@ -382,3 +382,62 @@ def test_a_schedule_no_kernel_could_run_is_refused():
                    sample.ancestral(score, x, [], op)):
         with pytest.raises(ValueError, match="must|not finite"):
             next(states)
+
+
+class Recorder:
+    """An op that moves nothing and keeps (tag, eps of norms (1, 2) and (1, 1)) of corrections."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, step, tag, **parameters):
+        return lambda k, x, *u: x
+
+    def correct(self, step, rule, x, s, k, tag):
+        self.seen.append((k, tag, np.asarray(rule(np.array([1., 2.]), np.array([1., 1.])))))
+        return x
+
+
+@pytest.mark.parametrize("times", [np.linspace(1, 0, 101), np.linspace(1, .1, 40)**2],
+                         ids=["even", "uneven"])
+def test_the_correctors_step_sizes_are_algorithm_5s(times):
+    """eps = 2 alpha, alpha = 2 (1 - beta(t) dt) (snr |z| / |s|)^2 for VP, without kappa for VE."""
+    norms = {"langevin": np.array([1., 2.]), "batch_langevin": np.array(1.5)}
+    t, dt = times[1:], -np.diff(times)
+    for model, kappa in ((sde.VP(), 1 - (.1 + 19.9 * t) * dt), (sde.VE(), 1 + 0 * t)):
+        for rule, ratio in norms.items():
+            op = Recorder()
+            list(sample.predictor_corrector(lambda x, t: x, np.ones((2, 3)), model, times, op,
+                                            corrector=rule, snr=.2, n_corrector=2))
+            want = [(k, noise.CORRECTOR + m) for k in np.flatnonzero(t) for m in range(2)]
+            assert [(k, tag) for k, tag, _ in op.seen] == want
+            for k, _, eps in op.seen:
+                np.testing.assert_allclose(eps, 4 * kappa[k] * (.2 * ratio)**2, rtol=1e-12)
+
+
+def test_vps_chain_is_ddpms_and_cosine_betas_are_iddpms():
+    betas, n = ddpm.linear_betas(), 1000
+    got = coefficients(sde.ancestral_step, sde=sde.VP(), i=np.arange(n), n=n)
+    want = coefficients(ddpm.ancestral_step, beta=betas, variance=betas)
+    np.testing.assert_allclose(got, want, rtol=1e-13)
+    f = np.cos((np.arange(n + 1) / n + .008) / 1.008 * np.pi / 2)**2
+    np.testing.assert_allclose(ddpm.cosine_betas(n), np.minimum(1 - f[1:] / f[:-1], .999),
+                               rtol=1e-9)
+
+
+def test_a_velocity_that_is_not_finite_ends_rk45():
+    with pytest.raises(FloatingPointError, match="not finite at t = 1"):
+        list(sample.pf_ode_adaptive(lambda x, t: x * np.nan, np.ones((2, 3)), sde.VP(), [1., .1]))
+
+
+@pytest.mark.parametrize("kw", [{"snr": 0.}, {"snr": np.nan}, {"n_corrector": -1}], ids=str)
+def test_a_correctors_parameters_out_of_range(kw):
+    with pytest.raises(ValueError, match=next(iter(kw))):
+        list(sample.predictor_corrector(lambda x, t: x, np.ones((2, 3)), sde.VP(), 100, Recorder(),
+                                        **kw))
+
+
+@pytest.mark.parametrize("times", [0, -3, np.nan])
+def test_a_number_of_steps_out_of_range(times):
+    with pytest.raises(ValueError, match="times must be"):
+        list(sample.reverse_sde(lambda x, t: x, np.ones((2, 3)), sde.VP(), times, Recorder()))

@@ -10,7 +10,6 @@ import torch
 from minidiff import ddpm, kernels, langevin, sample
 from minidiff import sde as sdes
 from minidiff.affine import coefficients, operands
-from minidiff.score_matching import posterior_mean
 from minidiff.sde import VE, VP, SubVP
 
 SDES = pytest.mark.parametrize("sde", [VE(), VP(), SubVP()], ids=lambda s: type(s).__name__)
@@ -200,11 +199,11 @@ def test_ddim_with_eta_one_is_the_ddpm_posterior():
     betas = ddpm.linear_betas()
     alpha_bar = ddpm.alpha_bars(betas)
     previous, variance = ddpm.previous(alpha_bar), ddpm.posterior_variances(betas)
+    levels = {"alpha_bar": alpha_bar, "alpha_bar_prev": previous}
 
-    def posterior(x, s, z, /):  # [DDPM eqs. 6 and 7] with the x_0 that the score implies
-        x0 = posterior_mean(x, s, a=alpha_bar**.5, sigma=(1 - alpha_bar)**.5)
-        return previous**.5 * betas / (1 - alpha_bar) * x0 \
-            + (1 - betas)**.5 * (1 - previous) / (1 - alpha_bar) * x + variance**.5 * z
+    def posterior(x, s, z, /):
+        return ddpm.posterior_step(x, ddpm.predicted_x0(x, s, alpha_bar), z, variance=variance,
+                                   **levels)
 
     ddim = coefficients(ddpm.ddim_step, alpha_bar=alpha_bar, alpha_bar_prev=previous, eta=1.)
     # 1 - alpha_bar of 1e-4 keeps 12 digits; they enter b, which is beta to first order
