@@ -14,6 +14,7 @@ if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
 from minidiff import kernels, noise  # noqa: E402
+from minidiff.__main__ import main  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
 
@@ -28,6 +29,16 @@ def place(request):
     if reason:
         pytest.skip(f"{request.param[0]}: {reason}")
     return request.param
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(*words, argv=): the command ends with 2 and one line that holds the words."""
+    def check(*words, argv):
+        assert main(argv) == 2
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error and all(w in error for w in words), error
+    return check
 
 
 def last_normals(out, seed, sample):

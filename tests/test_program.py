@@ -1,13 +1,9 @@
 """The program as a user meets it: commands, files, faults, training that resumes bit for bit."""
 
-import errno
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +18,6 @@ from minidiff.net import ScoreNet
 from minidiff.quality import nearest_distance, svm_accuracy
 
 ROOT = Path(__file__).parents[1]
-POINTS = data.load("mixture").train
-
-
-def trainer(steps=6, **options):
-    return train.Trainer(POINTS, kernels, steps, batch=64, seed=3, **options)
 
 
 # ---- the package ----
@@ -108,7 +99,7 @@ def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys):
     assert np.load(tmp_path / "x.npz")["x"].shape == (5, 2)
 
 
-def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys):
+def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     """Bits/dim of a mixture of known density: the model is worse by its KL divergence, up to the
     spread of the difference over 64 points, some .3 / 8."""
     argv = ["train", "--data", "mixture", "--steps", "300", "--out", str(tmp_path)]
@@ -126,7 +117,7 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys):
     assert -.15 < gap < 2.
     assert main(["eval", "--model", model, "--n", "100", "--evaluations", "10"]) == 0
     assert "SVM accuracy" in capsys.readouterr().out
-    refused(capsys, "--data digits", "levels", argv=["eval", "--model", model, "--data", "digits"])
+    refused("--data digits", "levels", argv=["eval", "--model", model, "--data", "digits"])
 
 
 def test_evaluations_are_drawn(tmp_path):
@@ -152,115 +143,7 @@ def test_quality_figures_know_good_from_bad():
     assert nearest_distance(digits.held, digits.train) > 1
 
 
-# ---- the network and its training ----
-
-@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 28, 28)])
-def test_network_starts_at_the_score_of_the_prior(shape):
-    """F_x = 0 at first, so s = -x / (sigma^2 + sigma_data^2): six roundings, and two of c_in
-    squared by half, stay below 8 of 2^-24."""
-    net = ScoreNet(shape)
-    x, sigma = torch.randn(4, *shape), torch.tensor([.1, 1., 10., 100.])
-    v = sigma.view(-1, *[1] * len(shape))**2
-    expected = -x.double() / (v.double() + net.sigma_data**2)
-    assert ((net(x, sigma) - expected).abs() <= 8 * 2**-24 * expected.abs()).all()
-
-
-def test_training_lowers_the_loss():
-    """On the same draws before and after: the start is the best linear score, already good."""
-    def mean_loss(net):
-        probe = trainer()
-        probe.net = net
-        losses = []
-        for probe.step in range(1000, 1010):
-            losses.append(probe.objective()[1].item())
-        return np.mean(losses)
-    run = trainer(steps=200)
-    before = mean_loss(run.net)
-    for _ in range(200):
-        run.advance()
-    assert mean_loss(run.net) < .9 * before
-
-
-def test_perturbation_and_its_noise_are_the_same_draw():
-    run = trainer()
-    x0 = torch.from_numpy(POINTS[:7])
-    draw_of = {"seed": run.seed, "step": 5, "tag": noise.PERTURBATION}
-    x = kernels.apply("perturb", x0, a=1., sigma=np.full(7, 2.), **draw_of)
-    z = kernels.normal(x.shape, device="cpu", **draw_of)
-    assert torch.equal(x, x0 + 2. * z)
-
-
-def test_every_sample_is_seen_once_an_epoch():
-    seen = np.concatenate([train.batch_indices(100, 10, 0, k) for k in range(20)])
-    assert (np.bincount(seen[:100]) == 1).all() and (np.bincount(seen[100:]) == 1).all()
-    assert (seen[:100] != seen[100:]).any()
-
-
-def test_resumed_training_returns_the_same_bits(tmp_path):
-    whole, first, second = trainer(), trainer(), trainer()
-    for _ in range(6):
-        whole.advance()
-    for _ in range(3):
-        first.advance()
-    train.save(tmp_path / "s.safetensors", first.state(), {"step": first.step})
-    tensors, saved = train.read(tmp_path / "s.safetensors")
-    second.restore(tensors, saved["step"])
-    for _ in range(3):
-        second.advance()
-    a, b = whole.state(), second.state()
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def start_training(folder, *more):
-    return subprocess.Popen([sys.executable, "-m", "minidiff", "train", "--data", "mixture",
-                             "--steps", "100000", "--save-every", "5", "--out", str(folder), *more],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
-
-
-def wait_for(file, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not file.exists():
-        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
-        time.sleep(.05)
-
-
-def test_sigkill_leaves_two_readable_saves_and_resume_goes_on(tmp_path):
-    p = start_training(tmp_path)
-    wait_for(tmp_path / "state.previous", p)
-    p.kill()
-    p.wait()
-    (_, last), (_, before) = (train.read(tmp_path / f"state.{end}")
-                              for end in ("safetensors", "previous"))
-    assert last["step"] >= before["step"] >= 5
-    p = start_training(tmp_path, "--resume")
-    end = time.monotonic() + 120
-    while train.read(tmp_path / "state.safetensors")[1]["step"] <= last["step"]:
-        assert p.poll() is None and time.monotonic() < end
-        time.sleep(.05)
-    p.send_signal(signal.SIGINT)  # Ctrl-C: finish the iteration, save, exit 130
-    assert p.wait(timeout=60) == 130 and "--resume" in p.stdout.read()
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "s.safetensors"
-    train.save(file, {"x": torch.ones(2)}, {"step": 1})
-    old = file.read_bytes()
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="not saved, the old file is untouched .No space left"):
-        train.save(file, {"x": torch.zeros(2)}, {"step": 2})
-    assert file.read_bytes() == old and list(tmp_path.iterdir()) == [file]
-
-
 # ---- bad input: one clear line, exit 2, nothing overwritten ----
-
-def refused(capsys, *words, argv):
-    assert main(argv) == 2
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error and all(w in error for w in words), error
-
 
 def broken_files(folder):
     good = folder / "good.safetensors"
@@ -279,9 +162,9 @@ def broken_files(folder):
     ("absent", "no such file"), ("truncated", "not a readable"), ("text", "not a readable"),
     ("foreign", "not minidiff's"), ("other", "another architecture"),
     ("strange", "not minidiff's"), ("negative", "not minidiff's"), ("list", "not minidiff's")])
-def test_bad_models_are_refused(name, words, tmp_path, capsys):
+def test_bad_models_are_refused(name, words, tmp_path, refused):
     broken_files(tmp_path)
-    refused(capsys, f"{name}.safetensors", words,
+    refused(f"{name}.safetensors", words,
             argv=["sample", "--model", str(tmp_path / f"{name}.safetensors"),
                   "--out", str(tmp_path / "x.npz")])
     assert not (tmp_path / "x.npz").exists()
@@ -295,13 +178,13 @@ def test_bad_models_are_refused(name, words, tmp_path, capsys):
     ({"x": np.array([{}] * 900, object)}, "not a readable"),
     ({"x": np.zeros((900, 1))}, "two axes"), ({"x": np.zeros((900, 0))}, "two axes"),
     ({"x": np.array([[-1.7e308, 1.7e308]] * 900)}, "too far apart")])
-def test_bad_data_files_are_refused(content, words, tmp_path, capsys):
+def test_bad_data_files_are_refused(content, words, tmp_path, refused):
     file = tmp_path / "d.npz"
     if isinstance(content, dict):
         np.savez(file, **content)
     elif content is not None:
         file.write_bytes(content)
-    refused(capsys, "d.npz", words, argv=["train", "--data", str(file), "--out",
+    refused("d.npz", words, argv=["train", "--data", str(file), "--out",
                                           str(tmp_path / "o")])
     assert not (tmp_path / "o").exists()
 
@@ -333,27 +216,27 @@ def test_data_files_are_scaled(tmp_path):
     assert np.allclose(again, d.held, atol=1e-6)  # a level in float32
 
 
-def test_options_are_refused_in_one_line(tmp_path, capsys):
+def test_options_are_refused_in_one_line(tmp_path, refused):
     out = str(tmp_path / "o")
-    refused(capsys, "--lr", argv=["train", "--lr", "-1", "--out", out])
-    refused(capsys, "--device", argv=["train", "--device", "cuda:99", "--out", out])
-    refused(capsys, "neither", argv=["demo", "--data", "nothing", "--out", out])
-    refused(capsys, "no such file", argv=["train", "--resume", "--data", "moons", "--out", out])
-    refused(capsys, "nothing_such", argv=["bench", "--backend", "nothing_such"])
-    refused(capsys, "cupy", argv=["bench", "--backend", "cupy"])
+    refused("--lr", argv=["train", "--lr", "-1", "--out", out])
+    refused("--device", argv=["train", "--device", "cuda:99", "--out", out])
+    refused("neither", argv=["demo", "--data", "nothing", "--out", out])
+    refused("no such file", argv=["train", "--resume", "--data", "moons", "--out", out])
+    refused("nothing_such", argv=["bench", "--backend", "nothing_such"])
+    refused("cupy", argv=["bench", "--backend", "cupy"])
     for argv in (["demo", "--steps", "0"], ["sample", "--family", "x"], ["check", "--op", "x"], []):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 2
 
 
-def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path, capsys):
+def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path, capsys, refused):
     argv = ["train", "--data", "moons", "--steps", "3", "--out", str(tmp_path)]
     assert main(argv) == 0
     kept = (tmp_path / "state.safetensors").read_bytes()
     capsys.readouterr()
-    refused(capsys, "exists", "--resume", argv=argv)
-    refused(capsys, "another run", argv=[*argv, "--resume", "--seed", "1"])
+    refused("exists", "--resume", argv=argv)
+    refused("another run", argv=[*argv, "--resume", "--seed", "1"])
     assert (tmp_path / "state.safetensors").read_bytes() == kept
 
 
@@ -372,100 +255,13 @@ def test_a_sampler_that_diverges_says_so():
 
 # ---- check, bench and info ----
 
-def readme_kernel():
-    """The README's example of a kernel of one's own, which is wrong, and what check prints."""
-    text = (ROOT / "README.md").read_text()
-    code, printed = re.search(r"```python\n(# mine\.py.*?)```.*?```text\n(.*?)```", text,
-                              re.S).groups()
-    return code, printed
-
-
-def test_the_readmes_wrong_kernel_is_located_as_it_says_and_mended_it_passes(tmp_path, capsys,
-                                                                            monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    wrong, printed = readme_kernel()
-    Path("mine.py").write_text(wrong)
-    assert main(["check", "--kernel", "mine.py", "--json", "rows.json"]) == 1
-    shown = " ".join(capsys.readouterr().out.split())
-    for part in " ".join(printed.split()).split(" ... "):
-        assert part in shown
-    refused(capsys, "langevin", "nothing was timed",
-            argv=["bench", "--kernel", "mine.py", "--elements", "4096"])
-    Path("mine.py").write_text(wrong.replace("c * c * z", "c * z"))
-    assert main(["check", "--kernel", "mine.py", "--json", "rows.json"]) == 0
-    assert all(r["passed"] for r in json.loads(Path("rows.json").read_text()))
-    assert main(["bench", "--kernel", "mine.py", "--elements", "4096", "--json", "rows.json"]) == 0
-    row, = [r for r in json.loads(Path("rows.json").read_text()) if r["backend"] == "mine.py"]
-    assert row["seconds"] > 0 and row["matches_reference"] and "torch_inplace" in row["speedup"]
-
-
-SUMS = """
-import numpy as np
-def quads(e):
-    q = np.zeros((len(e), -(-e[:1].size // 4) * 4), np.float32)
-    q[:, :e[:1].size] = (e * e).reshape(len(e), e[:1].size)
-    return ((q[:, ::4] + q[:, 1::4]) + (q[:, 2::4] + q[:, 3::4])).astype(float).sum(1)
-def norms(x):
-    return np.sqrt(quads(x)).astype(np.float32)
-def noise_norms(z):
-    return norms(z)
-def dsm_loss(s, z, coef):
-    c0, cz, w = (c.reshape(-1, *[1] * (s.ndim - 1)) for c in coef.T)
-    e = c0 * s + cz * z
-    return np.float32((coef[:, 2] * quads(e)).sum()), ((2 * w) * e) * c0
-"""
-
-
-def test_norms_and_losses_of_ones_own(tmp_path, capsys):
-    file = tmp_path / "sums.py"
-    for code, failed in ((SUMS, ()), (SUMS.replace("(2 * w)", "w"), ("dsm_loss",)),
-                         (SUMS.replace("np.sqrt(", "("), ("norms", "noise_norms"))):
-        file.write_text(code)
-        assert main(["check", "--kernel", str(file)]) == bool(failed)
-        assert {*re.findall(r"FAILED (\w+)", capsys.readouterr().out)} == set(failed)
-    file.write_text(SUMS)
-    assert main(["bench", "--kernel", str(file), "--elements", "4096", "--json",
-                 str(tmp_path / "rows.json")]) == 0
-    timed = {(r["op"], r["backend"]) for r in json.loads((tmp_path / "rows.json").read_text())}
-    assert {(op, str(file)) for op in ("norms", "noise_norms", "dsm_loss")} <= timed
-
-
-@pytest.mark.parametrize("code, words", [
-    ("def nothing(): pass", "no function named like an op"), ("1/0", "ZeroDivisionError"),
-    ("raise SystemExit('bye')", "SystemExit: bye"),
-    ("ARRAYS = 'jax'\ndef langevin(x): 0", "ARRAYS")])
-def test_a_kernel_file_that_cannot_be_used_is_refused(code, words, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text(code)
-    refused(capsys, words, argv=["check", "--kernel", str(tmp_path / "mine.py")])
-
-
-@pytest.mark.parametrize("body, words", [
-    ("langevin(x, q): pass", "unknown argument 'q'"), ("langevin(x): raise SystemExit(0)", "Sys"),
-    ("langevin(x): return None", "returned a NoneType"), ("langevin(x): return x[:0]", "returned"),
-    ("langevin(x): raise ValueError('one\\ntwo')", "ValueError: one"),
-    ("langevin(x): return x.astype('float64')", "returned torch.float64")])
-def test_a_kernel_that_breaks_is_a_failed_row(body, words, tmp_path, capsys):
-    (tmp_path / "mine.py").write_text("def " + body)
-    assert main(["check", "--kernel", str(tmp_path / "mine.py")]) == 1
-    assert re.search(f"FAILED langevin .*{words}", capsys.readouterr().out)
-
-
-def test_a_kernel_file_must_hold_what_is_asked_of_it(tmp_path, capsys):
-    file = tmp_path / "mine.py"
-    file.write_text("def langevin(x): return x")
-    refused(capsys, "bfloat16", "ARRAYS", argv=["check", "--kernel", str(file), "--dtype",
-                                                "bfloat16"])
-    refused(capsys, "no heun", argv=["check", "--kernel", str(file), "--op", "heun"])
-    refused(capsys, "--backend", argv=["check", "--kernel", str(file), "--backend", "host"])
-
-
-def test_check_counts_what_cannot_run_as_not_passed(tmp_path, capsys):
+def test_check_counts_what_cannot_run_as_not_passed(tmp_path, refused):
     rows = tmp_path / "rows.json"
     assert main(["check", "--backend", "host", "--op", "langevin", "--json", str(rows)]) == 0
     rows = json.loads(rows.read_text())
     assert {"op", "backend", "dtype", "shape", "max_ulp", "passed", "reason"} == set(rows[0])
     assert all(r["passed"] and not r["max_ulp"] for r in rows)
-    refused(capsys, "cupy", argv=["check", "--backend", "cupy"])
+    refused("cupy", argv=["check", "--backend", "cupy"])
 
 
 def test_bench_gates_and_reports(tmp_path):
