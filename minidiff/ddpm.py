@@ -7,7 +7,7 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 import numpy as np
 
 from .affine import check_domain, check_range, order
-from .score_matching import posterior_mean
+from .score_matching import noise_prediction, posterior_mean
 
 
 def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
@@ -48,11 +48,6 @@ def forward_step(x, z, /, beta):
     return (1 - beta)**.5 * x + beta**.5 * z
 
 
-def forward(x0, z, /, alpha_bar):
-    """x_i = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) z: many steps at once. [DDPM eq. 4]"""
-    return alpha_bar**.5 * x0 + (1 - alpha_bar)**.5 * z
-
-
 @order(1)
 def ancestral_step(x, s, z, /, beta, variance):
     """x_{i-1} = (x_i + beta s) / sqrt(1 - beta) + sqrt(variance) z. [DDPM eq. 11, in s]
@@ -89,7 +84,8 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
 
     eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
     """
-    eps, x0_hat = -(1 - alpha_bar)**.5 * s, predicted_x0(x, s, alpha_bar)
+    eps = noise_prediction(x, s, alpha_bar**.5, (1 - alpha_bar)**.5)
+    x0_hat = predicted_x0(x, s, alpha_bar)
     sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar))**.5 \
         * (1 - alpha_bar / alpha_bar_prev)**.5
     return alpha_bar_prev**.5 * x0_hat + (1 - alpha_bar_prev - sigma**2)**.5 * eps + sigma * z

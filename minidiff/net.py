@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .score_matching import inverse, preconditioned
+from .score_matching import c_in, inverse, preconditioned
 
 
 class NoiseFeatures(nn.Module):
@@ -112,5 +112,5 @@ class ScoreNet(nn.Module):
 
     def forward(self, x, sigma):
         column = sigma.view(-1, *[1] * (x.dim() - 1))
-        F_x = self.F_x((column**2 + self.sigma_data**2)**-.5 * x, sigma.log() / 4)
+        F_x = self.F_x(c_in(column, self.sigma_data) * x, sigma.log() / 4)
         return inverse(preconditioned)(x, F_x, a=1., sigma=column, sigma_data=self.sigma_data)

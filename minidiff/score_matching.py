@@ -59,16 +59,21 @@ def velocity(x, s, /, a, sigma):
     return a * noise_prediction(x, s, a, sigma) - sigma * posterior_mean(x, s, a, sigma)
 
 
+def c_in(sigma, sigma_data=.5):
+    """1 / sqrt(sigma^2 + sigma_data^2): scales x_0 + sigma z to unit variance. [EDM table 1]"""
+    return (sigma**2 + sigma_data**2)**-.5
+
+
 def preconditioned(x, s, /, a, sigma, sigma_data=.5):
     """F of EDM's denoiser D = c_skip x + c_out F(c_in x; c_noise). [EDM eq. 7, table 1]
 
         F = (D - c_skip x) / c_out = sigma (s + c_in^2 x) / (c_in sd),  sd = sigma_data
-        c_in = 1 / sqrt(sigma^2 + sd^2), c_skip = (c_in sd)^2, c_out = c_in sigma sd
+        c_skip = (c_in sd)^2, c_out = c_in sigma sd
 
     here of x / a at sigma / a: D - x cancels at small sigma, the last form does not.
     """
-    c_in = ((sigma / a)**2 + sigma_data**2)**-.5
-    return sigma * (s + (c_in / a)**2 * x) / (c_in * sigma_data)
+    c = c_in(sigma / a, sigma_data)
+    return sigma * (s + (c / a)**2 * x) / (c * sigma_data)
 
 
 def inverse(prediction):

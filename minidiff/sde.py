@@ -16,9 +16,12 @@ from .affine import check_domain, check_range, order
 
 
 class _SDE:
-    """kappa of the corrector is 1 but for VP."""
+    """drift is 0 and kappa of the corrector is 1 unless said otherwise."""
 
     T = 1.
+
+    def drift(self, x, t):
+        return 0. * x
 
     def kappa(self, t, dt):
         return 1. + 0. * t
@@ -38,9 +41,6 @@ class VE(_SDE):
 
     def __post_init__(self):
         check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-
-    def drift(self, x, t):
-        return 0. * x
 
     def diffusion(self, t):
         return self.marginal(t)[1] * (2 * np.log(self.sigma_max / self.sigma_min))**.5
@@ -74,9 +74,6 @@ class EDM(_SDE):
 
     def __post_init__(self):
         check_domain(sigma_max=self.sigma_max)
-
-    def drift(self, x, t):
-        return 0. * x
 
     def diffusion(self, t):
         return (2 * np.asarray(t, np.float64))**.5
@@ -176,7 +173,8 @@ def importance_times(sde, u, t_min=1e-5):
 
 
 def perturb(x0, z, /, a, sigma):
-    """x_t = a x_0 + sigma z: a sample of the marginal at once. [SDE eq. 29]"""
+    """x_t = a x_0 + sigma z: a sample of the marginal at once; DDPM's x_i where a^2 = alpha_bar,
+    sigma^2 = 1 - alpha_bar. [SDE eq. 29, DDPM eq. 4]"""
     return a * x0 + sigma * z
 
 

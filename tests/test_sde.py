@@ -128,8 +128,8 @@ def test_time_holds_for_a_constant_beta():
 
 def test_many_forward_steps_are_the_multi_step_form():
     betas = ddpm.linear_betas()
-    table = coefficients(ddpm.forward_step, beta=betas)
-    at_once = coefficients(ddpm.forward, alpha_bar=ddpm.alpha_bars(betas))
+    table, alpha_bar = coefficients(ddpm.forward_step, beta=betas), ddpm.alpha_bars(betas)
+    at_once = coefficients(sdes.perturb, a=alpha_bar**.5, sigma=(1 - alpha_bar)**.5)
     for i in (0, 1, 10, 999):
         mean, variance = moments(table[:i + 1], 1., 0.)
         np.testing.assert_allclose([mean, variance**.5], at_once[i], rtol=1e-12)
@@ -215,10 +215,10 @@ def test_ddim_with_eta_one_is_the_ddpm_posterior():
 def test_ddim_with_eta_zero_keeps_the_noise_it_found():
     # x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps goes to the same x0 and eps one level down
     x0, eps = np.array([.3, -1.]), np.array([2., .7])
-    x = ddpm.forward(x0, eps, .5)
+    x = sdes.perturb(x0, eps, .5**.5, .5**.5)
     s = -eps / .5**.5
-    np.testing.assert_allclose(ddpm.ddim_step(x, s, 0., .5, .9, 0.), ddpm.forward(x0, eps, .9),
-                               rtol=1e-14)
+    np.testing.assert_allclose(ddpm.ddim_step(x, s, 0., .5, .9, 0.),
+                               sdes.perturb(x0, eps, .9**.5, .1**.5), rtol=1e-14)
     np.testing.assert_allclose(ddpm.ddim_step(x, s, 0., .5, 1., 0.), x0, rtol=1e-14)
 
 
@@ -342,7 +342,7 @@ def test_coefficients_that_are_not_finite_are_refused():
     (langevin.langevin_step, {"eps": np.inf}, "eps"),
     (ddpm.forward_step, {"beta": 1.}, "beta"),
     (ddpm.forward_step, {"beta": np.array([.1, 0.])}, "beta"),
-    (ddpm.forward, {"alpha_bar": 1.5}, "alpha_bar"),
+    (ddpm.predicted_x0, {"alpha_bar": 1.5}, "alpha_bar"),
     (ddpm.ancestral_step, {"beta": .1, "variance": -1e-9}, "variance"),
     (ddpm.ddim_step, {"alpha_bar": .5, "alpha_bar_prev": 1.1, "eta": 0.}, "alpha_bar_prev"),
     (ddpm.ddim_step, {"alpha_bar": .5, "alpha_bar_prev": .9, "eta": 1.1}, "eta"),

@@ -112,9 +112,8 @@ def test_the_loss_holds_one_tensor_where_the_composed_form_holds_three():
     assert a < 1.1 * s.nbytes and b >= a + 2 * s.nbytes, (a, b, s.nbytes)
 
 
-def test_a_training_step_peaks_lower_by_the_noise():
-    """Perturbation, network, loss and backward at 8 MiB a batch. The peak is in the network's own
-    backward, through which the composed form still holds z; the residual is gone by then."""
+def test_a_training_step_peaks_lower_by_the_noise_and_the_residual():
+    """Perturbation, network, loss and backward at 8 MiB a batch: two such tensors less."""
     run = train.Trainer(noise.normal((512, 4096), seed=1), kernels, 5, batch=512)
     x0 = torch.from_numpy(run.x)
     sigma = torch.from_numpy(train.training_levels(512, 0, 0)[0].astype(np.float32))
@@ -131,7 +130,7 @@ def test_a_training_step_peaks_lower_by_the_noise():
     run.objective()[0].sum().backward()  # the parameters' gradients are there from now on
     a, b = peak_bytes(fused), peak_bytes(composed)
     print(f"peak of a training step: {a:,} bytes fused, {b:,} composed; a batch {x0.nbytes:,}")
-    assert b - a >= x0.nbytes, (a, b, x0.nbytes)
+    assert b - a >= 2 * x0.nbytes, (a, b, x0.nbytes)
 
 
 def test_the_step_size_is_the_papers():
