@@ -2,7 +2,7 @@
 
 import os
 
-# OpenMP's threads wait for work by spinning, for ~20 ms by default, and take the cores from the
-# next library's: .2 ms is longer than any gap between the operations of one form. Read when torch
-# is loaded; a value of the user's own stands.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# OpenMP's threads wait for work by spinning, for ~5 ms by default, and take the cores from the
+# next library's: .5 ms is longer than any gap between the operations of one form and shorter than
+# clock's pause. Read when torch is loaded; a value of the user's own stands.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -56,14 +56,19 @@ def backend(name="auto", device="cpu"):
 
 # ---- arguments: NumPy arrays become tensors of the same memory ----
 
+@cache
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
 def _tensor(name, u):
     """An array or tensor as a dense tensor, a copy only where it must be, or one clear line."""
     import torch
     array = isinstance(u, np.ndarray)
     if not array and not isinstance(u, torch.Tensor):
         raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {type(u).__name__}")
-    if (dtype := str(u.dtype).removeprefix("torch.")) not in FLOATS:
-        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {dtype}")
+    if _name(u.dtype) not in FLOATS:
+        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {_name(u.dtype)}")
     if not u.ndim:
         raise ValueError(f"{name} needs a first axis, the samples")
     if array:
@@ -75,11 +80,10 @@ def _tensor(name, u):
 def _real(name, u):
     """TypeError or RuntimeError where a tensor has no memory of its own to read, or a gradient."""
     import torch
-    if u.device.type not in ("cpu", "cuda") or u.layout is not torch.strided or u.is_complex():
+    if not (u.is_cpu or u.is_cuda) or u.layout is not torch.strided or u.is_complex():
         raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
                         f"{u.device}, {u.layout}")
-    fake = isinstance(u, torch._subclasses.FakeTensor)
-    if fake or u.numel() and not u.untyped_storage().nbytes():
+    if isinstance(u, torch._subclasses.FakeTensor) or not u.data_ptr() and u.numel():
         raise TypeError(f"{name} has no memory (a fake or freed tensor); for compilers there is "
                         "torch.ops.minidiff, by import minidiff.kernels.torch_ops")
     if u.requires_grad:
@@ -137,7 +141,7 @@ def _table(coef, device):
 
 def _step(step, like):
     """The step as an unsigned integer; a step counter as a tensor."""
-    if isinstance(step, np.generic) or not hasattr(step, "shape"):
+    if isinstance(step, (int, np.generic)) or not hasattr(step, "shape"):
         return index(step) & MASK
     import torch
     step = torch.as_tensor(step)
@@ -152,7 +156,7 @@ def _prepare(module, out, operands, coef, widths, counter, per_sample=False, sum
 
     counter: seed, sample, tag, and a step for its kind. per_sample: rows of coef are samples
     also beside a step counter. sums: 1 stores nothing else, 2 the loss's gradient, ((2*w)*e)*c0
-    of e the update.
+    of e the update, 3 the update.
     """
     batch, shape, (seed, sample, tag, step) = len(out), tuple(coef.shape), counter
     draw = index(seed) & (1 << 64) - 1, index(sample) & MASK, index(tag) & MASK
@@ -261,11 +265,15 @@ def norms(x, *, backend="auto"):
     return _like(x, run(0).sqrt().float())
 
 
-def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
-    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,); no z is stored."""
-    (u,), module = _accept([like], ["like"], backend)
+def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto"):
+    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z is written to
+    `out` if given, rounded to its dtype, `like`'s; else it is stored nowhere."""
+    (u, *t), module = _accept([like] if out is None else [like, out], ["like", "out"], backend)
+    if t:
+        _writable(out, *t, (), ())
     step = _step(step, u)
-    run = _prepare(module, u, [], u.new_ones(1).float(), (1,), (seed, sample, tag, step), True, 1)
+    run = _prepare(module, *(t or [u]), [], u.new_ones(1).float(), (1,),
+                   (seed, sample, tag, step), True, 3 if t else 1)
     return _like(like, run(step).sqrt().float())
 
 
@@ -310,17 +318,19 @@ class Fused:
     then one fused update a step.
 
     k may be a 0-d int64 tensor on the device: then nothing waits for it, and a step captured in
-    a CUDA graph replays the whole schedule. The loop adds 1 to it after the step.
+    a CUDA graph replays the whole schedule. The loop adds 1 to it after the step. The noise is
+    drawn in the kernel, or is that of normal(shape, k, tag), if given: an operand like x.
 
     Example: *_, x = reverse_sde(score, x, VP(), times, Fused(seed=0))
     """
 
-    def __init__(self, seed=0, sample=0, backend="auto"):
-        self.draw = {"seed": seed, "sample": sample, "backend": backend}
+    def __init__(self, seed=0, sample=0, backend="auto", normal=None):
+        self.draw, self.backend = {"seed": seed, "sample": sample, "backend": backend}, backend
+        self.normal, self.z = normal, None
 
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
         op = lookup(step, denoise)
-        table = op.coefficients(clip, **parameters)
+        table, names = op.coefficients(clip, **parameters), (*op.operands, "z")
 
         def move(k, *u):
             nonlocal table
@@ -328,16 +338,27 @@ class Fused:
                 table = _table(table, getattr(u[0], "device", "cpu"))
             row = table if table.ndim == 1 or getattr(k, "shape", None) == () \
                 and not isinstance(k, np.generic) else table[k]
-            return update(u, row, step=k, tag=tag, names=op.operands, **self.draw)
+            z = (self.normal(tuple(u[0].shape), k, tag),) if self.normal and op.noise else ()
+            return update((*u, *z), row, step=k, tag=tag, names=names, **self.draw)
         return move
 
     def correct(self, step, rule, x, s, k, tag):
         """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample,
-        kept on the device; z is drawn twice and stored nowhere."""
+        kept on the device. float32's z is kept for the step; 16 bits would round it, and it is
+        drawn again."""
         import torch
-        draw = self.draw | {"step": k, "tag": tag}
-        lengths = noise_norms(x, **draw), norms(s, backend=self.draw["backend"])
-        eps = torch.as_tensor(rule(*(v.astype(float) if isinstance(v, np.ndarray) else v.double()
-                                     for v in lengths)))
-        rows = torch.stack([step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()], -1)
-        return update([x, s], rows, out=x, names=("x", "s"), per_sample=True, **draw)
+        draw, tensor = self.draw | {"step": k, "tag": tag}, hasattr(x, "is_cuda")
+        if self.normal:
+            self.z = self.normal(tuple(x.shape), k, tag)
+        elif "float32" not in str(x.dtype):
+            self.z = None
+        elif getattr(self.z, "shape", None) != x.shape or type(self.z) is not type(x):
+            self.z = (torch if tensor else np).empty_like(x)
+        z_norm = norms(self.z, backend=self.backend) if self.normal \
+            else noise_norms(x, out=self.z, **draw)
+        xp = torch if tensor and x.is_cuda else np  # NumPy's steps are short, on a CPU
+        eps = xp.asarray(rule(*(xp.asarray(v, dtype=xp.float64)
+                                for v in (z_norm, norms(s, backend=self.backend)))))
+        rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()], -1)
+        return update([x, s] if self.z is None else [x, s, self.z], rows, out=x, names="xsz",
+                      per_sample=True, **draw)

@@ -3,7 +3,7 @@
 //   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,  z = normal(seed, sample, element, step, tag)
 // The macros STORAGE, OPERANDS, DRAWS, CLIP and SUMS choose a variant. With CLIP, u1 is first
 // replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares of the result e are added up
-// a row: 1 stores nothing else, 2 the loss's gradient ((2*w)*e)*c0.
+// a row: 1 stores nothing else, 2 the loss's gradient ((2*w)*e)*c0, 3 e.
 #ifdef __CUDACC_RTC__
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -376,7 +376,7 @@ extern "C" void minidiff_update(const Job *given) {
     i64 rows = quads < QUADS ? QUADS / quads : 1;             // rows a block, or
     i64 columns = (quads + QUADS - 1) / QUADS;                // blocks a row
     i64 blocks = (job.batch + rows - 1) / rows * columns;
-#pragma omp parallel for schedule(dynamic, 4) num_threads((int)job.threads) if (job.threads > 1)
+#pragma omp parallel for schedule(dynamic, 16) num_threads((int)job.threads) if (job.threads > 1)
     for (i64 i = 0; i < blocks; i++) {
         i64 b = i / columns * rows, j = i % columns * 4 * QUADS;
         i64 r = job.batch - b < rows ? job.batch - b : rows;

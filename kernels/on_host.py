@@ -95,11 +95,15 @@ def missing():
     return reason
 
 
+@cache
+def _function(flags, dtype, *variant):
+    return library(macros(str(dtype).removeprefix("torch."), *variant), flags).minidiff_update
+
+
 def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
     """run(step): see on_numpy.update."""
     (batch, size), (rows, width) = out.shape, coef.shape
-    variant = macros(str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums)
-    function = library(variant, NATIVE).minidiff_update
+    function = _function(NATIVE, out.dtype, len(operands), draws, clips, sums)
     partial = np.empty((batch, -(-size // 1024))) if sums else None  # a block is 1024 elements
     pointers = [u.data_ptr() for u in (out, *operands)] + [0] * (4 - len(operands))
     job = (ctypes.c_uint64 * 15)(  # struct Job

@@ -36,7 +36,7 @@ def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, ta
     """out (batch, size), the operands and coef (rows, width) are tensors, checked before.
 
     See kernels.update; sums: 1 returns the squares and stores nothing, 2 stores the loss's
-    gradient (kernels.dsm_loss).
+    gradient (kernels.dsm_loss), 3 the update.
     """
     from torch import from_numpy
     coef, step = coef.numpy(), int(step)
@@ -46,5 +46,5 @@ def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, ta
     z = [noise.normal(out.shape, seed, sample, step, tag)] if draws else []
     e = affine(c, u + z, clips)
     if sums != 1:
-        out.copy_(from_numpy(((np.float32(2) * c[2]) * e) * c[0] if sums else e))
+        out.copy_(from_numpy(((np.float32(2) * c[2]) * e) * c[0] if sums == 2 else e))
     return from_numpy(quad_squares(e)) if sums else None

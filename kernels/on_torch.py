@@ -44,5 +44,5 @@ def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, ta
     z = [normal(out.shape, seed, sample, step, tag, out.device)] if draws else []
     e = affine(c, u + z, clips, torch.where)
     if sums != 1:
-        out.copy_(((2. * c[2]) * e) * c[0] if sums else e)
+        out.copy_(((2. * c[2]) * e) * c[0] if sums == 2 else e)
     return quad_squares(e) if sums else None

@@ -104,7 +104,7 @@ if triton:
                CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
                COUNTED: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
                COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr):
-        WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + SUMS // 2
+        WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + (SUMS == 2)
         tile = (pid := tl.program_id(0)) // tiles
         b = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         column = (pid % tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]

@@ -9,6 +9,7 @@ Operands meet only + - * / and parameters, so x' = a x + b s + c z with
     a = step(1, 0, 0),  b = step(0, 1, 0),  c = step(0, 0, 1)            in float64.
 """
 
+from functools import cache
 from inspect import signature
 
 import numpy as np
@@ -23,6 +24,7 @@ DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max",
     "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True)}
 
 
+@cache
 def operands(step):
     """The names of a step's operands: its positional-only parameters."""
     return tuple(p.name for p in signature(step).parameters.values()

@@ -239,7 +239,7 @@ def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
 def test_cuda_c_sums_thread_by_thread(monkeypatch, tmp_path, dtype):
     """Norms, noise norms and the loss, but for the addition over a warp."""
     kind, rng = getattr(torch, dtype), np.random.default_rng(1)
-    for operands, draws, sums in ((1, 0, 1), (0, 1, 1), (1, 1, 2)):
+    for operands, draws, sums in ((1, 0, 1), (0, 1, 1), (1, 1, 2), (0, 1, 3)):
         threads_in_turn(monkeypatch, tmp_path, (dtype, operands, draws, 0, sums))
         for shape in [(5, d) for d in range(1, 10)] + [(300, 2), (3, 1031), (2, 4096)]:
             s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(kind)

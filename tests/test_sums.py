@@ -158,11 +158,13 @@ def test_predictor_corrector_reaches_the_mixture(sde):
     assert abs(x[left].std() - .2) < .011 and abs(x[~left].std() - .2) < .011
 
 
-def test_corrector_on_kernels_is_the_langevin_update_at_its_step_size(place):
-    """Given the step size the state is by ==; and the whole loop follows the reference."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_corrector_on_kernels_is_the_langevin_update_at_its_step_size(place, dtype):
+    """Given the step size the state is by ==; 16 bits draw z twice, float32 keeps it."""
     backend, device = place
     rng = np.random.default_rng(3)
-    x, s = (torch.from_numpy(rng.standard_normal((9, 37), np.float32)).to(device) for _ in "xs")
+    x, s = (torch.from_numpy(rng.standard_normal((9, 37), np.float32)).to(
+        device, getattr(torch, dtype)) for _ in "xs")
     op, start, counted = kernels.Fused(seed=4, backend=backend), x.clone(), x.clone()
     got = op.correct(sample.langevin.langevin_step, snr_step_size, start, s, 2, noise.CORRECTOR)
     assert got is start
@@ -174,6 +176,39 @@ def test_corrector_on_kernels_is_the_langevin_update_at_its_step_size(place):
     op.correct(sample.langevin.langevin_step, snr_step_size, counted, s,
                torch.tensor(2, device=device), noise.CORRECTOR)
     assert torch.equal(counted.cpu(), want)  # a counter is the noise's step here, not a row
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_noise_norms_store_the_noise_where_asked(place, dtype):
+    backend, device = place
+    for shape in SHAPES:
+        out = torch.full(shape, torch.nan, dtype=getattr(torch, dtype), device=device)
+        got = kernels.noise_norms(torch.empty_like(out), out=out, backend=backend, **COUNTER)
+        assert torch.equal(got, kernels.noise_norms(out, backend=backend, **COUNTER))
+        z = torch.from_numpy(noise.normal(shape, **COUNTER)).to(out.dtype)
+        assert torch.equal(out.cpu(), z)
+
+
+def test_noise_of_ones_own_moves_as_the_contracts_drawn_inside(place):
+    """Reference and Fused take normal(shape, k, tag): given the contract's, the same bits."""
+    backend, device = place
+    x, s = torch.randn(2, 5, 7).unbind(0)
+    def normal(shape, k, tag):
+        return torch.from_numpy(noise.normal(shape, 3, 5, k, tag)).to(device)
+    ops = (kernels.Fused(3, 5, backend), kernels.Fused(backend=backend, normal=normal))
+    for name, p in (("langevin", {"eps": .1}), ("ddpm_clipped", {
+            "alpha_bar": .3, "alpha_bar_prev": .6, "variance": .2, "clip": (-.5, .8)}),
+            ("pf_ode", {"sde": VP(), "t": .5, "dt": .01})):
+        row = kernels.OPS[name]
+        drawn, given = (op(row.step, 2, row.denoise, **p)(4, x.to(device), s.to(device))
+                        for op in ops)
+        assert torch.equal(drawn, given), name
+    drawn, given = (op.correct(sample.langevin.langevin_step, snr_step_size, x.to(device).clone(),
+                               s.to(device), 4, noise.CORRECTOR) for op in ops)
+    assert torch.equal(drawn, given)
+    still = sample.Reference(normal=lambda shape, k, tag: np.zeros(shape))
+    moved = still(sample.langevin.langevin_step, 2, eps=.1)(0, x.numpy(), s.numpy())
+    assert np.array_equal(moved, x.numpy() + .05 * s.numpy())
 
 
 def test_a_corrected_loop_follows_the_reference():
