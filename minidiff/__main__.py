@@ -53,6 +53,9 @@ def parser():
             "--batch": {"type": positive, "help": "samples a batch (default 128 for images, 512 "
                         "for points)"},
             "--lr": one(2e-3, "peak learning rate", type=float),
+            "--objective": one("denoising", "of score matching; the others differentiate the "
+                               "network: for small data", choices=(
+                                   "denoising", "implicit", "sliced", "sliced_vr")),
             "--weighting": one("edm", "of the loss over noise levels",
                                choices=("edm", "sigma2", "likelihood")),
             "--save-every": one(200, "iterations between saves", type=positive, metavar="N"),
@@ -136,9 +139,9 @@ def run_train(args):
     out.mkdir(parents=True, exist_ok=True)
     trainer = train.Trainer(data.train, kernels, args.steps, args.batch, args.lr, seed=args.seed,
                             device=device(args), backend=args.backend, levels=data.levels,
-                            weighting=args.weighting)
+                            weighting=args.weighting, objective=args.objective)
     run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr,
-                                     "weighting": args.weighting}
+                                     "weighting": args.weighting, "objective": args.objective}
     state = out / "state.safetensors"
     if args.resume:
         tensors, saved = train.read(state)

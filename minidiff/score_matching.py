@@ -1,8 +1,9 @@
 """Four ways to fit s(x) to grad_x log p(x), and what a network may return instead of s.
 
-Objectives are means over a batch; points, scores and probes are (B, D), arrays or tensors.
-What needs the model's Jacobian takes it as an argument: its trace (B,), or its product with
-a probe v, (B, D). Predictions are functions of (x, s) at x = a x0 + sigma z, a, sigma > 0.
+Objectives are means over a batch, of samples weighed by `weight`, a scalar or (B,); points,
+scores and probes are (B, D), arrays or tensors. What needs the model's Jacobian takes it as an
+argument: its trace (B,), or its product with a probe v, (B, D). Predictions are functions of
+(x, s) at x = a x0 + sigma z, a, sigma > 0.
 """
 
 
@@ -11,21 +12,21 @@ def explicit(s, score):
     return .5 * ((s - score)**2).sum(-1).mean()
 
 
-def implicit(s, trace):
+def implicit(s, trace, weight=1.):
     """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]"""
-    return (trace + .5 * (s * s).sum(-1)).mean()
+    return (weight * (trace + .5 * (s * s).sum(-1))).mean()
 
 
-def sliced(s, v, jacobian_v):
+def sliced(s, v, jacobian_v, weight=1.):
     """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I: on average over v the implicit
     objective; v of unit norm scales it by 1/D. [SSM: Song et al. 2019, sec. 3]"""
-    return ((v * jacobian_v).sum(-1) + .5 * (v * s).sum(-1)**2).mean()
+    return (weight * ((v * jacobian_v).sum(-1) + .5 * (v * s).sum(-1)**2)).mean()
 
 
-def sliced_vr(s, v, jacobian_v):
+def sliced_vr(s, v, jacobian_v, weight=1.):
     """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form; v normal or Rademacher,
     never of unit norm, which would move the minimiser. [SMLD eq. 3]"""
-    return implicit(s, (v * jacobian_v).sum(-1))
+    return implicit(s, (v * jacobian_v).sum(-1), weight)
 
 
 def residual(s, z, /, sigma):
@@ -36,11 +37,11 @@ def residual(s, z, /, sigma):
 def denoising(s, z, sigma, weight=1.):
     """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
 
-    s, z: the score at x~ and the noise in it; sigma > 0, weight: scalar or (B, 1), sigma^2
-    for SMLD's, g^2 for the likelihood's. The minimiser is the score of x~'s own density.
+    s, z: the score at x~ and the noise in it; sigma > 0, a scalar or (B, 1); weight sigma^2 for
+    SMLD's, g^2 for the likelihood's. The minimiser is the score of x~'s own density.
     """
     e = residual(s, z, sigma)
-    return .5 * (weight * e * e).sum(-1).mean()
+    return .5 * (weight * (e * e).sum(-1)).mean()
 
 
 def posterior_mean(x, s, /, a, sigma):

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from . import noise
+from . import noise, score_matching
 from .affine import coefficients
 from .data import _order, dequantized
 from .net import ScoreNet
-from .score_matching import implicit, residual
+from .score_matching import residual
 from .sde import VP, importance_times, perturb
 
 
@@ -43,14 +43,16 @@ def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  #
     return sigma, sigma**2 * (edm if weighting == "edm" else 1.)
 
 
-def jacobian_objective(objective, score, x, v=None):
+def jacobian_objective(name, score, x, v, weight=1.):
     """implicit, sliced or sliced_vr of `score_matching`, to be differentiated: score takes and
-    gives tensors (B, D), each row on its own; v are the sliced objectives' probes."""
-    if objective is implicit:
-        jacobian = torch.func.vmap(torch.func.jacrev(lambda row: score(row[None])[0]))(x)
-        return implicit(score(x), jacobian.diagonal(dim1=1, dim2=2).sum(-1))
-    s, jacobian_v = torch.func.jvp(score, (x,), (v,))
-    return objective(s, v, jacobian_v)
+    gives tensors (B, D), each row on its own; v are the sliced objectives' probes. One product
+    with the Jacobian, v' grad s, but D for implicit's exact trace."""
+    s, vjp = torch.func.vjp(score, x)
+    if name == "implicit":
+        rows = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        diagonal = torch.func.vmap(lambda e: (vjp(e.expand_as(x))[0] * e).sum(-1))(rows)
+        return score_matching.implicit(s, diagonal.sum(0), weight)
+    return getattr(score_matching, name)(s, v, vjp(v)[0], weight)
 
 
 def batch_indices(n, batch, seed, step):
@@ -66,8 +68,9 @@ class Trainer:
     """
 
     def __init__(self, x, kernels, steps=None, batch=None, lr=2e-3, decay=.995, seed=0,
-                 device="cpu", backend="auto", levels=None, weighting="edm"):
-        self.x, self.levels, self.weighting = x, levels, weighting
+                 device="cpu", backend="auto", levels=None, weighting="edm",
+                 objective="denoising"):
+        self.x, self.levels, self.weighting, self.fitted_by = x, levels, weighting, objective
         images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
         steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
         torch.manual_seed(seed & (1 << 63) - 1)
@@ -79,17 +82,26 @@ class Trainer:
         self.step = 0
 
     def objective(self):
-        """This iteration's scores, `score_matching.denoising` a mean over elements, and its
-        gradient with respect to them: one kernel, which draws the perturbation's noise again."""
+        """(what to differentiate, its value, its gradient or None) of this iteration, a mean over
+        elements. Denoising gives the scores and the gradient with respect to them, by one kernel
+        that draws the perturbation's noise again; others, of the perturbed data, themselves."""
         k = self.step
         x0 = self.x[batch_indices(len(self.x), self.batch, self.seed, k)]
         x0 = torch.from_numpy(dequantized(x0, self.levels, self.seed, k)).to(self.device)
         sigma, weight = training_levels(len(x0), self.seed, k, self.weighting)
         draw = {"seed": self.seed, "step": k, "tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
-        s = self.net(x, torch.from_numpy(sigma.astype(np.float32)).to(self.device))
-        coef = np.column_stack((coefficients(residual, sigma=sigma), weight / s.numel()))
-        return s, *self.kernels.dsm_loss(s.detach(), coef, **draw)
+        level = torch.from_numpy(sigma.astype(np.float32)).to(self.device)
+        weight = weight / x[0].numel()
+        if self.fitted_by == "denoising":
+            s = self.net(x, level)
+            coef = np.column_stack((coefficients(residual, sigma=sigma), weight / len(x)))
+            return s, *self.kernels.dsm_loss(s.detach(), coef, **draw)
+        v = noise.rademacher(x.flatten(1).shape, self.seed, step=k, tag=noise.PROBE)
+        v, weight = (torch.from_numpy(u.astype(np.float32)).to(self.device) for u in (v, weight))
+        value = jacobian_objective(self.fitted_by, lambda rows: self.net(
+            rows.reshape(x.shape), level).flatten(1), x.flatten(1), v, weight)
+        return value, value.detach(), None
 
     def rate(self):
         """Learning rate: 50 steps of warm-up, then half a cosine down to 0."""
@@ -100,12 +112,12 @@ class Trainer:
         """One iteration; returns its loss."""
         for group in self.adam.param_groups:
             group["lr"] = self.rate()
-        s, loss, gradient = self.objective()
+        fitted, loss, gradient = self.objective()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.step}; "
                                      "lower --lr")
         self.adam.zero_grad()
-        s.backward(gradient)
+        fitted.backward(gradient)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
         self.adam.step()
         self.average.update_parameters(self.net)

@@ -466,7 +466,7 @@ def test_dsm_loss_is_denoising_score_matching():
     s, z, sigma = s.astype(np.float64), z.astype(np.float64), sigma[:, None]
     d = 3.01 * 2.**-24 * (np.abs(s) + np.abs(z / sigma))
     e = np.abs(score_matching.residual(s, z, sigma))
-    exact = score_matching.denoising(s, z, sigma, weight[:, None])
+    exact = score_matching.denoising(s, z, sigma, weight)
     slack = (weight[:, None] / 16 * (2 * e * d + d**2)).sum() + 5 * 2.**-24 * exact
     assert abs(value - exact) <= slack
 

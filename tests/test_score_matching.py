@@ -63,7 +63,7 @@ def over_noised_line(a, sigma):
     """
     x0, z = (u.reshape(-1, 1) for u in np.meshgrid(GRID, GRID))
     w = np.exp(LINE.log_density(x0) - z[:, 0]**2 / 2) / (2 * np.pi)**.5 * (GRID[1] - GRID[0])**2
-    return a * x0 + sigma * z, z, len(w) * w[:, None]
+    return a * x0 + sigma * z, z, len(w) * w
 
 
 def jacobian_times(jacobian, v):
@@ -174,16 +174,16 @@ def test_the_minimiser_of_denoising_is_the_score_of_the_noised_data(a, sigma):
     for h in (np.tanh(x), x, np.cos(3 * x), np.ones_like(x)):
         for eps in (.1, -.1):
             rise = denoising(s + eps * h, z, sigma, weight) - denoising(s, z, sigma, weight)
-            assert rise == pytest.approx(.5 * eps**2 * (weight * h**2).mean(), abs=1e-12)
+            assert rise == pytest.approx(.5 * eps**2 * (weight * h[:, 0]**2).mean(), abs=1e-12)
 
 
 def test_weight_sigma_squared_makes_denoising_a_noise_prediction():
     x, z = PLANE.sample(16), noise.normal((16, 2)).astype(np.float64)
     assert denoising(x, z, .3, weight=.09) \
         == pytest.approx(.5 * ((.3 * x + z)**2).sum(-1).mean(), rel=1e-14)
-    sigma = np.linspace(.1, 2, 16)[:, None]
-    assert denoising(x, z, sigma, weight=sigma**2) \
-        == pytest.approx(.5 * ((sigma * x + z)**2).sum(-1).mean(), rel=1e-14)
+    sigma = np.linspace(.1, 2, 16)
+    assert denoising(x, z, sigma[:, None], weight=sigma**2) \
+        == pytest.approx(.5 * ((sigma[:, None] * x + z)**2).sum(-1).mean(), rel=1e-14)
 
 
 @NOISE

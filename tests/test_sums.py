@@ -52,10 +52,10 @@ def test_the_loss_is_denoising_and_its_gradient_the_oracles_bits(place):
         assert np.array_equal(gradient.cpu().numpy().view(np.int32), want.view(np.int32))
         z = noise.normal(shape, **COUNTER)
         flat = s.reshape(len(s), -1).astype(float), z.reshape(len(s), -1).astype(float)
-        exact = sm.denoising(*flat, sigma[:, None], weight[:, None])
+        exact = sm.denoising(*flat, sigma[:, None], weight)
         # c, w, product, sum: four roundings of e, doubled by the square, three in the quad
         assert abs(float(value) - exact) <= 12 * 2**-24 * sm.denoising(
-            np.abs(flat[0]), np.abs(flat[1]), sigma[:, None], weight[:, None])
+            np.abs(flat[0]), np.abs(flat[1]), sigma[:, None], weight)
 
 
 def test_the_gradient_is_that_of_torch_autograd_bit_for_bit():
