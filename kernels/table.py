@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import signature
-
-import numpy as np
 
 from .. import ddpm, langevin, score_matching, sde, solvers
-from ..affine import coefficients, operands
+from ..affine import operands, row
 from ..sde import EDM, VE, VP, SubVP
 
 
@@ -52,24 +49,8 @@ class Op:
                 for name, v in self.tried.items()}
 
     def coefficients(self, clip=None, **parameters):
-        """coef of `update`: the step's, then with a denoise stage p0, p1, lo, hi, clip = (lo, hi)
-        or None for no bounds."""
-        def own(f):
-            return {n: parameters[n] for n in signature(f).parameters if n in parameters}
-        unknown = set(parameters) - set(own(self.step)) - set(own(self.denoise or self.step))
-        if unknown:
-            raise TypeError(f"{self.name} has no parameter {sorted(unknown)[0]!r}")
-        if not self.denoise:
-            if clip is not None:
-                raise ValueError(f"{self.name} has no denoise stage to clip")
-            return coefficients(self.step, **parameters)
-        if clip is not None and (np.shape(clip) != (2,) or not clip[0] <= clip[1]):
-            raise ValueError(f"clip must be (lo, hi) with lo <= hi, got {clip}")
-        parts = (coefficients(self.step, **own(self.step)),
-                 coefficients(self.denoise, **own(self.denoise)),
-                 np.array((-np.inf, np.inf) if clip is None else clip, np.float64))
-        rows = np.broadcast_shapes(*(p.shape[:-1] for p in parts))
-        return np.concatenate([np.broadcast_to(p, (*rows, p.shape[-1])) for p in parts], -1)
+        """coef of `update`, as `affine.row` says."""
+        return row(self.step, self.denoise, clip, **parameters)
 
 
 _SDE = {"sde": [VE(), VP(), SubVP()], "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}

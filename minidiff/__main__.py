@@ -56,8 +56,8 @@ def parser():
             "--objective": one("denoising", "of score matching; the others differentiate the "
                                "network: for small data", choices=(
                                    "denoising", "implicit", "sliced", "sliced_vr")),
-            "--weighting": one("edm", "of the loss over noise levels",
-                               choices=("edm", "sigma2", "likelihood")),
+            "--weighting": {"choices": ("edm", "sigma2", "likelihood"), "help": "of the loss over "
+                            "noise levels (default edm; sigma2 for the other objectives)"},
             "--save-every": one(200, "iterations between saves", type=positive, metavar="N"),
             "--resume": {"action": "store_true", "help": "go on from OUT/state.safetensors"}}),
         (run_sample, "sample a trained network",
@@ -141,7 +141,7 @@ def run_train(args):
                             device=device(args), backend=args.backend, levels=data.levels,
                             weighting=args.weighting, objective=args.objective)
     run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr,
-                                     "weighting": args.weighting, "objective": args.objective}
+                                     "weighting": trainer.weighting, "objective": args.objective}
     state = out / "state.safetensors"
     if args.resume:
         tensors, saved = train.read(state)

@@ -17,7 +17,8 @@ import numpy as np
 _INF = float("inf")
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
-                        "rho", "rtol", "atol"), (0, _INF, False, False)) | {
+                        "rho", "rtol", "atol", "t_min"), (0, _INF, False, False)) | {
+    "u": (0, 1, True, True),
     "n": (1, _INF, True, False), "n_steps": (1, _INF, True, False),
     "n_corrector": (0, _INF, True, False),
     "beta": (0, 1, False, False), "variance": (0, _INF, True, False), "eta": (0, 1, True, True),
@@ -87,3 +88,26 @@ def coefficients(step, **parameters):
     if (abs(step(*point.tolist(), **parameters) - table @ point) > 1e-9 * abs(table) @ point).any():
         raise ValueError(f"{step.__name__} is not linear in its operands")
     return table.astype(np.float64)
+
+
+def own(f, parameters):
+    """Those of the parameters that f takes."""
+    return {n: parameters[n] for n in signature(f).parameters if n in parameters}
+
+
+def row(step, denoise=None, clip=None, **parameters):
+    """`coefficients` of a step, c0, c1, ..., cz; of one whose second operand is denoise(x, s)
+    clipped to clip = (lo, hi), None for no bounds, also p0, p1, lo, hi with p of the denoise."""
+    name, stages = step.__name__, [f for f in (step, denoise) if f]
+    unknown = set(parameters).difference(*(own(f, parameters) for f in stages))
+    if unknown:
+        raise TypeError(f"{name} has no parameter {sorted(unknown)[0]!r}")
+    parts = [coefficients(f, **own(f, parameters)) for f in stages]
+    if clip is not None and not denoise:
+        raise ValueError(f"{name} has no denoise stage to clip")
+    if clip is not None and (np.shape(clip) != (2,) or not clip[0] <= clip[1]):
+        raise ValueError(f"clip must be (lo, hi) with lo <= hi, got {clip}")
+    if denoise:
+        parts.append(np.array((-_INF, _INF) if clip is None else clip, np.float64))
+    rows = np.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    return np.concatenate([np.broadcast_to(p, (*rows, p.shape[-1])) for p in parts], -1)

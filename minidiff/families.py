@@ -8,6 +8,8 @@ SIGMA_MIN and what each process ends at, for data within about [-1, 1].
 
 from functools import partial
 
+import numpy as np
+
 from . import ddpm, sample
 from .langevin import rho_levels
 from .score_matching import rescaled
@@ -42,17 +44,32 @@ def _ancestral(score, z, alpha_bar, op):
     return sample.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
 
 
-def _in_time(loop, sde, per_step=1):
-    """A loop over times of an SDE, of n / per_step steps, its states as x / a."""
+def _in_time(loop, sde, per_step=1, chain=False, least=2):
+    """A loop over times of an SDE, of n / per_step steps, its states as x / a: of levels by EDM's
+    rule, or of the SDE's own chain, even in t, down to the noise that its last step leaves."""
     def family(score, z, n, op):
-        a, sigma = sde.marginal(sde.T)
-        times = sde.time(rho_levels(max(2, n // per_step), sigma / a, SIGMA_MIN))
+        n, (a, sigma) = max(least, n // per_step), sde.marginal(sde.T)
+        times = sde.time(rho_levels(n, sigma / a, SIGMA_MIN))
         times[0] = sde.T
+        if chain:
+            times = np.append(np.linspace(sde.T, 0, n)[:-1],
+                              sde.time(sde.discretize(0., 0, n - 1)[1]))
         at, (a, sigma) = rescaled(score, sde.marginal), map(float, sde.marginal(times[-1]))
         for x in loop(at, prior_std(sde) * z, sde, times, op):
             yield x / a
         yield sample.denoise(at, x, times[-1], op, a, sigma)
     return family
+
+
+def _adaptive(score, x, sde, times, op, tolerance=1e-3):
+    """RK45, which computes in NumPy, of a score of arrays or tensors like x."""
+    def like(u):
+        return x.new_tensor(u) if hasattr(x, "new_tensor") else u.astype(x.dtype)
+
+    def host(u):
+        return np.asarray(u.cpu() if hasattr(u, "cpu") else u, np.float64)
+    yield from map(like, sample.pf_ode_adaptive(lambda u, t: host(score(like(u), t)), host(x), sde,
+                                                times, tolerance, tolerance))
 
 
 def _in_sigma(loop, per_step=1):
@@ -61,6 +78,7 @@ def _in_sigma(loop, per_step=1):
         max(2, -(-n // per_step)), EDM().T, SIGMA_MIN), op)
 
 
+PC = partial(sample.predictor_corrector, corrector="annealed")
 FAMILIES = {
     "annealed_langevin": annealed_langevin,
     "ddpm_ancestral": _discrete(_ancestral),
@@ -68,8 +86,14 @@ FAMILIES = {
     "reverse_sde_ve": _in_time(sample.reverse_sde, VE()),
     "reverse_sde_vp": _in_time(sample.reverse_sde, VP()),
     "reverse_sde_subvp": _in_time(sample.reverse_sde, SubVP()),
-    "pc_ve": _in_time(partial(sample.predictor_corrector, corrector="annealed"), VE(), 2),
+    "reverse_diffusion_ve": _in_time(sample.reverse_diffusion, VE(), chain=True),
+    "reverse_diffusion_vp": _in_time(sample.reverse_diffusion, VP(), chain=True, least=23),
+    "ancestral_ve": _in_time(sample.ancestral_sde, VE(), chain=True),
+    "pc_ve": _in_time(partial(PC, predictor=sample.reverse_diffusion), VE(), 2, chain=True),
+    "pc_vp": _in_time(partial(PC, predictor=sample.ancestral_sde), VP(), 2, chain=True, least=25),
+    "pc_subvp": _in_time(PC, SubVP(), 2),
     "pf_ode": _in_time(sample.pf_ode, VP()),
+    "pf_ode_adaptive": _in_time(_adaptive, VP()),
     "heun": _in_sigma(sample.edm, 2),
     "edm_churn": _in_sigma(partial(sample.edm, s_churn=20.), 2),
     "dpmpp_2m": _in_sigma(sample.dpmpp_2m),

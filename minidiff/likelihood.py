@@ -36,9 +36,9 @@ def log_likelihood(score_and_trace, x, sde, prior, t_min=1e-5, rtol=1e-5, atol=1
         s, trace = score_and_trace(state[:, :-1], t)
         return np.column_stack((flow(state[:, :-1], s, sde, t), flow(x.shape[1], trace, sde, t)))
 
-    check_domain(sde=sde, t=t_min)
-    if x.ndim != 2 or not 0 < t_min < sde.T:
-        raise ValueError(f"need x of (B, D) and t_min between 0 and T, got {x.shape} and {t_min}")
+    check_domain(sde=sde, t=t_min, t_min=t_min)
+    if x.ndim != 2 or t_min == sde.T:
+        raise ValueError(f"need x of (B, D) and t_min before T, got {x.shape} and {t_min}")
     start = np.column_stack((x, np.zeros(len(x))))
     states, evaluations = rk45(velocity, start, t_min, [sde.T], rtol, atol)
     x_T, integral = states[-1, :, :-1], states[-1, :, -1]

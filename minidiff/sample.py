@@ -10,13 +10,11 @@ whose `times` fall, (N+1,), or are N for even steps to 0).
 Example: *_, x = reverse_sde(score, x, VP(), 100, Reference(seed=0))
 """
 
-from inspect import signature
-
 import numpy as np
 
 from . import ddpm, langevin, noise, solvers
 from . import sde as sdes
-from .affine import check_domain, coefficients, operands
+from .affine import check_domain, operands, own, row
 from .score_matching import posterior_mean
 
 
@@ -29,17 +27,17 @@ class Reference:
 
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
         """A step, or a step whose second operand is denoise(x, s) clipped to (lo, hi)."""
-        def own(f, k=None):
-            return {n: v if k is None or not np.ndim(v) else v[k] for n, v in parameters.items()
-                    if n in signature(f).parameters}
-        coefficients(step, **own(step))  # refuses what a fused kernel would
+        row(step, denoise, clip, **parameters)  # refuses what a fused kernel would
+
+        def at(f, k):
+            return {n: v[k] if np.ndim(v) else v for n, v in own(f, parameters).items()}
 
         def move(k, x, *u):
             if denoise:
-                x0_hat = denoise(x, u[0], **own(denoise, k))
+                x0_hat = denoise(x, u[0], **at(denoise, k))
                 u = (x0_hat if clip is None else np.clip(x0_hat, *clip), *u[1:])
             z = (self.normal(x.shape, k, tag),) if operands(step)[-1] == "z" else ()
-            return step(x, *u, *z, **own(step, k))
+            return step(x, *u, *z, **at(step, k))
         return move
 
     def correct(self, step, rule, x, s, k, tag):
@@ -179,8 +177,8 @@ def predictor_corrector(score, x, sde, times, op, predictor=reverse_sde, correct
 
 
 def forward_sde(x, sde, times, op):
-    """Euler-Maruyama on the forward SDE along rising times (N+1,)."""
-    after, t = (v[::-1] for v in _grid(times[::-1], sde))
+    """Euler-Maruyama on the forward SDE along rising times (N+1,), or in N even steps to T."""
+    after, t = (v[::-1] for v in _grid(times[::-1] if np.ndim(times) else times, sde))
     move = op(sdes.forward_sde_step, noise.PREDICTOR, sde=sde, t=t, dt=after - t)
     for k in range(len(t)):
         x = move(k, x)

@@ -30,7 +30,7 @@ class _SDE:
 @dataclass(frozen=True)
 class VE(_SDE):
     """Variance exploding, SMLD's limit: g = sigma(t) sqrt(2 ln(smax / smin)), a = 1,
-    sigma(t) = smin (smax / smin)^t. [SDE eqs. 29 and 30, its sigma(0) as 0]
+    sigma(t) = smin (smax / smin)^t, also at 0, where the paper has 0. [SDE eqs. 29 and 30]
 
     Its chain: sigma_i = sigma(i / (n - 1)), sigma_{-1} = 0, G_i^2 = sigma_i^2 - sigma_{i-1}^2,
     whose sum is smax^2. [SDE eq. 8]
@@ -168,6 +168,7 @@ def importance_times(sde, u, t_min=1e-5):
     """(t, Z): t of density g^2 / (Z sigma^2) on [t_min, T] from u ~ U(0, 1], so that the mean of
     Z sigma^2 |..|^2 is the integral of g^2 |..|^2. As g^2 / sigma^2 = 2 d/dt ln(sigma / a), just
     ln(sigma / a) is uniform. [ScoreFlow: Song et al. 2021]"""
+    check_domain(u=u, t_min=t_min, sde=sde, t=t_min)
     low, high = (np.log(sigma / a) for a, sigma in map(sde.marginal, (t_min, sde.T)))
     return sde.time(np.exp(low + (high - low) * u)), 2 * (high - low)
 

@@ -26,8 +26,9 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
         gamma = min(s_churn / n, sqrt(2) - 1) where s_min <= sigma <= s_max, else 0
         sigma_hat = (1 + gamma) sigma,  std = s_noise sqrt(sigma_hat^2 - sigma^2)
     """
-    if not (s_churn >= 0 and s_noise > 0):
-        raise ValueError(f"need s_churn >= 0 and s_noise > 0, got {s_churn} and {s_noise}")
+    if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
+        raise ValueError("need s_churn >= 0, s_noise > 0 and s_min <= s_max, got "
+                         f"{s_churn}, {s_noise} and {s_min}, {s_max}")
     inside = (s_min <= sigmas) & (sigmas <= s_max)
     gamma = np.where(inside, min(s_churn / len(sigmas), 2**.5 - 1), 0.)
     return (1 + gamma) * sigmas, s_noise * sigmas * (gamma * (2 + gamma))**.5

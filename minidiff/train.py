@@ -68,9 +68,11 @@ class Trainer:
     """
 
     def __init__(self, x, kernels, steps=None, batch=None, lr=2e-3, decay=.995, seed=0,
-                 device="cpu", backend="auto", levels=None, weighting="edm",
+                 device="cpu", backend="auto", levels=None, weighting=None,
                  objective="denoising"):
-        self.x, self.levels, self.weighting, self.fitted_by = x, levels, weighting, objective
+        self.x, self.levels, self.fitted_by = x, levels, objective
+        # sigma^4 of EDM's suits denoising, whose residual is small there; the others' terms are not
+        self.weighting = weighting or ("edm" if objective == "denoising" else "sigma2")
         images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
         steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
         torch.manual_seed(seed & (1 << 63) - 1)

@@ -308,7 +308,7 @@ def test_clip_needs_x_s_and_four_numbers():
     for clip in (1., (1.,), (1., -1.), (0., 1., 2.)):
         with pytest.raises(ValueError, match="clip must be .lo, hi."):
             apply("ddpm_clipped", X, X, clip=clip, alpha_bar=.3, alpha_bar_prev=.6, variance=.1)
-    with pytest.raises(ValueError, match="langevin has no denoise stage"):
+    with pytest.raises(ValueError, match="langevin_step has no denoise stage"):
         apply("langevin", X, X, clip=(-1., 1.), eps=.1)
 
 
@@ -410,6 +410,33 @@ def test_parameters_out_of_their_range(step, parameters, words):
         Fused()(step, noise.PREDICTOR, **parameters)
     with pytest.raises(ValueError, match=words):
         sample.Reference()(step, noise.PREDICTOR, **parameters)
+
+
+@pytest.mark.parametrize("op", [Fused(), sample.Reference()], ids=lambda op: type(op).__name__)
+def test_the_reference_refuses_what_a_kernel_does(op):
+    chain = {"alpha_bar": .3, "alpha_bar_prev": .6, "variance": .2}
+    for step, more, error, words in (
+            (langevin.langevin_step, {"eps": .1, "eta": 1.}, TypeError, "no parameter 'eta'"),
+            (langevin.langevin_step, {"eps": .1, "clip": (0, 1)}, ValueError, "no denoise stage"),
+            (ddpm.posterior_step, chain | {"denoise": ddpm.predicted_x0, "clip": (1, -1)},
+             ValueError, r"clip must be \(lo, hi\)"),
+            (ddpm.posterior_step, chain | {"denoise": ddpm.predicted_x0, "alpha_bar": 1.2},
+             ValueError, "alpha_bar must")):
+        with pytest.raises(error, match=words):
+            op(step, noise.PREDICTOR, **more)
+
+
+@pytest.mark.parametrize("f, arguments, words", [
+    (sde.importance_times, (sde.VP(), 1.5), "u must"),
+    (sde.importance_times, (sde.VP(), .5, 0.), "t_min must"),
+    (sde.importance_times, (sde.VP(), .5, 2.), "t must"),
+    (solvers.churn, (np.array([2., 1.]), -1.), "s_churn >= 0"),
+    (solvers.churn, (np.array([2., 1.]), np.nan), "s_churn >= 0"),
+    (solvers.churn, (np.array([2., 1.]), 1., 3., 2.), "s_min <= s_max"),
+    (ddpm.cosine_betas, (0,), "n must"), (ddpm.cosine_betas, (10, 1.), "beta must")], ids=str)
+def test_schedules_out_of_their_range(f, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        f(*arguments)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

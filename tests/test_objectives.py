@@ -51,7 +51,8 @@ def test_a_trainer_fits_by_any_objective(name, x):
     run = Trainer(x, kernels, 5, batch=3, seed=2, objective=name)
     torch.nn.init.normal_(run.net.F_x.out.weight, std=.1)
     x0 = torch.from_numpy(x[batch_indices(len(x), 3, 2, 0)])
-    sigma, weight = training_levels(3, 2, 0)
+    assert run.weighting == "sigma2"
+    sigma, weight = training_levels(3, 2, 0, "sigma2")
     x = kernels.apply("perturb", x0, a=1., sigma=sigma, seed=2, tag=noise.PERTURBATION)
     net, size = run.net.double(), x[0].numel()
     s, J = [], []

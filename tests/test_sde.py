@@ -97,6 +97,12 @@ def test_simulated_paths_have_those_moments(sde):
     assert x.var() == pytest.approx(variance, rel=4.9 * (2 / n)**.5)
 
 
+def test_a_number_of_forward_steps_is_even_times():
+    paths = [list(sample.forward_sde(np.ones((4, 1)), VP(), times, sample.Reference(seed=2)))
+             for times in (5, np.linspace(0, 1, 6))]
+    np.testing.assert_allclose(*paths, rtol=1e-12)
+
+
 def test_sub_vp_has_less_variance_than_vp_at_every_time():
     t = np.geomspace(1e-8, 1, 1000)
     assert (SubVP().marginal(t)[1] < VP().marginal(t)[1]).all()
