@@ -111,6 +111,13 @@ def device(args):
     return name
 
 
+def check_file(option, file):
+    """ValueError where no file can be written, better now than after the work."""
+    folder = Path(file).parent
+    if Path(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {file}: not a file in a folder that can be written")
+
+
 def write_json(file, rows):
     """Rows to a file, whole or not at all."""
     part = Path(str(file) + ".part")
@@ -135,6 +142,8 @@ def run_train(args):
     if not 0 < args.lr < float("inf"):
         raise ValueError(f"--lr must be positive, got {args.lr}")
     data = load(args.data, args.seed)
+    if args.batch and args.batch > len(data.train):
+        raise ValueError(f"--batch {args.batch}: {data.name} has {len(data.train)} samples")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     trainer = train.Trainer(data.train, kernels, args.steps, args.batch, args.lr, seed=args.seed,
@@ -165,6 +174,7 @@ def run_sample(args):
     from .train import load_model
     if Path(args.out).suffix not in ("", ".npz"):
         raise ValueError(f"--out {args.out}: samples are written as .npz")
+    check_file("--out", args.out)
     net, saved = load_model(args.model, device(args))
     score = NetScore(net)
     *_, x = sample(score, saved["shape"], args.family, args.n, kernels, args.evaluations,
@@ -275,6 +285,9 @@ def main(argv=None):
     except ModuleNotFoundError as e:
         sys.exit(f"minidiff: {e}; install this folder first: pip install --use-pep517 -e .")
     try:
+        if (file := getattr(args, "json", None)) and not (args.run is run_bench
+                                                          and Path(file).is_dir()):
+            check_file("--json", file)
         return args.run(args) or 0
     except (ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as e:
         if os.environ.get("MINIDIFF_TRACEBACK"):

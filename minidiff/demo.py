@@ -18,7 +18,8 @@ from .sde import VP, prior_std
 from .targets import Gaussian
 from .train import Trainer, iterations, save
 
-EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "heun": 39, "dpmpp_2m": 20}
+EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adaptive": 40,
+               "heun": 39, "dpmpp_2m": 20}
 CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
 
 

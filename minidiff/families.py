@@ -46,7 +46,8 @@ def _ancestral(score, z, alpha_bar, op):
 
 def _in_time(loop, sde, per_step=1, chain=False, least=2):
     """A loop over times of an SDE, of n / per_step steps, its states as x / a: of levels by EDM's
-    rule, or of the SDE's own chain, even in t, down to the noise that its last step leaves."""
+    rule, or of the SDE's own chain, even in t, down to the noise that its last step leaves.
+    least: of steps, where with longer ones beta dt is not below 1."""
     def family(score, z, n, op):
         n, (a, sigma) = max(least, n // per_step), sde.marginal(sde.T)
         times = sde.time(rho_levels(n, sigma / a, SIGMA_MIN))
@@ -61,13 +62,15 @@ def _in_time(loop, sde, per_step=1, chain=False, least=2):
     return family
 
 
-def _adaptive(score, x, sde, times, op, tolerance=1e-3):
-    """RK45, which computes in NumPy, of a score of arrays or tensors like x."""
+def _adaptive(score, x, sde, times, op):
+    """RK45, which computes in NumPy, of a score of arrays or tensors like x. The tolerance is for
+    about as many evaluations as times: 24 a decade, on the digits."""
     def like(u):
         return x.new_tensor(u) if hasattr(x, "new_tensor") else u.astype(x.dtype)
 
     def host(u):
         return np.asarray(u.cpu() if hasattr(u, "cpu") else u, np.float64)
+    tolerance = 10**-min(8., (len(times) + 9) / 24)
     yield from map(like, sample.pf_ode_adaptive(lambda u, t: host(score(like(u), t)), host(x), sde,
                                                 times, tolerance, tolerance))
 
@@ -89,8 +92,8 @@ FAMILIES = {
     "reverse_diffusion_ve": _in_time(sample.reverse_diffusion, VE(), chain=True),
     "reverse_diffusion_vp": _in_time(sample.reverse_diffusion, VP(), chain=True, least=23),
     "ancestral_ve": _in_time(sample.ancestral_sde, VE(), chain=True),
-    "pc_ve": _in_time(partial(PC, predictor=sample.reverse_diffusion), VE(), 2, chain=True),
-    "pc_vp": _in_time(partial(PC, predictor=sample.ancestral_sde), VP(), 2, chain=True, least=25),
+    "pc_ve": _in_time(PC, VE(), 2),
+    "pc_vp": _in_time(PC, VP(), 2, least=20),
     "pc_subvp": _in_time(PC, SubVP(), 2),
     "pf_ode": _in_time(sample.pf_ode, VP()),
     "pf_ode_adaptive": _in_time(_adaptive, VP()),

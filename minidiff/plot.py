@@ -59,11 +59,13 @@ def picture(file, data, samples, trajectory, columns=16):
 def curves(file, rows, best):
     """Write a PNG of SVM accuracy against network evaluations, log scale, a line a family, on
     white so that dark pages show it too; rows as `demo.measure`'s, best that of real data."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    families = list(dict.fromkeys(row[0] for row in rows))
-    for axis, title, flows in zip(axes, ("probability flow", "with fresh noise"), (True, False)):
-        shown = [f for f in families if (f in FLOWS) == flows]
-        for color, marker, family in zip(COLORS, "os^Dvp*", shown):
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
+    groups = {f: "probability flow" for f in FLOWS}
+    families = {f: groups.get(f, "reverse SDE" if f.startswith("reverse") else
+                              "ancestral, Langevin, corrected") for f, *_ in rows}
+    for axis, title in zip(axes, dict.fromkeys(("probability flow", *families.values()))):
+        shown = [f for f, group in families.items() if group == title]
+        for color, marker, family in zip(COLORS, "os^Dvp*", shown, strict=False):
             _, n, _, accuracy, error, _ = zip(*sorted(r for r in rows if r[0] == family))
             axis.errorbar(n, accuracy, error, color=color, marker=marker, ms=4, lw=1.2,
                           label=family.replace("_", " "))

@@ -188,7 +188,8 @@ def load_model(file, device="cpu"):
     tensors, metadata = read(file)
     shape = metadata.get("shape") if isinstance(metadata, dict) else None
     if not (isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape)
-            and {"data", "levels"} <= metadata.keys()):
+            and isinstance(metadata.get("data"), str)
+            and isinstance(metadata.get("levels", ""), (int, type(None)))):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     net = ScoreNet(tuple(shape))
     try:

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
-from minidiff import noise
+from minidiff import data, noise
+from minidiff.data import dequantized
+from minidiff.demo import likelihood
 from minidiff.likelihood import (
     bits_per_dim,
     dequantize,
     log_likelihood,
     with_trace,
 )
+from minidiff.net import ScoreNet
 from minidiff.sample import pf_ode_adaptive
 from minidiff.sde import EDM, VE, VP, SubVP, prior_std
 from minidiff.targets import Gaussian, Mixture
@@ -180,3 +183,18 @@ def test_arguments_out_of_range(shape, kw):
     x = np.ones(shape)
     with pytest.raises(ValueError, match="t_min|t must|rtol|atol"):
         log_likelihood(lambda x, t: (x, x[:, 0]), x, VP(), lambda x: x[:, 0], **kw)
+
+
+def test_bits_per_dim_of_digits_under_a_gaussian_network():
+    """A network that starts at F = 0 is the exact score of N(0, 1/4 I); its flow only stretches,
+    and a Rademacher probe gives the trace of a multiple of I exactly: bits/dim in closed form.
+    RK45 at 1e-5 keeps the integral, some 200 nats in 64 dimensions, to some 1e-3 bits."""
+    digits, sde = data.load("digits"), VP()
+    mean, error, _ = likelihood(ScoreNet((1, 8, 8)).requires_grad_(False), digits, 32, 3)
+    x = dequantized(digits.held[:32], 17, 3).reshape(32, 64).astype(float)
+    (a, sigma), (a_T, sigma_T) = sde.marginal(1e-5), sde.marginal(1.)
+    stretch = ((a_T**2 / 4 + sigma_T**2) / (a**2 / 4 + sigma**2))**.5
+    log_p = Gaussian(np.zeros(64), 1.).log_density(stretch * x) + 64 * np.log(stretch)
+    bits = -log_p / np.log(2) / 64 + np.log2(17 / 2)  # the grey levels are 2 / 17 apart
+    assert mean == pytest.approx(bits.mean(), abs=1e-3)
+    assert error == pytest.approx(bits.std(ddof=1) / 32**.5, rel=1e-3)

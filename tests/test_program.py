@@ -120,11 +120,23 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     refused("--data digits", "levels", argv=["eval", "--model", model, "--data", "digits"])
 
 
-def test_evaluations_are_drawn(tmp_path):
-    from minidiff.plot import curves
-    rows = [(f, n, 1., .5, .01, 2.) for f in families.FAMILIES for n in (10, 20)]
-    curves(tmp_path / "e.png", rows, .5)
-    assert (tmp_path / "e.png").stat().st_size > 5000
+def test_evaluations_are_drawn(tmp_path, monkeypatch):
+    """A labelled line for every family, through its points; fresh noise apart from the flow."""
+    from minidiff import plot
+    rows = [(f, n, 1., .5 + n / 100, .01, 2.) for f in families.FAMILIES for n in (20, 10)]
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    plot.curves(tmp_path / "e.png", rows, .5)
+    axes = plot.plt.gcf().axes
+    shown = [[bar.get_label() for bar in axis.containers] for axis in axes]
+    assert sorted(sum(shown, [])) == sorted(f.replace("_", " ") for f in families.FAMILIES)
+    assert set(shown[0]) == {f.replace("_", " ") for f in plot.FLOWS}
+    for axis in axes:
+        colors = [bar[0].get_color() for bar in axis.containers]
+        assert len(set(colors)) == len(colors)
+        for bar in axis.containers:
+            np.testing.assert_allclose(bar[0].get_xydata(), [[10, .6], [20, .7]])
+    plot.plt.gcf().clear()
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_demo_draws_images(tmp_path):
@@ -152,15 +164,18 @@ def broken_files(folder):
     (folder / "text.safetensors").write_text("hello")
     import safetensors.torch
     safetensors.torch.save_file({"x": torch.ones(1)}, folder / "foreign.safetensors")
-    for name, shape in (("other", [1, 8, 8]), ("strange", "abc"), ("negative", [-1])):
+    for name, odd in (("other", {"shape": [1, 8, 8]}), ("strange", {"shape": "abc"}),
+                      ("negative", {"shape": [-1]}), ("levels", {"levels": "x"}),
+                      ("data", {"data": 5})):
         train.save(folder / f"{name}.safetensors", ScoreNet((2,)).state_dict(),
-                   {"shape": shape, "data": "moons", "levels": None})
+                   {"shape": [2], "data": "moons", "levels": None} | odd)
     train.save(folder / "list.safetensors", ScoreNet((2,)).state_dict(), [])
 
 
 @pytest.mark.parametrize("name, words", [
     ("absent", "no such file"), ("truncated", "not a readable"), ("text", "not a readable"),
     ("foreign", "not minidiff's"), ("other", "another architecture"),
+    ("levels", "not minidiff's"), ("data", "not minidiff's"),
     ("strange", "not minidiff's"), ("negative", "not minidiff's"), ("list", "not minidiff's")])
 def test_bad_models_are_refused(name, words, tmp_path, refused):
     broken_files(tmp_path)
@@ -224,6 +239,12 @@ def test_options_are_refused_in_one_line(tmp_path, refused):
     refused("no such file", argv=["train", "--resume", "--data", "moons", "--out", out])
     refused("nothing_such", argv=["bench", "--backend", "nothing_such"])
     refused("cupy", argv=["bench", "--backend", "cupy"])
+    refused("--batch 9999", argv=["train", "--data", "moons", "--batch", "9999", "--out", out])
+    for json_file in (out, f"{out}/no/such.json"):
+        refused("--json", "folder", argv=["check", "--json", json_file])
+    refused("--json", "folder", argv=["bench", "--json", f"{out}/no/such.json"])
+    refused("--out", "folder", argv=["sample", "--out", f"{out}/no/such.npz"])
+    refused("--out .", "folder", argv=["sample", "--out", "."])
     for argv in (["demo", "--steps", "0"], ["sample", "--family", "x"], ["check", "--op", "x"], []):
         with pytest.raises(SystemExit) as stop:
             main(argv)
