@@ -266,14 +266,13 @@ def norms(x, *, backend="auto"):
 
 
 def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto"):
-    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z is written to
-    `out` if given, rounded to its dtype, `like`'s; else it is stored nowhere."""
+    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z itself goes to
+    `out`, if given, and else nowhere."""
     (u, *t), module = _accept([like] if out is None else [like, out], ["like", "out"], backend)
     if t:
         _writable(out, *t, (), ())
-    step = _step(step, u)
     run = _prepare(module, *(t or [u]), [], u.new_ones(1).float(), (1,),
-                   (seed, sample, tag, step), True, 3 if t else 1)
+                   (seed, sample, tag, step := _step(step, u)), True, 3 if t else 1)
     return _like(like, run(step).sqrt().float())
 
 
@@ -287,8 +286,7 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
     value is score_matching.denoising. Returns (float32 scalar, gradient of s's dtype).
     """
     (u,), module = _accept([s], ["s"], backend)
-    table, gradient = _table(coef, u.device), u.new_empty(u.shape)
-    step = _step(step, u)
+    table, gradient, step = _table(coef, u.device), u.new_empty(u.shape), _step(step, u)
     run = _prepare(module, gradient, [u], table, (3,), (seed, sample, tag, step), True, sums=2)
     value = (table[..., 2].double() * run(step)).sum().float()
     return _like(s, value)[()], _like(s, gradient)
@@ -317,9 +315,9 @@ class Fused:
     """The `op` of minidiff.sample's loops on a backend: a step's coefficients once a schedule,
     then one fused update a step.
 
-    k may be a 0-d int64 tensor on the device: then nothing waits for it, and a step captured in
-    a CUDA graph replays the whole schedule. The loop adds 1 to it after the step. The noise is
-    drawn in the kernel, or is that of normal(shape, k, tag), if given: an operand like x.
+    k may be a 0-d int64 tensor on the device: nothing waits for it, and a step captured in a CUDA
+    graph replays the schedule; the loop adds 1 to it after the step. normal(shape, k, tag), if
+    given, is the noise's source instead: arrays like x.
 
     Example: *_, x = reverse_sde(score, x, VP(), times, Fused(seed=0))
     """
@@ -343,9 +341,8 @@ class Fused:
         return move
 
     def correct(self, step, rule, x, s, k, tag):
-        """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample,
-        kept on the device. float32's z is kept for the step; 16 bits would round it, and it is
-        drawn again."""
+        """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample, kept
+        on the device. float32 z is kept for the step; 16 bits would round it: it is drawn again."""
         import torch
         draw, tensor = self.draw | {"step": k, "tag": tag}, hasattr(x, "is_cuda")
         if self.normal:
