@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from .. import noise
-from ..kernels import FLOATS, OPS, coefficients, missing, on_cupy, update
+from ..kernels import FLOATS, OPS, Fused, coefficients, missing, on_cupy, update
+from ..solvers import snr_step_size
 from .check import check_op, check_sums, check_words
 from .machine import machine
 from .run import bench, show
@@ -166,6 +167,30 @@ def graph_replay():
     return {"passed": all(good.values()), **good}
 
 
+def corrector_replay():
+    """A corrector's step captured, replayed eight times, beside eight steps; a sum's order may
+    move its last bit."""
+    on_device()
+    x0, s, good = torch.randn(257, 33), torch.randn(257, 33), {}
+    for name in DEVICES:
+        op, d, x, want = Fused(SEED, backend=name), s.cuda(), x0.cuda(), x0.cuda()
+        step = torch.zeros((), dtype=torch.int64, device="cuda")
+
+        def one(u, op=op, d=d, step=step):
+            op.correct(OPS["langevin"].step, snr_step_size, u, d, step, TAG)
+            step.add_(1)
+        for _ in range(8):
+            one(want)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            one(x)
+        step.zero_()
+        for _ in range(8):
+            graph.replay()
+        good[name] = torch.allclose(x, want, rtol=1e-5, atol=1e-5)
+    return {"passed": all(good.values()), **good}
+
+
 def large():
     """More than 2^31 bfloat16 elements, as many rows and as few: ends compared with NumPy."""
     on_device()
@@ -254,8 +279,8 @@ def timing():
     return {"passed": True, "rows": found}
 
 
-PARTS = words, rows, square_root, all_radii, side_stream, graph_replay, large, sanitizer, rates, \
-    timing
+PARTS = words, rows, square_root, all_radii, side_stream, graph_replay, corrector_replay, large, \
+    sanitizer, rates, timing
 
 
 def main():
@@ -278,7 +303,7 @@ def main():
         results["parts"][part.__name__] = result
         word = {True: "passed", False: "FAILED", None: "not run"}[result["passed"]]
         more = {k: v for k, v in result.items() if k not in ("passed", "rows", "seconds")}
-        print(f"{part.__name__:<14}{word:<9}{result['seconds']:>7.1f} s  {more}", flush=True)
+        print(f"{part.__name__:<18}{word:<9}{result['seconds']:>7.1f} s  {more}", flush=True)
         if args.out:
             Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
     return int(any(p["passed"] is False for p in results["parts"].values()))
