@@ -37,7 +37,8 @@ def load(file):
     """Rows of a file. ValueError in one line where it holds none."""
     try:
         rows = json.loads(Path(file).read_text())
-        good = [r for r in rows if {"op", "backend", "dtype", "elements", "seconds"} <= r.keys()]
+        good = [r for r in rows if {"op", "backend", "dtype", "elements", "seconds"} <= r.keys()
+                and (not r["seconds"] or {"machine", "quartiles"} <= r.keys())]
     except (OSError, ValueError, AttributeError, TypeError) as e:
         raise ValueError(f"{file}: not a list of rows that bench wrote ({e})") from e
     if not good or len(good) < len(rows):
@@ -154,24 +155,23 @@ def _error(row):
 def slower(old, new):
     """(lines that say which of our rows got slower beyond noise, the machine's own drift).
 
-    drift: the median change of the peers, whose code is not ours. A row is slower if, divided by
-    drift, its lower quartile lies above the old upper one and its median above the old median by
-    over four standard errors of their difference.
+    drift: the median change of the peers, whose code is not ours; None without any. A row is
+    slower if, divided by drift, its lower quartile lies above the old upper one and its median
+    above the old median by over four standard errors of their difference.
     """
     before = {_key(r): r for r in old if r["seconds"]}
     pairs = [(before[_key(r)], r) for r in new if r["seconds"] and _key(r) in before]
     if not pairs:
         raise ValueError("no row in common with the older run")
     ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs if a["backend"] in PEERS)
-    drift = ratios[len(ratios) // 2] if ratios else 1.
+    drift = ratios[len(ratios) // 2] if ratios else None
     lines = []
     for a, b in pairs:
-        rise = b["seconds"] / drift - a["seconds"]
-        noise = 4 * (_error(a)**2 + (_error(b) / drift)**2)**.5
-        if a["backend"] not in PEERS and b["quartiles"][0] / drift > a["quartiles"][1] \
-                and rise > noise:
+        now, low, error = (v / (drift or 1.) for v in (b["seconds"], b["quartiles"][0], _error(b)))
+        rise, noise = now - a["seconds"], 4 * (_error(a)**2 + error**2)**.5
+        if a["backend"] not in PEERS and low > a["quartiles"][1] and rise > noise:
             lines.append(f"slower: {' '.join(k for k in _key(b) if k != 'None')}: "
-                         f"{a['seconds'] * 1e6:.1f} -> {b['seconds'] / drift * 1e6:.1f} us, "
+                         f"{a['seconds'] * 1e6:.1f} -> {now * 1e6:.1f} us, "
                          f"{100 * rise / a['seconds']:.0f} % (noise "
                          f"{100 * noise / a['seconds']:.0f} %)")
     return lines, drift
@@ -185,9 +185,12 @@ def compare(old, new):
         raise ValueError(f"the older run is of another machine: {there['processor']}, "
                          f"{there['cores']} cores, GPU {there['gpu']}")
     lines, drift = slower(old, new)
+    for k in sorted(k for k in here if here[k] != there.get(k)):
+        print(f"{k}: {there.get(k)} then, {here[k]} now")
     print("\n".join(lines or ["nothing got slower beyond noise"]))
-    print(f"peers, the machine's own drift: x {drift:.2f}, taken out; noise is four standard "
-          "errors of two medians, from their quartiles, which must lie apart")
+    known = f"x {drift:.2f}, taken out" if drift else "not known, as no peer was timed in both runs"
+    print(f"the machine's own drift, by the peers: {known}; noise is four standard errors of two "
+          "medians, from their quartiles, which must lie apart")
     return int(bool(lines))
 
 

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from ..kernels import BACKENDS, OPS, bind, missing
-from .check import CLIP, check_op
+from ..kernels import BACKENDS, OPS, bind, missing, update
+from .check import CLIP, COUNTER, check_op
 from .clock import SECONDS, clock, summary
 from .peers import PEERS
 from .rows import ELEMENTS, add_speedups, row_of, shape_of
@@ -99,6 +99,21 @@ def check_peer(name, f, work):
     return None if work.noise else True
 
 
+def check_timed(name, result, work, coef, sample=0, **draw):
+    """RuntimeError unless the first and last rows of what is timed are the reference's bits."""
+    import torch
+    rows = max(1, SEEN // work.out[0].numel())
+    for start in {0, max(0, len(work.out) - rows)}:
+        part = slice(start, start + rows)
+        want = torch.empty_like(work.out[part], device="cpu")
+        update([u[part].cpu() for u in work.u], coef, out=want, backend="numpy",
+               sample=sample + start, **draw)
+        got, bits = result[part].cpu(), torch.int32 if want.element_size() == 4 else torch.int16
+        if got.dtype != want.dtype or not torch.equal(got.view(bits), want.view(bits)):
+            raise RuntimeError(f"{work.op.name}: {name} does not return the reference's bits at "
+                               f"{tuple(work.out.shape)}; nothing was timed")
+
+
 def moved(name, work):
     """Bytes that a form reads and writes, its random numbers' own writing included."""
     size = work.out.numel() * work.out.element_size()
@@ -120,8 +135,12 @@ def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, wid
         functions[name] = call(name, work, coef)
         if name in PEERS:
             found[name] = check_peer(name, functions[name], work)
+        else:
+            work.out.fill_(float("nan"))
+            check_timed(name, functions[name](), work, coef)
     if own and op.name in own.functions:
-        functions[own.file] = own.bind(op.name, work.u or [work.out], coef, p)
+        functions[own.file] = f = own.bind(op.name, work.u or [work.out], coef, p)
+        check_timed(own.file, *own.results(f, 1), work, coef, **COUNTER)
     size, copied = work.out.numel() * work.out.element_size(), work.out.clone()
     fills = {PEERS[n].fill for n in functions if n in PEERS} if op.noise else ()
     extra = {"copy": lambda: work.out.copy_(copied)} | {f: f(work.out) for f in fills}
@@ -153,7 +172,7 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
                            "nothing was timed; see check --kernel")
     names, rows = candidates(backends, device), []
     for name in (name for name in ops if name not in OPS):
-        rows += bench_sums(name, names, elements, dtype, device, own)
+        rows += bench_sums(name, names, elements, dtype, device, own, seed)
     for op in (OPS[name] for name in ops if name in OPS):
         for name in backends or ():
             if reason := lacks(name, op, dtype, device):

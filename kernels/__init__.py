@@ -9,6 +9,7 @@ float32 oracle), torch, host (CPU, compiled), triton, cupy; `auto` picks by devi
 Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 """
 
+import threading
 import warnings
 from functools import cache, partial
 from importlib import import_module
@@ -155,8 +156,7 @@ def _prepare(module, out, operands, coef, widths, counter, per_sample=False, sum
     """Check coef; returns run(step), which gives the sums of squares a sample, float64, or None.
 
     counter: seed, sample, tag, and a step for its kind. per_sample: rows of coef are samples
-    also beside a step counter. sums: 1 stores nothing else, 2 the loss's gradient, ((2*w)*e)*c0
-    of e the update, 3 the update.
+    also beside a step counter. sums: 1 stores nothing, 2 the gradient ((2*w)*e)*c0, 3 e itself.
     """
     batch, shape, (seed, sample, tag, step) = len(out), tuple(coef.shape), counter
     draw = index(seed) & (1 << 64) - 1, index(sample) & MASK, index(tag) & MASK
@@ -324,7 +324,7 @@ class Fused:
 
     def __init__(self, seed=0, sample=0, backend="auto", normal=None):
         self.draw, self.backend = {"seed": seed, "sample": sample, "backend": backend}, backend
-        self.normal, self.z = normal, None
+        self.normal, self.kept = normal, threading.local()
 
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
         op = lookup(step, denoise)
@@ -345,17 +345,17 @@ class Fused:
         on the device. float32 z is kept for the step; 16 bits would round it: it is drawn again."""
         import torch
         draw, tensor = self.draw | {"step": k, "tag": tag}, hasattr(x, "is_cuda")
+        kind, z = (type(x), str(x.dtype), x.shape, getattr(x, "device", "cpu")), None
         if self.normal:
-            self.z = self.normal(tuple(x.shape), k, tag)
-        elif "float32" not in str(x.dtype):
-            self.z = None
-        elif getattr(self.z, "shape", None) != x.shape or type(self.z) is not type(x):
-            self.z = (torch if tensor else np).empty_like(x)
-        z_norm = norms(self.z, backend=self.backend) if self.normal \
-            else noise_norms(x, out=self.z, **draw)
+            z = self.normal(tuple(x.shape), k, tag)
+        elif "float32" in kind[1]:
+            if getattr(self.kept, "kind", None) != kind:
+                self.kept.kind, self.kept.z = kind, (torch if tensor else np).empty_like(x)
+            z = self.kept.z
+        z_norm = norms(z, backend=self.backend) if self.normal else noise_norms(x, out=z, **draw)
         xp = torch if tensor and x.is_cuda else np  # NumPy's steps are short, on a CPU
         eps = xp.asarray(rule(*(xp.asarray(v, dtype=xp.float64)
                                 for v in (z_norm, norms(s, backend=self.backend)))))
         rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()], -1)
-        return update([x, s] if self.z is None else [x, s, self.z], rows, out=x, names="xsz",
+        return update([x, s] if z is None else [x, s, z], rows, out=x, names="xsz",
                       per_sample=True, **draw)

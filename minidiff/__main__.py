@@ -112,8 +112,10 @@ def device(args):
 
 
 def check_file(option, file):
-    """ValueError where no file can be written, better now than after the work."""
+    """ValueError where no file can be written, or would replace one of another kind."""
     folder = Path(file).parent
+    if option == "--json" and Path(file).suffix != ".json":
+        raise ValueError(f"{option} {file}: results are written as .json")
     if Path(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {file}: not a file in a folder that can be written")
 
@@ -157,7 +159,10 @@ def run_train(args):
         step = saved.pop("step", None)
         if saved != run:
             raise ValueError(f"{state} is of another run: {saved}, not {run}")
-        trainer.restore(tensors, step)
+        try:
+            trainer.restore(tensors, step)
+        except (ValueError, RuntimeError, KeyError) as e:
+            raise ValueError(f"{state}: {str(e).splitlines()[0]}") from e
     elif state.exists():
         raise ValueError(f"{state} exists: --resume it, or choose another --out")
     return train.run(trainer, out, run, args.save_every)
@@ -253,6 +258,8 @@ def run_bench(args):
     from .bench.suite import show_all, suite
     if args.report is not None:
         return print(report.report(args.report or report.RESULTS))
+    if odd := [n for n in args.elements or () if n > 1024 and n % 1024]:
+        raise ValueError(f"--elements {odd[0]}: a multiple of 1024, or below it")
     old = args.compare and report.load(args.compare)
     own = Own(args.kernel, args.op) if args.kernel else None
     if args.op or args.backend or args.elements or args.dtype or own:

@@ -60,6 +60,9 @@ def check_domain(**parameters):
         if low in parameters and high in parameters and not (
                 np.asarray(parameters[low]) < np.asarray(parameters[high])).all():
             raise ValueError(f"{low} must be smaller than {high}")
+    for name, v in parameters.items():
+        if hasattr(v, "data_ptr"):
+            raise TypeError(f"{name} must be a number or a NumPy array, got a tensor")
     for name, (low, high, low_in, high_in) in domain.items():
         v = np.asarray(parameters.get(name, ()), np.float64)
         good = (v >= low if low_in else v > low) & (v <= high if high_in else v < high)

@@ -91,6 +91,8 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out):  # better now than after training
         pass
+    if (out / "state.safetensors").exists():
+        raise ValueError(f"{out} holds a training run: choose another --out")
     start = time.perf_counter()
     trainer = Trainer(data.train, kernels, steps, seed=seed, device=device, backend=backend,
                       levels=data.levels)

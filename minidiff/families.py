@@ -44,21 +44,23 @@ def _ancestral(score, z, alpha_bar, op):
     return sample.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
 
 
-def _in_time(loop, sde, per_step=1, chain=False, least=2):
+def _in_time(loop, sde, per_step=1, chain=False, least=2, leaves_noise=True):
     """A loop over times of an SDE, of n / per_step steps, its states as x / a: of levels by EDM's
-    rule, or of the SDE's own chain, even in t, down to the noise that its last step leaves.
-    least: of steps, where with longer ones beta dt is not below 1."""
+    rule, or of the SDE's own chain. least: of steps, where with longer ones beta dt is not below
+    1. A last step that leaves noise is denoised."""
     def family(score, z, n, op):
         n, (a, sigma) = max(least, n // per_step), sde.marginal(sde.T)
         times = sde.time(rho_levels(n, sigma / a, SIGMA_MIN))
         times[0] = sde.T
-        if chain:
-            times = np.append(np.linspace(sde.T, 0, n)[:-1],
+        if chain:  # sigma_i is VE's at i / (n - 2), alpha_bar_i VP's at (i + 1) / (n - 1)
+            low = 1e-5 if isinstance(sde, VE) else 1 / (n - 1)
+            times = np.append(np.linspace(1, low, n - 1),
                               sde.time(sde.discretize(0., 0, n - 1)[1]))
         at, (a, sigma) = rescaled(score, sde.marginal), map(float, sde.marginal(times[-1]))
         for x in loop(at, prior_std(sde) * z, sde, times, op):
             yield x / a
-        yield sample.denoise(at, x, times[-1], op, a, sigma)
+        if leaves_noise:
+            yield sample.denoise(at, x, times[-1], op, a, sigma)
     return family
 
 
@@ -89,9 +91,9 @@ FAMILIES = {
     "reverse_sde_ve": _in_time(sample.reverse_sde, VE()),
     "reverse_sde_vp": _in_time(sample.reverse_sde, VP()),
     "reverse_sde_subvp": _in_time(sample.reverse_sde, SubVP()),
-    "reverse_diffusion_ve": _in_time(sample.reverse_diffusion, VE(), chain=True),
+    "reverse_diffusion_ve": _in_time(sample.reverse_diffusion, VE(), chain=True, least=4),
     "reverse_diffusion_vp": _in_time(sample.reverse_diffusion, VP(), chain=True, least=23),
-    "ancestral_ve": _in_time(sample.ancestral_sde, VE(), chain=True),
+    "ancestral_ve": _in_time(sample.ancestral_sde, VE(), chain=True, least=4, leaves_noise=False),
     "pc_ve": _in_time(PC, VE(), 2),
     "pc_vp": _in_time(PC, VP(), 2, least=20),
     "pc_subvp": _in_time(PC, SubVP(), 2),

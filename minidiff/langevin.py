@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .affine import check_range
+from .affine import check_domain, check_range
 
 
 def langevin_step(x, s, z, /, eps):
@@ -20,6 +20,7 @@ def rho_levels(n, sigma_max, sigma_min, rho=7.):
     """(smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho, n levels that fall and crowd
     at the small end, rho > 0. [EDM: Karras et al. 2022, eq. 5]"""
     check_range(n=n, least=2, sigma_min=sigma_min, sigma_max=sigma_max)
+    check_domain(rho=rho)
     return np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n)**rho
 
 
@@ -37,4 +38,5 @@ def step_sizes(sigmas, eps=2e-5):
     The published code steps x + alpha s + sqrt(2 alpha) z, which is twice this eps.
     """
     sigmas = falling(sigmas)
+    check_domain(eps=eps)
     return eps * sigmas**2 / sigmas[-1]**2

@@ -60,9 +60,8 @@ def curves(file, rows, best):
     """Write a PNG of SVM accuracy against network evaluations, log scale, a line a family, on
     white so that dark pages show it too; rows as `demo.measure`'s, best that of real data."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
-    groups = {f: "probability flow" for f in FLOWS}
-    families = {f: groups.get(f, "reverse SDE" if f.startswith("reverse") else
-                              "ancestral, Langevin, corrected") for f, *_ in rows}
+    families = {f: "probability flow" if f in FLOWS else "reverse SDE" if f.startswith("reverse")
+                else "ancestral, Langevin, corrected" for f, *_ in rows}
     for axis, title in zip(axes, dict.fromkeys(("probability flow", *families.values()))):
         shown = [f for f, group in families.items() if group == title]
         for color, marker, family in zip(COLORS, "os^Dvp*", shown, strict=False):

@@ -1,4 +1,4 @@
-"""Training by denoising score matching, and the files it leaves.
+"""Training by score matching, and the files it leaves.
 
 Data order, noise levels and noise are functions of (seed, iteration) alone, so a run that
 was stopped and resumed returns the bits of one that was not.
@@ -44,9 +44,8 @@ def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  #
 
 
 def jacobian_objective(name, score, x, v, weight=1.):
-    """implicit, sliced or sliced_vr of `score_matching`, to be differentiated: score takes and
-    gives tensors (B, D), each row on its own; v are the sliced objectives' probes. One product
-    with the Jacobian, v' grad s, but D for implicit's exact trace."""
+    """implicit (D products with the Jacobian), sliced or sliced_vr (one, by the probes v) of
+    `score_matching`, to be differentiated; score: tensors (B, D) to (B, D), a row on its own."""
     s, vjp = torch.func.vjp(score, x)
     if name == "implicit":
         rows = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
@@ -135,7 +134,12 @@ class Trainer:
         return flat
 
     def restore(self, flat, step):
-        """Continue from `state()`."""
+        """Continue from `state()` after `step` iterations; ValueError for anything else."""
+        slots = {f"adam.{i}.{k}": torch.Size() if k == "step" else p.shape for i, p in
+                 enumerate(self.net.parameters()) for k in ("step", "exp_avg", "exp_avg_sq")}
+        found = {k: v.shape for k, v in flat.items() if k.startswith("adam.")}
+        if type(step) is not int or not 0 <= step <= self.steps or found != (slots if step else {}):
+            raise ValueError(f"not a state of this network after {step} of {self.steps} iterations")
         def part(prefix):
             return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
         self.net.load_state_dict(part("net."))
@@ -175,21 +179,21 @@ def read(file):
         raise ValueError(f"{file}: no such file")
     try:
         with safe_open(file, "pt") as f:
-            metadata = json.loads((f.metadata() or {})["minidiff"])
+            metadata = dict(json.loads((f.metadata() or {})["minidiff"]))
             return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118
     except KeyError:
         raise ValueError(f"{file}: a safetensors file, but not minidiff's") from None
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
 
 
 def load_model(file, device="cpu"):
     """(score network ready to sample, metadata) from a model file."""
     tensors, metadata = read(file)
-    shape = metadata.get("shape") if isinstance(metadata, dict) else None
+    shape, levels = metadata.get("shape"), metadata.get("levels", 0)
     if not (isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape)
-            and isinstance(metadata.get("data"), str)
-            and isinstance(metadata.get("levels", ""), (int, type(None)))):
+            and len(shape) in (1, 3) and isinstance(metadata.get("data"), str)
+            and (levels is None or type(levels) is int and levels > 1)):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     net = ScoreNet(tuple(shape))
     try:

@@ -433,6 +433,9 @@ def test_the_reference_refuses_what_a_kernel_does(op):
     (solvers.churn, (np.array([2., 1.]), -1.), "s_churn >= 0"),
     (solvers.churn, (np.array([2., 1.]), np.nan), "s_churn >= 0"),
     (solvers.churn, (np.array([2., 1.]), 1., 3., 2.), "s_min <= s_max"),
+    (langevin.rho_levels, (5, 2., 1., -7.), "rho must"),
+    (langevin.rho_levels, (5, 2., 1., np.nan), "rho must"),
+    (langevin.step_sizes, ([2., 1.], -1.), "eps must"),
     (ddpm.cosine_betas, (0,), "n must"), (ddpm.cosine_betas, (10, 1.), "beta must")], ids=str)
 def test_schedules_out_of_their_range(f, arguments, words):
     with pytest.raises(ValueError, match=words):
@@ -456,6 +459,8 @@ def test_coefficients_that_are_not_finite():
 
 
 def test_an_unknown_op_or_parameter():
+    with pytest.raises(TypeError, match="eps must be a number or a NumPy array"):
+        apply("langevin", X, X, eps=torch.ones(len(X)))
     with pytest.raises(ValueError, match="op 'langevan' is none of normal, perturb"):
         apply("langevan", X, X, eps=.1)
     with pytest.raises(TypeError, match="eta"):

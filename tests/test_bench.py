@@ -7,6 +7,7 @@ import pytest
 
 from minidiff.__main__ import main
 from minidiff.bench import clock, growth, report, run, samplers, suite, sums
+from minidiff.bench.own import Own
 from minidiff.bench.peers import PEERS
 from minidiff.bench.rows import add_speedups, row_of
 from minidiff.bench.schedulers import SCHEDULERS
@@ -42,6 +43,25 @@ def test_a_peer_that_computes_something_else_is_refused():
     work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
     with pytest.raises(RuntimeError, match="computes another langevin"):
         run.check_peer("torch_eager", lambda z: work.u[0] + work.u[1] + z, work)
+
+
+def test_what_is_timed_is_what_was_checked(monkeypatch, tmp_path):
+    """A kernel that is right on small shapes alone: ours, a user's, a corrector."""
+    def bind(*arguments, **kw):
+        return lambda step: kw["out"]
+    monkeypatch.setattr(run, "bind", bind)
+    with pytest.raises(RuntimeError, match=r"langevin: host .* at \(4, 1024\); nothing was timed"):
+        run.bench(["langevin"], ["host"], [4096])
+    monkeypatch.undo()
+    (tmp_path / "k.py").write_text(
+        "def langevin(x, s, z, coef):\n"
+        "    a, b, c = coef.reshape(-1, 3, *[1] * (x.ndim - 1)).swapaxes(0, 1)\n"
+        "    return x if x.size > 30000 else a * x + b * s + c * z\n")
+    with pytest.raises(RuntimeError, match=r"k.py .* at \(64, 1024\)"):
+        run.bench(["langevin"], ["host"], [1 << 16], own=Own(str(tmp_path / "k.py")))
+    monkeypatch.setattr(sums.Fused, "correct", lambda self, step, rule, x, *_, **kw: x)
+    with pytest.raises(RuntimeError, match="corrector: host does not follow"):
+        run.bench(["corrector"], ["host"], [4096])
 
 
 def test_a_scheduler_that_computes_something_else_is_refused(monkeypatch):
@@ -169,7 +189,8 @@ def test_compare_exits_one_and_refuses_what_it_cannot_compare(quick, tmp_path, c
             for r in json.loads(file.read_text())]
     (tmp_path / "old.json").write_text(json.dumps(fast))
     assert main([*argv, "--compare", str(tmp_path / "old.json")]) == 1
-    assert "slower: update langevin host" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "slower: update langevin host" in shown and "not known, as no peer" in shown
     other = [r | {"machine": r["machine"] | {"processor": "another"}} for r in fast]
     (tmp_path / "other.json").write_text(json.dumps(other))
     for name, words in (("other", "another machine"), ("absent", "absent.json")):

@@ -75,6 +75,27 @@ def test_every_family_reaches_an_exact_mixture(family):
         assert np.abs(x[side].std(0) - .1).max() < .02
 
 
+@pytest.mark.parametrize("family", ["reverse_diffusion_ve", "ancestral_ve"])
+def test_ves_chain_is_scored_at_its_own_levels(family):
+    """At the demo's 80 evaluations a mode's deviation .1 is off by .006 at most, the chain's own
+    bias; scores of the level one step on would make it .018."""
+    target = targets.Gaussian([.3, -.2], .01)
+    z = noise.normal((4096, 2), tag=noise.PRIOR)
+    *_, x = families.FAMILIES[family](lambda x, sigma: target.at(1., sigma).score(x), z, 80,
+                                      sample.Reference(seed=1))
+    assert np.abs(x.std(0) - .1).max() < .009
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_family_of_few_evaluations_ends(family, n):
+    target = targets.Gaussian([.3, -.2], .01)
+    *_, x = families.FAMILIES[family](lambda x, sigma: target.at(1., sigma).score(x),
+                                      noise.normal((8, 2)), n, sample.Reference(seed=1))
+    assert np.isfinite(x).all()
+
+
 def test_families_on_kernels_follow_the_reference():
     """Float32 states of a fused run beside a float64 one: the DDIM map is a contraction onto the
     data here, so one rounding a step stays below 1e-4 of the data's scale."""
@@ -166,6 +187,7 @@ def broken_files(folder):
     safetensors.torch.save_file({"x": torch.ones(1)}, folder / "foreign.safetensors")
     for name, odd in (("other", {"shape": [1, 8, 8]}), ("strange", {"shape": "abc"}),
                       ("negative", {"shape": [-1]}), ("levels", {"levels": "x"}),
+                      ("fewer", {"levels": 1}),
                       ("data", {"data": 5})):
         train.save(folder / f"{name}.safetensors", ScoreNet((2,)).state_dict(),
                    {"shape": [2], "data": "moons", "levels": None} | odd)
@@ -175,7 +197,7 @@ def broken_files(folder):
 @pytest.mark.parametrize("name, words", [
     ("absent", "no such file"), ("truncated", "not a readable"), ("text", "not a readable"),
     ("foreign", "not minidiff's"), ("other", "another architecture"),
-    ("levels", "not minidiff's"), ("data", "not minidiff's"),
+    ("levels", "not minidiff's"), ("fewer", "not minidiff's"), ("data", "not minidiff's"),
     ("strange", "not minidiff's"), ("negative", "not minidiff's"), ("list", "not minidiff's")])
 def test_bad_models_are_refused(name, words, tmp_path, refused):
     broken_files(tmp_path)
@@ -239,9 +261,10 @@ def test_options_are_refused_in_one_line(tmp_path, refused):
     refused("no such file", argv=["train", "--resume", "--data", "moons", "--out", out])
     refused("nothing_such", argv=["bench", "--backend", "nothing_such"])
     refused("cupy", argv=["bench", "--backend", "cupy"])
+    refused("--elements 1500", argv=["bench", "--elements", "1500"])
     refused("--batch 9999", argv=["train", "--data", "moons", "--batch", "9999", "--out", out])
-    for json_file in (out, f"{out}/no/such.json"):
-        refused("--json", "folder", argv=["check", "--json", json_file])
+    refused("--json", "folder", argv=["check", "--json", f"{out}/no/such.json"])
+    refused("--json", ".json", argv=["eval", "--json", "model.safetensors"])
     refused("--json", "folder", argv=["bench", "--json", f"{out}/no/such.json"])
     refused("--out", "folder", argv=["sample", "--out", f"{out}/no/such.npz"])
     refused("--out .", "folder", argv=["sample", "--out", "."])
@@ -258,6 +281,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path, capsys, refused):
     capsys.readouterr()
     refused("exists", "--resume", argv=argv)
     refused("another run", argv=[*argv, "--resume", "--seed", "1"])
+    refused("holds a training run", argv=["demo", "--data", "moons", "--out", str(tmp_path)])
     assert (tmp_path / "state.safetensors").read_bytes() == kept
 
 

@@ -165,6 +165,10 @@ SAMPLERS = {
 }
 LOOPS = {name: row[:4] for name, row in SAMPLERS.items()} | {
     "annealed Langevin": (sample.annealed_langevin, at_sigma, (1., 8.), ([8., 4., 2., 1.],))}
+# apart: it takes no op and one step size for the whole batch, so the tests a row do not hold
+SAMPLERS["flow, adaptive"] = process(
+    lambda score, x, sde, times, op: sample.pf_ode_adaptive(score, x, sde, times, 1e-7, 1e-7),
+    VP(), [1., 1e-5], 0., 0., 0., 0.)
 TWO_CALLS = ("Heun, VP", "EDM", "EDM, churn", *(n for n in LOOPS if "corrected" in n))
 EVERY_LOOP = pytest.mark.parametrize("name", LOOPS)
 
@@ -190,7 +194,7 @@ def lines(name):
     """The laws of a sampler's last state, or of the target, across the modes and along them. The
     score across them is a line's, any other way a normal's, and a step acts on each coordinate
     alone: so both are independent, and the same in all dimensions."""
-    loop, score, start, arguments = LOOPS.get(name, (lambda _, x, op: [x], None, (1., 0.), ()))
+    loop, score, start, arguments, *_ = (LOOPS | SAMPLERS).get(name, (lambda _, x, op: [x], None, (1., 0.), ()))
     return [law(u, loop, score, TARGET.at(*start), arguments) for u in (ACROSS, ALONG)]
 
 

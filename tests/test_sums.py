@@ -1,5 +1,7 @@
 """Norms, the fused denoising loss and the predictor-corrector that uses the norms."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -209,6 +211,26 @@ def test_noise_of_ones_own_moves_as_the_contracts_drawn_inside(place):
     still = sample.Reference(normal=lambda shape, k, tag: np.zeros(shape))
     moved = still(sample.langevin.langevin_step, 2, eps=.1)(0, x.numpy(), s.numpy())
     assert np.array_equal(moved, x.numpy() + .05 * s.numpy())
+
+
+def test_one_op_corrects_in_two_threads():
+    """The noise that is kept is a thread's own, and of x's kind."""
+    op, s = kernels.Fused(seed=4, backend="host"), torch.randn(512, 1024)
+
+    def run(n):
+        x = [torch.ones(512, n) for _ in range(4)]
+        for k, u in enumerate(x):
+            op.correct(sample.langevin.langevin_step, snr_step_size, u, s[:, :n], k, 4)
+        return x
+    want = {n: run(n) for n in (1024, 1000)}
+    with ThreadPoolExecutor(2) as pool:
+        for n, got in zip([1024, 1000] * 4, pool.map(run, [1024, 1000] * 4)):
+            assert all(map(torch.equal, got, want[n]))
+    empty = op.correct(sample.langevin.langevin_step, snr_step_size, np.ones((0, 3), np.float32),
+                       np.ones((0, 3), np.float32), 0, 4)
+    still = sample.Reference().correct(sample.langevin.langevin_step, snr_step_size,
+                                       np.ones((0, 3)), np.ones((0, 3)), 0, 4)
+    assert empty.shape == still.shape == (0, 3)
 
 
 def test_a_corrected_loop_follows_the_reference():

@@ -80,6 +80,19 @@ def test_resumed_training_returns_the_same_bits(tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_damaged_state_is_refused():
+    run = trainer()
+    for _ in range(2):
+        run.advance()
+    good = run.state()
+    adam = {k: v for k, v in good.items() if k.startswith("adam.")}
+    wrong = {"adam.0.exp_avg": torch.zeros(3)}
+    for flat, step in ((good, -3), (good, 1.5), (good, None), (good, 7), (good, 0),
+                       ({k: v for k, v in good.items() if k not in adam}, 2), (good | wrong, 2)):
+        with pytest.raises(ValueError, match="not a state of this network"):
+            trainer().restore(flat, step)
+
+
 def start_training(folder, *more):
     return subprocess.Popen([sys.executable, "-m", "minidiff", "train", "--data", "mixture",
                              "--steps", "100000", "--save-every", "5", "--out", str(folder), *more],
