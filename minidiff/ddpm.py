@@ -35,12 +35,17 @@ def previous(alpha_bar):
     return np.concatenate(([1.], alpha_bar[:-1]))
 
 
+def beta_between(alpha_bar, alpha_bar_prev):
+    """beta = 1 - alpha_bar / alpha_bar_prev of one step between two levels. [iDDPM eq. 19]"""
+    return 1 - alpha_bar / alpha_bar_prev
+
+
 def subset_betas(alpha_bar):
-    """The betas of a chain whose alpha_bar are these, any falling subset of another chain's:
-    beta_k = 1 - alpha_bar_k / alpha_bar_{k-1}. [iDDPM eq. 19]"""
+    """The betas of a chain whose alpha_bar are these, any falling subset of another chain's."""
     alpha_bar = np.asarray(alpha_bar, np.float64)
-    check_domain(alpha_bar=alpha_bar, beta=1 - alpha_bar / previous(alpha_bar))
-    return 1 - alpha_bar / previous(alpha_bar)
+    betas = beta_between(alpha_bar, previous(alpha_bar))
+    check_domain(alpha_bar=alpha_bar, beta=betas)
+    return betas
 
 
 def forward_step(x, z, /, beta):
@@ -63,15 +68,22 @@ def predicted_x0(x, s, /, alpha_bar):
 def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
     """A draw from q(x_{i-1} | x_i, x_0), of mean beta sqrt(alpha_bar_prev) / (1 - alpha_bar) x0
     + (1 - alpha_bar_prev) sqrt(alpha) / (1 - alpha_bar) x; x0 may be clipped. [DDPM eqs. 6, 7]"""
-    alpha = alpha_bar / alpha_bar_prev
-    return ((1 - alpha) * alpha_bar_prev**.5 / (1 - alpha_bar) * x0
-            + (1 - alpha_bar_prev) * alpha**.5 / (1 - alpha_bar) * x + variance**.5 * z)
+    beta = beta_between(alpha_bar, alpha_bar_prev)
+    return (beta * alpha_bar_prev**.5 / (1 - alpha_bar) * x0
+            + (1 - alpha_bar_prev) * (1 - beta)**.5 / (1 - alpha_bar) * x + variance**.5 * z)
+
+
+def posterior_variance(alpha_bar, alpha_bar_prev):
+    """beta~ = (1 - alpha_bar_prev) / (1 - alpha_bar) beta, the variance of q(x_{i-1} | x_i, x_0),
+    beta of `beta_between`. [DDPM eq. 7]"""
+    beta = beta_between(alpha_bar, alpha_bar_prev)
+    return (1 - alpha_bar_prev) / (1 - alpha_bar) * beta
 
 
 def posterior_variances(betas):
-    """beta~_i = beta_i (1 - alpha_bar_{i-1}) / (1 - alpha_bar_i); 0 at i = 0. [DDPM eq. 7]"""
+    """beta~_i of a chain, (N,); 0 at i = 0."""
     alpha_bar = alpha_bars(betas)
-    return betas * (1 - previous(alpha_bar)) / (1 - alpha_bar)
+    return posterior_variance(alpha_bar, previous(alpha_bar))
 
 
 @order(1)
@@ -79,13 +91,11 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
     """From alpha_bar to alpha_bar_prev through the predicted x_0. [DDIM eqs. 12 and 16]
 
         x' = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z
-        sigma = eta sqrt((1 - alpha_bar_prev) / (1 - alpha_bar))
-                    sqrt(1 - alpha_bar / alpha_bar_prev)
+        sigma = eta sqrt(beta~), beta~ of `posterior_variance`
 
     eta in [0, 1]: 0 draws no noise, 1 is DDPM's posterior step.
     """
     eps = noise_prediction(x, s, alpha_bar**.5, (1 - alpha_bar)**.5)
     x0_hat = predicted_x0(x, s, alpha_bar)
-    sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar))**.5 \
-        * (1 - alpha_bar / alpha_bar_prev)**.5
+    sigma = eta * posterior_variance(alpha_bar, alpha_bar_prev)**.5
     return alpha_bar_prev**.5 * x0_hat + (1 - alpha_bar_prev - sigma**2)**.5 * eps + sigma * z

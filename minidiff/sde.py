@@ -132,7 +132,7 @@ class VP(_LinearBeta):
 
     def discretize(self, x, i, n):
         beta = self.beta(np.asarray(i) / (n - 1)) / n
-        return (1 - beta)**.5 * x - x, beta**.5
+        return ddpm.forward_step(x, 0., beta) - x, ddpm.forward_step(0., 1., beta)
 
     def ancestral(self, x, s, z, i, n):
         """`ddpm.ancestral_step` with variance beta_i. [SDE eq. 4]"""
