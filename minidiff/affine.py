@@ -15,6 +15,7 @@ from inspect import signature
 import numpy as np
 
 _INF = float("inf")
+WHOLE = "n", "i", "n_steps", "n_corrector"
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
                         "rho", "rtol", "atol", "t_min"), (0, _INF, False, False)) | {
@@ -41,15 +42,15 @@ def order(p):
 
 
 def check_range(below=_INF, n=2, least=1, **ends):
-    """ValueError unless n >= least and 0 < low <= high < below, of the two numbers named."""
+    """ValueError unless a whole n >= least and 0 < low <= high < below, of the two named."""
     low, high = ends.values()
-    if n < least or not 0 < low <= high < below:
-        raise ValueError(f"need n >= {least} and 0 < {' <= '.join(ends)} < {below:g}, got {n=}, "
-                         f"{ends}")
+    if not n >= least or n % 1 or not 0 < low <= high < below:
+        raise ValueError(f"need a whole n >= {least} and 0 < {' <= '.join(ends)} < {below:g}, got "
+                         f"{n=}, {ends}")
 
 
 def check_domain(**parameters):
-    """ValueError naming the first parameter that is NaN or outside its range.
+    """ValueError naming the first parameter that is NaN, outside its range or not whole.
 
     `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1; other names as DOMAIN says.
     """
@@ -70,8 +71,11 @@ def check_domain(**parameters):
             bad = v[~good].flat[0]
             raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
                              f"{']' if high_in else ')'}, got {bad:g}")
+        if name in WHOLE and (v % 1).any():
+            raise ValueError(f"{name} must be a whole number, got {v[v % 1 > 0].flat[0]:g}")
 
 
+@np.errstate(all="ignore")  # what is not finite is refused
 def coefficients(step, **parameters):
     """A step's coefficients: the step at the unit vectors, in float64.
 

@@ -256,9 +256,9 @@ def rk45(velocity, x, start, times, rtol, atol):
 def _grid(times, sde):
     """(t, the time after it) of each step, from falling times (N+1,) or a number of steps."""
     if np.ndim(times) == 0:
-        if not times >= 1:
-            raise ValueError(f"times must be falling numbers, or at least 1 step, got {times}")
-        times = np.linspace(sde.T, 0, times + 1)
+        if not times >= 1 or times % 1:
+            raise ValueError(f"times must be a whole number of steps, or fall, got {times}")
+        times = np.linspace(sde.T, 0, int(times) + 1)
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or times.size < 2 or not (np.diff(times) < 0).all():
         raise ValueError("times must be at least two numbers, each smaller than the last")

@@ -6,21 +6,32 @@ argument: its trace (B,), or its product with a probe v, (B, D). Predictions are
 (x, s) at x = a x0 + sigma z, a, sigma > 0.
 """
 
+import numpy as np
+
+
+def expectation(values, weight=1.):
+    """E [weight value] over a batch: values (B,), weight a scalar or (B,). ValueError for other
+    shapes, whose product would be another mean."""
+    if np.ndim(values) != 1 or np.shape(weight) not in ((), np.shape(values)):
+        raise ValueError("need points (B, D), and one weight, trace or product a sample; they make "
+                         f"values {np.shape(values)} of weights {np.shape(weight)}")
+    return (weight * values).mean()
+
 
 def explicit(s, score):
     """J = 1/2 E |s(x) - grad log p(x)|^2, a scalar, as the others. [Hyvarinen 2005, eq. 2]"""
-    return .5 * ((s - score)**2).sum(-1).mean()
+    return expectation(.5 * ((s - score)**2).sum(-1))
 
 
 def implicit(s, trace, weight=1.):
     """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]"""
-    return (weight * (trace + .5 * (s * s).sum(-1))).mean()
+    return expectation(trace + .5 * (s * s).sum(-1), weight)
 
 
 def sliced(s, v, jacobian_v, weight=1.):
     """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I: on average over v the implicit
     objective; v of unit norm scales it by 1/D. [SSM: Song et al. 2019, sec. 3]"""
-    return (weight * ((v * jacobian_v).sum(-1) + .5 * (v * s).sum(-1)**2)).mean()
+    return expectation((v * jacobian_v).sum(-1) + .5 * (v * s).sum(-1)**2, weight)
 
 
 def sliced_vr(s, v, jacobian_v, weight=1.):
@@ -37,11 +48,13 @@ def residual(s, z, /, sigma):
 def denoising(s, z, sigma, weight=1.):
     """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
 
-    s, z: the score at x~ and the noise in it; sigma > 0, a scalar or (B, 1); weight sigma^2 for
-    SMLD's, g^2 for the likelihood's. The minimiser is the score of x~'s own density.
+    s, z: the score at x~ and the noise in it; sigma > 0, a scalar or (B, 1), else ValueError;
+    weight sigma^2 for SMLD's, g^2 for the likelihood's. The minimiser is x~'s own score.
     """
+    if np.shape(sigma) not in ((), (len(s), 1)):
+        raise ValueError(f"sigma must be a scalar or ({len(s)}, 1), got shape {np.shape(sigma)}")
     e = residual(s, z, sigma)
-    return .5 * (weight * (e * e).sum(-1)).mean()
+    return expectation(.5 * (e * e).sum(-1), weight)
 
 
 def posterior_mean(x, s, /, a, sigma):

@@ -397,6 +397,7 @@ def test_forward_times_that_do_not_rise_are_refused(times):
     (sample.annealed_langevin, {"sigmas": [1., np.nan]}, "sigmas"),
     (sample.annealed_langevin, {"sigmas": []}, "sigmas"),
     (sample.annealed_langevin, {"sigmas": [2., 1.], "n_steps": 0}, "n_steps"),
+    (sample.annealed_langevin, {"sigmas": [2., 1.], "n_steps": 1.5}, "n_steps must be a whole"),
     (sample.annealed_langevin, {"sigmas": [2., 1.], "eps": 0.}, "eps"),
     (sample.ancestral, {"betas": [.1, 1.]}, "beta"),
     (sample.ancestral, {"betas": [0., .1]}, "beta"),
@@ -484,14 +485,15 @@ def test_a_velocity_that_is_not_finite_ends_rk45():
         list(sample.pf_ode_adaptive(lambda x, t: x * np.nan, np.ones((2, 3)), sde.VP(), [1., .1]))
 
 
-@pytest.mark.parametrize("kw", [{"snr": 0.}, {"snr": np.nan}, {"n_corrector": -1}], ids=str)
+@pytest.mark.parametrize("kw", [{"snr": 0.}, {"snr": np.nan}, {"n_corrector": -1},
+                                {"n_corrector": 1.5}], ids=str)
 def test_a_correctors_parameters_out_of_range(kw):
     with pytest.raises(ValueError, match=next(iter(kw))):
         list(sample.predictor_corrector(lambda x, t: x, np.ones((2, 3)), sde.VP(), 100, Recorder(),
                                         **kw))
 
 
-@pytest.mark.parametrize("times", [0, -3, np.nan])
+@pytest.mark.parametrize("times", [0, -3, 2.5, np.nan, np.inf])
 def test_a_number_of_steps_out_of_range(times):
     with pytest.raises(ValueError, match="times must be"):
         list(sample.reverse_sde(lambda x, t: x, np.ones((2, 3)), sde.VP(), times, Recorder()))

@@ -5,6 +5,7 @@ about 2, each sum within 5329 * 1.1e-16 of it. Hence 1e-12 wherever a quadrature
 
 import numpy as np
 import pytest
+import torch
 
 from minidiff import ddpm, langevin, noise, sample
 from minidiff.score_matching import (
@@ -29,6 +30,7 @@ LINE = Mixture([.3, .7], [[-1.], [1.5]], [.5, .8])
 SIGNS = [np.array([[i, j]]) for i in (-1., 1.) for j in (-1., 1.)]  # every Rademacher probe
 A = np.array([[-1., .6], [-.2, -.5]])  # not symmetric: the gradient of no density
 GRID = np.linspace(-9, 9, 73)
+POINTS, ONES = np.ones((2, 2)), np.ones(2)
 
 
 def affine(x):
@@ -94,6 +96,20 @@ def test_each_objective_is_the_mean_over_its_rows():
                                (sliced_vr, s, x, s), (lambda s, z: denoising(s, z, 2.), s, x)):
         assert objective(*arrays) \
             == pytest.approx(expectation(objective, np.full(8, 1 / 8), *arrays), rel=1e-14)
+
+
+@pytest.mark.parametrize("objective, kw", [
+    (implicit, {"trace": ONES, "weight": ONES[:, None]}), (implicit, {"trace": ONES[:, None]}),
+    (sliced, {"v": 1., "jacobian_v": POINTS, "weight": np.ones(3)}),
+    (sliced_vr, {"v": 1., "jacobian_v": POINTS, "weight": ONES[:, None]}),
+    (denoising, {"z": POINTS, "sigma": ONES}),
+    (denoising, {"z": POINTS, "sigma": ONES[:, None, None]}),
+    (denoising, {"z": POINTS, "sigma": 1., "weight": ONES[:, None]}),
+    (explicit, {"score": POINTS[None]})])
+def test_shapes_whose_product_would_be_another_mean_are_refused(objective, kw):
+    for kind in (np.asarray, torch.as_tensor):
+        with pytest.raises(ValueError, match="sigma must be|one weight"):
+            objective(kind(POINTS), **{k: v if np.isscalar(v) else kind(v) for k, v in kw.items()})
 
 
 @MODELS
