@@ -59,7 +59,7 @@ def picture(file, data, samples, trajectory, columns=16):
 def curves(file, rows, best):
     """Write a PNG of SVM accuracy against network evaluations, log scale, a line a family, on
     white so that dark pages show it too; rows as `demo.measure`'s, best that of real data."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True)
     families = {f: "probability flow" if f in FLOWS else "reverse SDE" if f.startswith("reverse")
                 else "ancestral, Langevin, corrected" for f, *_ in rows}
     for axis, title in zip(axes, dict.fromkeys(("probability flow", *families.values()))):
@@ -72,7 +72,7 @@ def curves(file, rows, best):
         axis.set(xscale="log", xlabel="evaluations of the network", title=title, ylim=(.45, 1.02))
         axis.set_xticks([10, 20, 40, 80], ["10", "20", "40", "80"], minor=False)
         axis.minorticks_off()
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.16))
     axes[0].set_ylabel("SVM accuracy (dashed: real data)")
     figure.tight_layout()
     figure.savefig(file, dpi=120, facecolor="white")

@@ -32,11 +32,25 @@ def test_import_needs_numpy_alone_and_is_quick():
     assert third.strip() == "set()" and float(seconds) < .2
 
 
+MATHEMATICS = ("noise", "affine", "targets", "score_matching", "langevin", "ddpm", "sde", "solvers",
+               "sample", "families", "likelihood")
+
+
 def test_the_mathematics_never_imports_kernels_or_torch():
-    for name in ("noise", "affine", "targets", "score_matching", "langevin", "ddpm", "sde",
-                 "solvers", "sample", "families", "likelihood"):
+    for name in MATHEMATICS:
         source = (ROOT / "minidiff" / f"{name}.py").read_text()
         assert not re.search(r"^\s*(import|from) (torch|\.kernels|\.net|\.train)", source, re.M)
+
+
+def test_each_room_can_be_read_in_one_sitting():
+    """Lines that are not blank, docstrings and every language counted."""
+    def lines(files):
+        return sum(bool(line.strip()) for f in files for line in f.read_text().splitlines())
+    minidiff = {f.stem: f for f in (ROOT / "minidiff").glob("*.py")}
+    mathematics = [minidiff.pop(name) for name in ("__init__", *MATHEMATICS)]
+    assert lines(mathematics) <= 1000
+    assert lines(minidiff.values()) <= 900
+    assert lines(f for f in (ROOT / "kernels").iterdir() if f.suffix in (".py", ".cu")) <= 1200
 
 
 def test_readme_example_prints_what_the_readme_says():
