@@ -80,7 +80,7 @@ if on_triton.triton:
     from ..kernels.on_triton import philox as triton_philox
     from ..kernels.on_triton import radius
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["n", "k0", "k1"])
     def _words(counters, out, n, k0, k1, BLOCK: tl.constexpr):
         i = 4 * (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))
         c0 = tl.load(counters + i, mask=i < 4 * n).to(tl.uint32)

@@ -98,14 +98,17 @@ if triton:
         c1, s1 = cos_sin(w3)
         return tl.join(tl.join(r0 * c0, r1 * c1), tl.join(r0 * s0, r1 * s1))
 
-    @triton.jit(do_not_specialize=["k0", "k1", "sample", "step", "tag", "rows", "packs"])
+    # integers as they are: one that is 1 would become a constant, and that a kernel of its own
+    @triton.jit(do_not_specialize=["rows", "batch", "size", "packs", "tiles", "k0", "k1", "sample",
+                                   "step", "tag"])
     def kernel(out, u0, u1, u2, u3, sums, coef, counter, rows, batch, size, packs, tiles,
                k0, k1, sample, step, tag, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
                CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
                COUNTED: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
                COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr):
         WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + (SUMS == 2)
-        tile = (pid := tl.program_id(0)) // tiles
+        pid = tl.program_id(0)
+        tile = pid // tiles
         b = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         column = (pid % tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         j = (pid % tiles).to(tl.int64) * (COLUMNS * 4 * V) + tl.arange(0, COLUMNS * 4 * V)[None, :]
@@ -174,38 +177,27 @@ def signed(word):
     return (word + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def arguments(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step,
-              partial=None):
-    """The kernel's grid, arguments and constants. partial: float64 (batch, tiles) or None."""
-    (batch, size), v = out.shape, 4 // out.element_size()
-    rows, columns, tiles = tile(size, v)
-    if INTERPRET:  # one program costs 25 ms there
-        rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
-    counted = not isinstance(step, int)
-    u = [out, *operands, *[out] * (4 - len(operands))]
-    constants = dict(
-        OPERANDS=len(operands), DRAWS=int(draws), CLIP=int(clips), SUMS=sums, COUNTED=counted,
-        PER_SAMPLE=per_sample, V=v, ROWS=rows, COLUMNS=columns, INTERPRETED=INTERPRET,
-        ALIGNED=size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in u))
-    return (-(-batch // rows) * tiles,), (
-        *u, coef if partial is None else partial, coef, step if counted else coef, len(coef),
-        batch, size, size // (4 * v), tiles, signed(seed), signed(seed >> 32), signed(sample),
-        0 if counted else signed(step), signed(tag)), constants
-
-
-def update(out, operands, coef, per_sample, draws, clips, sums, *counter):
+def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
     """See on_numpy.update."""
     import torch
     if INTERPRET and out.dtype == torch.bfloat16:
         wide = out.float()
         total = update(wide, [u.float() for u in operands], coef, per_sample, draws, clips, sums,
-                       *counter)
+                       seed, sample, tag, step)
         out.copy_(wide)
         return total
-    tiles = tile(out.shape[1], 4 // out.element_size())[2]
-    partial = out.new_empty((len(out), tiles), dtype=torch.float64) if sums else None
-    grid, args, constants = arguments(out, operands, coef, per_sample, draws, clips, sums,
-                                      *counter, partial)
+    (batch, size), v, counted = out.shape, 4 // out.element_size(), not isinstance(step, int)
+    rows, columns, tiles = tile(size, v)
+    if INTERPRET:  # one program costs 25 ms there
+        rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
+    partial = out.new_empty((batch, tiles), dtype=torch.float64) if sums else coef
+    u = [out, *operands, *[out] * (4 - len(operands))]
+    aligned = size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in u)
     with torch.cuda.device(out.device if out.is_cuda else -1):
-        kernel[grid](*args, **constants, num_warps=WARPS, enable_fp_fusion=False)
+        kernel[-(-batch // rows) * tiles,](
+            *u, partial, coef, step if counted else coef, len(coef), batch, size, size // (4 * v),
+            tiles, signed(seed), signed(seed >> 32), signed(sample), 0 if counted else signed(step),
+            signed(tag), OPERANDS=len(operands), DRAWS=int(draws), CLIP=int(clips), SUMS=sums,
+            PER_SAMPLE=per_sample, COUNTED=counted, ALIGNED=aligned, V=v, ROWS=rows,
+            COLUMNS=columns, INTERPRETED=INTERPRET, num_warps=WARPS, enable_fp_fusion=False)
     return partial.sum(1) if sums else None

@@ -13,11 +13,13 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pytest
 import torch
 
+from minidiff.bench import words
 from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton, update
 
 try:
@@ -61,28 +63,49 @@ def disassembled(cubin, function):
             ("store16", r"\bSTG\.E\.(EF\.)?128"), ("store", r"\bSTG"))}
 
 
-def compiled_by_triton(dtype, operands, draws, clip, rows, size, aligned):
-    """The kernel as on_triton launches it for these arguments, as a cubin for sm_90."""
+def compiled_by_triton(module, name, launch):
+    """(cubin for sm_90, options) of the kernel module.name that launch() starts, specialised to
+    its arguments as on a device; nothing runs."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    out = torch.empty((64, size), dtype=getattr(torch, dtype), device="meta")
-    step = torch.empty((), dtype=torch.int64, device="meta") if rows == "counter" else 0
-    coef = torch.empty((1 if rows == "call" else 64, 9))
+    none = lambda *_: 0
+    triton.runtime.driver.set_active(SimpleNamespace(
+        get_current_device=none, get_current_stream=none,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32)))
+    kernel, found = getattr(module, name), []
+    launches = MagicMock()
+    launches.__getitem__.side_effect = lambda grid: lambda *arguments, **options: found.append(
+        (kernel.warmup(*arguments, grid=grid, **options).asm["cubin"], options))
+    with patch.object(module, name, launches):
+        launch()
+    (cubin, options), = found
+    return cubin, options
+
+
+def launched(dtype, operands, draws, clip, rows, size, aligned, batch=64):
+    """One of VARIANTS through on_triton.update, compiled alone: its cubin."""
+    out = torch.zeros((batch, size), dtype=getattr(torch, dtype))
     sums = (2 if operands and draws else 1) if clip == "sums" else 0
-    _, _, constants = on_triton.arguments(
-        out, [out] * operands, coef, rows == "sample", draws, clip == 1, sums, 0, 0, 0, step)
-    assert constants["ALIGNED"] == bool(aligned)
-    names = on_triton.kernel.arg_names
-    pointer = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}[dtype]
-    arrays = ["out", "u0", "u1", "u2", "u3"]
-    types = dict.fromkeys(names, "i32") | dict.fromkeys(constants, "constexpr") \
-        | dict.fromkeys(arrays, pointer) | {"sums": "*fp64", "coef": "*fp32", "counter": "*i64"}
-    divisible = {(names.index(n),): [["tt.divisibility", 16]]
-                 for n in aligned * [*arrays, "size"]}
-    return triton.compile(
-        ASTSource(on_triton.kernel, types, constexprs=constants, attrs=divisible),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": on_triton.WARPS, "enable_fp_fusion": False}).asm["cubin"]
+    width = operands + draws + 4 * (clip == 1) + (sums == 2)
+    coef = torch.zeros((1 if rows == "call" else batch, width))
+    step = torch.zeros((), dtype=torch.int64) if rows == "counter" else 0
+    cubin, options = compiled_by_triton(on_triton, "kernel", lambda: on_triton.update(
+        out, [out] * operands, coef, rows == "sample", draws, clip == 1, sums, 0, 0, 0, step))
+    assert options["ALIGNED"] == bool(aligned)
+    return cubin
+
+
+def others():
+    """What else a launch would compile: shapes whose numbers are 1 or divisible by 16, and the
+    kernels of the bench that show raw words."""
+    for batch, size in ((1, 1), (3, 1), (1, 4), (16, 2), (16, 16), (1, 4099), (2, 5000)):
+        for variant in (("float32", 2, 1, 1, "sample"), ("bfloat16", 1, 1, "sums", "counter")):
+            launched(*variant, size, size % (4 if variant[0] == "float32" else 8) == 0, batch)
+    counters, out = torch.zeros((1, 4), dtype=torch.int32), torch.zeros((1, 4), dtype=torch.int32)
+    for key in (0, 1, -1):
+        compiled_by_triton(words, "_words", lambda key=key: words._words[(1,)](
+            counters, out, 1, key, 1, BLOCK=256))
+    compiled_by_triton(words, "_radii", lambda: words._radii[(1,)](
+        counters, out.float(), 4, INTERPRETED=False, BLOCK=1024))
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +292,6 @@ def test_cuda_c_beyond_2_31_elements(monkeypatch, tmp_path, folded):
 
 
 if __name__ == "__main__":
-    print(json.dumps([
-        disassembled(compiled_by_triton(*variant), "kernel")
-        | {"elements": 512 * 4 // (32 * on_triton.WARPS)} for variant in VARIANTS]))
+    others()
+    print(json.dumps([disassembled(launched(*variant), "kernel")
+                      | {"elements": 512 * 4 // (32 * on_triton.WARPS)} for variant in VARIANTS]))
