@@ -69,7 +69,8 @@ def triton_radius(w):
     import torch
     t = torch.from_numpy(w.view(np.int32)).to("cpu" if on_triton.INTERPRET else "cuda")
     out = torch.empty(len(w), device=t.device)
-    _radii[(-(-len(w) // 1024),)](t, out, len(w), INTERPRETED=on_triton.INTERPRET, BLOCK=1024)
+    _radii[(-(-len(w) // 1024),)](t, out, len(w), INTERPRETED=on_triton.INTERPRET, BLOCK=1024,
+                                  enable_fp_fusion=False)
     return out.cpu().numpy()
 
 

@@ -36,7 +36,8 @@ def kernel(device, *variant):
 def tile(size, pack):
     """(log2 threads along a row, packs a thread, column tiles) for rows of `size` elements."""
     packs = -(-size // pack)
-    columns = min((packs - 1).bit_length(), THREADS.bit_length() - 1)
+    full = (packs - 1).bit_length()  # a warp along a row, then several packs a thread, then more
+    columns = min(max(full - PACKS.bit_length() + 1, min(full, 5)), THREADS.bit_length() - 1)
     each = min(PACKS, -(-packs >> columns) or 1)
     return columns, each, -(-packs // (each << columns))
 

@@ -38,7 +38,7 @@ def quad_squares(e):
 def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
     """See on_numpy.update; nothing waits for a step counter's value."""
     if not per_sample and hasattr(step, "data_ptr"):
-        coef = coef[step.clamp(0, len(coef) - 1)][None]
+        coef = coef.index_select(0, step.clamp(0, len(coef) - 1).reshape(1))  # [step] would wait
     c = coef[:, :, None].unbind(1)
     u = [v.float() for v in operands]
     z = [normal(out.shape, seed, sample, step, tag, out.device)] if draws else []

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from minidiff.bench import words
+from minidiff.bench.device_check import ROOTS
 from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton, update
 
 try:
@@ -104,8 +105,11 @@ def others():
     for key in (0, 1, -1):
         compiled_by_triton(words, "_words", lambda key=key: words._words[(1,)](
             counters, out, 1, key, 1, BLOCK=256))
-    compiled_by_triton(words, "_radii", lambda: words._radii[(1,)](
-        counters, out.float(), 4, INTERPRETED=False, BLOCK=1024))
+    with patch.object(torch.Tensor, "to", lambda self, device: self):  # "cuda"
+        cubin, _ = compiled_by_triton(words, "_radii", lambda: words.triton_radius(
+            np.zeros(2048, np.uint32)))
+    found = disassembled(cubin, "_radii")
+    assert found["root"] and found["fma"] == 2 * found["root"], found  # as in a kernel of use
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +163,22 @@ def test_triton_takes_47_to_59_instructions_an_element(from_triton):
             assert 47 < each < 59 if draws else each < 13, (variant, each)
 
 
+def compiled_by_nvrtc(more, *variant):
+    """The cubin of kernels.cu and `more` for sm_90."""
+    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
+    try:
+        program = nvrtc.createProgram(on_cupy.SOURCE.read_text() + more, "kernels.cu", [], [])
+    except (ImportError, OSError, RuntimeError) as e:
+        pytest.skip(f"NVRTC is not installed: {e}")
+    nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture=sm_90"])
+    return nvrtc.getCUBIN(program) + b"\0"  # CuPy drops the last byte
+
+
 @needs_triton
 @pytest.mark.parametrize("variant", MACROS, ids=str)
 def test_nvrtc(variant):
     """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
-    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
-    try:
-        program = nvrtc.createProgram(on_cupy.SOURCE.read_text(), "kernels.cu", [], [])
-    except (ImportError, OSError, RuntimeError) as e:
-        pytest.skip(f"NVRTC is not installed: {e}")
-    nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture=sm_90"])
-    found = disassembled(nvrtc.getCUBIN(program) + b"\0", "update")  # CuPy drops the last byte
+    found = disassembled(compiled_by_nvrtc("", *variant), "update")
     dtype, operands, draws, clip, *sums = variant
     assert not (found["stack"] or found["local"] or found["shared"]), found
     assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
@@ -273,6 +282,13 @@ def test_cuda_c_sums_thread_by_thread(monkeypatch, tmp_path, dtype):
             assert torch.allclose(total, exact, rtol=1e-12, atol=0), (shape, sums)
             bits = torch.int32 if dtype == "float32" else torch.int16
             assert torch.equal(got.view(bits), want.view(bits)), (shape, sums)
+
+
+@needs_triton
+@pytest.mark.parametrize("more, name", [(ROOTS, "roots"), (ROOTS, "products"), (ROOTS, "specials"),
+                                        (words.WORDS, "words")])
+def test_nvrtc_takes_what_the_device_check_adds(more, name):
+    assert disassembled(compiled_by_nvrtc(more, *MACROS[0]), name)["instructions"] > 20
 
 
 def test_nvrtc_contracts_nothing_and_makes_no_shortcuts():

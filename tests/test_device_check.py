@@ -1,0 +1,71 @@
+"""The script for a GPU, as far as a CPU can run it: whole, and its checks with CPU backends in the
+place of a GPU's."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minidiff import kernels
+from minidiff.bench import device_check
+
+ON_A_GPU = ("device", "square_root", "all_radii", "rates", "counters", "side_stream",
+            "graph_replay", "corrector_replay", "large", "launches", "sanitizer")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="minutes of a GPU")
+def test_on_a_cpu_it_runs_what_it_can_and_says_what_it_could_not(tmp_path):
+    out = tmp_path / "found.json"
+    run = subprocess.run([sys.executable, "-m", "minidiff.bench.device_check", "--out", str(out)],
+                         env=os.environ | {"TRITON_INTERPRET": "1"}, text=True, capture_output=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert [name for name, p in parts.items() if p["passed"] is None] == [
+        name for name in parts if name in ON_A_GPU]
+    assert all(parts[name]["reason"] for name in ON_A_GPU)
+    assert all(parts[name]["passed"] for name in ("words", "rows", "timing"))
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A GPU that is the CPU: graphs are calls, streams nothing."""
+    names = [n for n in ("host", "torch") if not kernels.missing(n)]
+    for name, value in (("DEVICE", "cpu"), ("on_device", lambda: names),
+                        ("captured", lambda f, calls=1: (f(), f)[1])):
+        monkeypatch.setattr(device_check, name, value)
+    stream = SimpleNamespace(query=lambda: False, synchronize=lambda: None)
+    for name, value in (("synchronize", lambda: None), ("Stream", lambda: stream),
+                        ("stream", lambda s: nullcontext()), ("_sleep", lambda cycles: None)):
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+CHECKS = pytest.mark.parametrize("part", [
+    device_check.counters, device_check.side_stream, device_check.graph_replay,
+    device_check.corrector_replay], ids=lambda f: f.__name__)
+
+
+@CHECKS
+def test_a_check_passes_where_the_bits_are_the_same(no_gpu, part):
+    assert part()["passed"]
+
+
+@CHECKS
+def test_a_check_fails_where_the_noise_is_another(no_gpu, monkeypatch, part):
+    monkeypatch.setattr(kernels.backend("numpy"), "noise", SimpleNamespace(
+        normal=lambda *a: kernels.backend("torch").normal(*a[:4], a[4] ^ 1, "cpu").numpy()))
+    assert part()["passed"] is False
+
+
+def test_counters_see_what_is_written_beside_the_output(no_gpu, monkeypatch):
+    def beside(*a, out, **kw):
+        kernels.update(*a, out=out, **kw)
+        if out.storage_offset():
+            torch.as_strided(out, (1,), (1,), out.storage_offset() - 1).zero_()
+        return out
+    monkeypatch.setattr(device_check, "update", beside)
+    assert device_check.counters()["passed"] is False
