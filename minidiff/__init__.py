@@ -9,8 +9,9 @@
     solvers          Heun, DPM-Solver++(2M), the corrector's step size
     affine           a step's coefficients, read off the step itself
     sample           the sampling loops; families: each of them from one score
+    likelihood       log p(x) by the probability-flow ODE, bits/dim
 
-These need NumPy alone. `minidiff.kernels` runs the same steps fused, bit for bit.
+These need NumPy alone, RK45 SciPy. `minidiff.kernels` runs the same steps fused, bit for bit.
 """
 
 __version__ = "0.1.0"

@@ -44,9 +44,17 @@ def order(p):
 def check_range(below=_INF, n=2, least=1, **ends):
     """ValueError unless a whole n >= least and 0 < low <= high < below, of the two named."""
     low, high = ends.values()
-    if not n >= least or n % 1 or not 0 < low <= high < below:
-        raise ValueError(f"need a whole n >= {least} and 0 < {' <= '.join(ends)} < {below:g}, got "
-                         f"{n=}, {ends}")
+    if not isinstance(n, (int, np.integer)) or n < least or not 0 < low <= high < below:
+        order = f"0 < {' <= '.join(ends)} < {below:g}"
+        raise ValueError(f"need a whole n >= {least} and {order}, got {n=}, {ends}")
+
+
+def schedule(values, name):
+    """values in float64, (N,), N > 0 finite numbers, or ValueError."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite numbers in a row, at least one, got {values}")
+    return values
 
 
 def check_domain(**parameters):
@@ -71,8 +79,8 @@ def check_domain(**parameters):
             bad = v[~good].flat[0]
             raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
                              f"{']' if high_in else ')'}, got {bad:g}")
-        if name in WHOLE and (v % 1).any():
-            raise ValueError(f"{name} must be a whole number, got {v[v % 1 > 0].flat[0]:g}")
+        if name in WHOLE and np.asarray(parameters.get(name, 0)).dtype.kind not in "iu":
+            raise ValueError(f"{name} must be a whole number, an int, got {parameters[name]}")
 
 
 @np.errstate(all="ignore")  # what is not finite is refused
@@ -97,9 +105,12 @@ def coefficients(step, **parameters):
     return table.astype(np.float64)
 
 
+_names = cache(lambda f: tuple(signature(f).parameters))
+
+
 def own(f, parameters):
     """Those of the parameters that f takes."""
-    return {n: parameters[n] for n in signature(f).parameters if n in parameters}
+    return {n: parameters[n] for n in _names(f) if n in parameters}
 
 
 def row(step, denoise=None, clip=None, **parameters):

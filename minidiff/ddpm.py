@@ -6,7 +6,7 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 
 import numpy as np
 
-from .affine import check_domain, check_range, order
+from .affine import check_domain, check_range, order, schedule
 from .score_matching import noise_prediction, posterior_mean
 
 
@@ -27,7 +27,7 @@ def cosine_betas(n=1000, beta_max=.999):
 def alpha_bars(betas):
     """alpha_bar_i = prod_{j <= i} (1 - beta_j), (N,) in float64. [DDPM sec. 2]"""
     check_domain(beta=betas)
-    return np.cumprod(1 - np.asarray(betas, np.float64))
+    return np.cumprod(1 - schedule(betas, "betas"))
 
 
 def previous(alpha_bar):
@@ -42,7 +42,7 @@ def beta_between(alpha_bar, alpha_bar_prev):
 
 def subset_betas(alpha_bar):
     """The betas of a chain whose alpha_bar are these, any falling subset of another chain's."""
-    alpha_bar = np.asarray(alpha_bar, np.float64)
+    alpha_bar = schedule(alpha_bar, "alpha_bar")
     betas = beta_between(alpha_bar, previous(alpha_bar))
     check_domain(alpha_bar=alpha_bar, beta=betas)
     return betas

@@ -18,11 +18,10 @@ from .sde import EDM, VE, VP, SubVP, prior_std
 SIGMA_MIN = .01
 
 
-def annealed_langevin(score, z, n, op, sigma_max=10., sigma_min=.02, n_steps=3, r=.7):
-    """SMLD: n // n_steps levels, step sizes alpha_i = (r sigma_i)^2. [SMLD Alg. 1]"""
-    sigmas = rho_levels(max(2, n // n_steps), sigma_max, sigma_min)
-    eps = (r * sigmas[-1])**2
-    for x in sample.annealed_langevin(score, sigma_max * z, sigmas, op, eps, n_steps):
+def annealed_langevin(score, z, n, op):
+    """SMLD: n // 3 levels of 3 steps, step sizes alpha_i = (.7 sigma_i)^2. [SMLD Alg. 1]"""
+    sigmas = rho_levels(max(2, n // 3), 10., .02)
+    for x in sample.annealed_langevin(score, 10. * z, sigmas, op, (.7 * sigmas[-1])**2, 3):
         yield x
     yield sample.denoise(score, x, sigmas[-1], op, 1., sigmas[-1])
 

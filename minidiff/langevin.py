@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .affine import check_domain, check_range
+from .affine import check_domain, check_range, schedule
 
 
 def langevin_step(x, s, z, /, eps):
@@ -26,8 +26,8 @@ def rho_levels(n, sigma_max, sigma_min, rho=7.):
 
 def falling(levels, name="sigmas"):
     """levels in float64, (L,), positive and falling, or ValueError."""
-    levels = np.asarray(levels, np.float64)
-    if levels.ndim != 1 or not levels.size or not (np.diff(levels, append=0.) < 0).all():
+    levels = schedule(levels, name)
+    if not (np.diff(levels, append=0.) < 0).all():
         raise ValueError(f"{name} must be positive and fall from level to level")
     return levels
 

@@ -9,7 +9,7 @@ what torch.func.vjp returns; points are (B, D) arrays (images flattened).
 import numpy as np
 
 from .affine import check_domain
-from .sample import rk45
+from .sample import like, rk45
 from .sde import flow
 
 
@@ -34,20 +34,22 @@ def log_likelihood(score_and_trace, x, sde, prior, t_min=1e-5, rtol=1e-5, atol=1
     """
     def velocity(state, t):
         s, trace = score_and_trace(state[:, :-1], t)
+        like(state[:, :-1], s), like(state[:, -1], trace, "trace")
         return np.column_stack((flow(state[:, :-1], s, sde, t), flow(x.shape[1], trace, sde, t)))
 
     check_domain(sde=sde, t=t_min, t_min=t_min)
-    if x.ndim != 2 or t_min == sde.T:
-        raise ValueError(f"need x of (B, D) and t_min before T, got {x.shape} and {t_min}")
+    if np.ndim(x) != 2 or t_min == sde.T:
+        raise ValueError(f"need x of (B, D) and t_min before T, got {np.shape(x)} and {t_min}")
+    x = np.asarray(x, np.float64)
     start = np.column_stack((x, np.zeros(len(x))))
     states, evaluations = rk45(velocity, start, t_min, [sde.T], rtol, atol)
     x_T, integral = states[-1, :, :-1], states[-1, :, -1]
-    return prior(x_T) + integral, x_T, evaluations
+    return like(integral, prior(x_T), "prior") + integral, x_T, evaluations
 
 
 def dequantize(k, u, levels):
     """2 (k + u) / levels - 1: grey levels k = 0 ... levels - 1 to a density on [-1, 1], u in
-    [0, 1). [Theis et al. 2016, sec. 3.1]"""
+    [0, 1]. [Theis et al. 2016, sec. 3.1]"""
     return 2 * (k + u) / levels - 1
 
 

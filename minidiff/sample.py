@@ -14,13 +14,20 @@ import numpy as np
 
 from . import ddpm, langevin, noise, solvers
 from . import sde as sdes
-from .affine import check_domain, operands, own, row
+from .affine import check_domain, operands, own, row, schedule
 from .score_matching import posterior_mean
 
 
+def like(x, u, name="score"):
+    """u; ValueError unless its shape is the state's, for it would broadcast."""
+    if np.shape(u) != np.shape(x):
+        raise ValueError(f"the {name} has shape {np.shape(u)}, the state {np.shape(x)}")
+    return u
+
+
 class Reference:
-    """Steps as the papers print them, on NumPy arrays, with the contract's noise: seed names the
-    run, sample the first row of x. normal(shape, k, tag), if given, is its source instead."""
+    """Steps as the papers print them, in NumPy's float64, with the contract's noise: seed names
+    the run, sample the first row of x. normal(shape, k, tag), if given, is its source instead."""
 
     def __init__(self, seed=0, sample=0, normal=None):
         self.normal = normal or (lambda shape, k, tag: noise.normal(shape, seed, sample, k, tag))
@@ -33,6 +40,9 @@ class Reference:
             return {n: v[k] if np.ndim(v) else v for n, v in own(f, parameters).items()}
 
         def move(k, x, *u):
+            if hasattr(x, "data_ptr"):
+                raise TypeError("x must be a NumPy array; kernels.Fused takes tensors")
+            u = [like(x, v) for v in u]
             if denoise:
                 x0_hat = denoise(x, u[0], **at(denoise, k))
                 u = (x0_hat if clip is None else np.clip(x0_hat, *clip), *u[1:])
@@ -43,7 +53,8 @@ class Reference:
     def correct(self, step, rule, x, s, k, tag):
         """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample."""
         z = self.normal(x.shape, k, tag)
-        norms = ((u * u).sum(tuple(range(1, u.ndim)))**.5 for u in (z, s))
+        norms = (np.square(u, dtype=float).sum(tuple(range(1, x.ndim)))**.5
+                 for u in (z, like(x, s)))
         x[...] = step(x, s, z, eps=rule(*norms).reshape(-1, *[1] * (x.ndim - 1)))
         return x
 
@@ -64,8 +75,11 @@ def check_finite(states):
 def iterate(step, score, x, levels, op, correct=lambda k, x: x, **parameters):
     """x_{k+1} = correct(k, step(x_k, score(x_k, levels[k]), z_k; parameters[k])), N states.
 
-    levels: (N,); parameters: scalars or (N,), and the denoise stage of `op`.
+    levels: (N,); parameters: scalars or (N,), else ValueError, and the denoise stage of `op`.
     """
+    for name, v in parameters.items():
+        if name != "clip" and np.shape(v) not in ((), np.shape(levels)):
+            raise ValueError(f"{name} {np.shape(v)} must be one, or one of {len(levels)} levels")
     move = op(step, noise.PREDICTOR, **parameters)
     for k, level in enumerate(levels):
         x = correct(k, move(k, x, score(x, level)))
@@ -78,8 +92,8 @@ def denoise(score, x, level, op, a, sigma):
 
 
 def annealed_langevin(score, x, sigmas, op, eps=2e-5, n_steps=100):
-    """SMLD: n_steps Langevin steps a level, from the largest sigma down; `denoise` at sigmas[-1]
-    ends it without noise. score(x, sigma). [SMLD Alg. 1, NCSNv2 Alg. 1]"""
+    """SMLD: n_steps Langevin steps a level, from the largest sigma down; score(x, sigma). What it
+    leaves of noise is the caller's to `denoise`, at sigmas[-1]. [SMLD Alg. 1, NCSNv2 Alg. 1]"""
     check_domain(n_steps=n_steps)
     alphas = langevin.step_sizes(sigmas, eps)
     yield from iterate(langevin.langevin_step, score, x, np.repeat(sigmas, n_steps), op,
@@ -90,13 +104,13 @@ def ancestral(score, x, betas, op, variances=None, last_noise=False, clip=None):
     """DDPM: i = N-1 ... 0 with variance beta (or `variances`), score(x, i). [DDPM Alg. 2]
 
     last_noise: the paper's algorithm draws none at i = 0. clip: (lo, hi) of the predicted x_0,
-    from which the posterior's mean is then formed. A subset of steps: `ddpm.subset_betas`.
+    from which the posterior's mean is then formed. A subset of steps: `ddpm.subset_betas`; i then
+    counts the subset.
     """
-    betas = np.asarray(betas, np.float64)
+    betas = schedule(betas, "betas")
     variances = np.array(betas if variances is None else variances, np.float64)
-    if not betas.size or variances.shape != betas.shape:
-        raise ValueError(f"variances must be one a beta, at least one, got {variances.shape} "
-                         f"and {betas.shape}")
+    if variances.shape != betas.shape:
+        raise ValueError(f"variances must be one a beta, got {variances.shape} and {betas.shape}")
     variances[0] *= last_noise
     step, p = ddpm.ancestral_step, {"beta": betas[::-1]}
     if clip is not None:
@@ -110,7 +124,7 @@ def ancestral(score, x, betas, op, variances=None, last_noise=False, clip=None):
 
 def ddim(score, x, alpha_bar, op, eta=0.):
     """DDIM over the given (N,) falling alpha_bar, a whole grid or a subset of one, ending at
-    alpha_bar = 1; score(x, i), i = N-1 ... 0. [DDIM eq. 12]"""
+    alpha_bar = 1; score(x, i), i = N-1 ... 0 of those given. [DDIM eq. 12]"""
     alpha_bar = langevin.falling(alpha_bar, "alpha_bar")
     yield from iterate(ddpm.ddim_step, score, x, np.arange(len(alpha_bar))[::-1], op,
                        alpha_bar=alpha_bar[::-1], alpha_bar_prev=ddpm.previous(alpha_bar)[::-1],
@@ -232,7 +246,8 @@ def pf_ode_adaptive(score, x, sde, times, rtol=1e-5, atol=1e-5):
     """The probability-flow ODE by RK45, NumPy arrays; states at times[1:], score(x, t). One step
     size serves the whole batch, which so affects every sample within the tolerances."""
     t, after = _grid(times, sde)
-    yield from rk45(lambda x, t: sdes.flow(x, score(x, t), sde, t), x, t[0], after, rtol, atol)[0]
+    yield from rk45(lambda x, t: sdes.flow(x, like(x, score(x, t)), sde, t), x, t[0], after, rtol,
+                    atol)[0]
 
 
 def rk45(velocity, x, start, times, rtol, atol):
@@ -259,8 +274,8 @@ def _grid(times, sde):
         if not times >= 1 or times % 1:
             raise ValueError(f"times must be a whole number of steps, or fall, got {times}")
         times = np.linspace(sde.T, 0, int(times) + 1)
-    times = np.asarray(times, np.float64)
-    if times.ndim != 1 or times.size < 2 or not (np.diff(times) < 0).all():
+    times = schedule(times, "times")
+    if times.size < 2 or not (np.diff(times) < 0).all():
         raise ValueError("times must be at least two numbers, each smaller than the last")
     check_domain(sde=sde, t=times)
     return times[:-1], times[1:]

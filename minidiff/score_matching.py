@@ -10,17 +10,16 @@ import numpy as np
 
 
 def expectation(values, weight=1.):
-    """E [weight value] over a batch: values (B,), weight a scalar or (B,). ValueError for other
-    shapes, whose product would be another mean."""
+    """E [weight value] over a batch; ValueError unless values are (B,), weight a scalar or (B,)."""
     if np.ndim(values) != 1 or np.shape(weight) not in ((), np.shape(values)):
-        raise ValueError("need points (B, D), and one weight, trace or product a sample; they make "
-                         f"values {np.shape(values)} of weights {np.shape(weight)}")
+        raise ValueError(f"values {np.shape(values)}, weight {np.shape(weight)}: one a sample")
     return (weight * values).mean()
 
 
-def explicit(s, score):
+def explicit(s, score, weight=1.):
     """J = 1/2 E |s(x) - grad log p(x)|^2, a scalar, as the others. [Hyvarinen 2005, eq. 2]"""
-    return expectation(.5 * ((s - score)**2).sum(-1))
+    e = s - score
+    return expectation(.5 * (e * e).sum(-1), weight)
 
 
 def implicit(s, trace, weight=1.):
@@ -48,13 +47,13 @@ def residual(s, z, /, sigma):
 def denoising(s, z, sigma, weight=1.):
     """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
 
-    s, z: the score at x~ and the noise in it; sigma > 0, a scalar or (B, 1), else ValueError;
-    weight sigma^2 for SMLD's, g^2 for the likelihood's. The minimiser is x~'s own score.
+    s, z: the score at x~ and the noise in it; sigma > 0; weight sigma^2 for SMLD's, g^2 for the
+    likelihood's. The minimiser is x~'s own score. ValueError unless sigma is a scalar or (B, 1).
     """
-    if np.shape(sigma) not in ((), (len(s), 1)):
-        raise ValueError(f"sigma must be a scalar or ({len(s)}, 1), got shape {np.shape(sigma)}")
-    e = residual(s, z, sigma)
-    return expectation(.5 * (e * e).sum(-1), weight)
+    if np.shape(z) != np.shape(s) or np.shape(sigma) not in ((), (len(s), 1)):
+        raise ValueError(f"s {np.shape(s)} needs z of its shape, sigma a scalar or ({len(s)}, 1): "
+                         f"got {np.shape(z)}, {np.shape(sigma)}")
+    return explicit(residual(s, z, sigma), 0., weight)
 
 
 def posterior_mean(x, s, /, a, sigma):

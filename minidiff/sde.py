@@ -1,9 +1,10 @@
 """Diffusions in continuous time, dx = f(x, t) dt + g(t) dw on [0, T], and their reversal.
 
-An SDE has its drift f, diffusion g, marginal (a, sigma) of x_t = a x_0 + sigma z, time, the t
-at which sigma / a is a ratio, and a chain of n > 1 steps, x_i = x_{i-1} + f_i + G_i z. Times are
-host floats or NumPy arrays; a step of size dt > 0 goes from t - dt to t forwards, from t to
-t - dt in reverse. Operands have one shape, s is the score at (x, t), z ~ N(0, I).
+An SDE has drift(x, t) = f, diffusion(t) = g, marginal(t) = (a, sigma) of x_t = a x_0 + sigma z,
+time(ratio), the t where sigma / a is a ratio, kappa(t, dt) of the corrector, and a chain of n > 1
+steps, x_i = x_{i-1} + f_i + G_i z, discretize(x, i, n) = (f_i, G_i). Times are host floats or NumPy
+arrays; a step of size dt > 0 goes from t - dt to t forwards, from t to t - dt in reverse. Operands
+have one shape, s is the score at (x, t), z ~ N(0, I).
 [SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
 """
 
@@ -16,12 +17,17 @@ from .affine import check_domain, check_range, order
 
 
 class _SDE:
-    """drift is 0 and kappa of the corrector is 1 unless said otherwise."""
+    """Its drift f(x, t) is 0, the corrector's kappa 1, its chain of n steps Euler-Maruyama's,
+    (f_i(x), G_i), unless said otherwise."""
 
     T = 1.
 
     def drift(self, x, t):
         return 0. * x
+
+    def discretize(self, x, i, n):
+        at = {"sde": self, "t": self.T * np.asarray(i) / (n - 1), "dt": self.T / n}
+        return forward_sde_step(x, 0., **at) - x, forward_sde_step(0., 1., **at)
 
     def kappa(self, t, dt):
         return 1. + 0. * t
@@ -154,10 +160,6 @@ class SubVP(_LinearBeta):
         """int beta where (1 - a^2) / a = ratio"""
         return 2 * np.arcsinh(np.asarray(ratio, np.float64) / 2)
 
-    def discretize(self, x, i, n):
-        t = np.asarray(i) / (n - 1)
-        return self.drift(x, t) / n, self.diffusion(t) / n**.5
-
 
 def prior_std(sde):
     """The prior is N(0, std^2 I): std = sigma_max for VE, 1 for VP and sub-VP."""
@@ -170,7 +172,7 @@ def importance_times(sde, u, t_min=1e-5):
     ln(sigma / a) is uniform. [ScoreFlow: Song et al. 2021]"""
     check_domain(u=u, t_min=t_min, sde=sde, t=t_min)
     low, high = (np.log(sigma / a) for a, sigma in map(sde.marginal, (t_min, sde.T)))
-    return sde.time(np.exp(low + (high - low) * u)), 2 * (high - low)
+    return sde.time(np.exp(low + np.multiply(high - low, u))), 2 * (high - low)
 
 
 def perturb(x0, z, /, a, sigma):

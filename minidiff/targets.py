@@ -38,6 +38,8 @@ class Mixture:
 
     def _components(self, x):
         """log(w_k p_k(x)), each component's score s_k (..., K, D), gamma_k = w_k p_k(x) / p(x)."""
+        if np.shape(x)[-1:] != self.means.shape[1:]:
+            raise ValueError(f"x must be (..., {self.means.shape[1]}), got {np.shape(x)}")
         difference, v = self.means - np.asarray(x)[..., None, :], self.variances
         s_k = difference / v
         log_p = np.log(self.weights) - .5 * (np.einsum("...kd,...kd->...k", difference, s_k)

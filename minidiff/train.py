@@ -39,7 +39,7 @@ def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  #
         a, sigma = sde.marginal(t)
         return sigma / a, Z * (sigma / a)**2
     sigma = np.exp(-1.2 + 1.2 * noise.normal((n,), **draw).astype(float))
-    edm = (sigma**2 + sigma_data**2) / sigma_data**2
+    edm = (score_matching.c_in(sigma, sigma_data) * sigma_data)**-2
     return sigma, sigma**2 * (edm if weighting == "edm" else 1.)
 
 

@@ -125,7 +125,7 @@ def test_the_adaptive_sampler_undoes_the_flow_that_measured_the_likelihood(sde):
     # two integrations at 1e-8, the one back contracting or spreading by at most the prior's scale
     p = target(2)
     x = p.sample(16, seed=6)
-    _, x_T, _ = log_likelihood(exact(p, sde), x, sde, lambda x_T: 0., rtol=1e-8, atol=1e-8)
+    _, x_T, _ = log_likelihood(exact(p, sde), x, sde, lambda x: 0 * x[:, 0], rtol=1e-8, atol=1e-8)
     score = lambda x, t: p.at(*sde.marginal(t)).score(x)
     states = list(pf_ode_adaptive(score, x_T, sde, [sde.T, sde.T / 2, 1e-5], 1e-8, 1e-8))
     assert len(states) == 2 and states[0].shape == x.shape

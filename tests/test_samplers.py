@@ -371,14 +371,14 @@ REVERSE = pytest.mark.parametrize("loop", [sample.reverse_sde, sample.pf_ode, sa
 
 @REVERSE
 @pytest.mark.parametrize("times", [[0., 1.], [1., .5, .7], [1., .5, .5], [1.], [], [[1., 0.]],
-                                   [1., np.nan, 0.]])
+                                   [1., np.nan, 0.], [np.inf, .5]])
 def test_times_that_do_not_fall_are_refused(loop, times):
     with pytest.raises(ValueError, match="times"):
         next(loop(at_time(VP()), np.ones((1, 2)), VP(), times, sample.Reference()))
 
 
 @REVERSE
-@pytest.mark.parametrize("times", [[1.5, .5], [np.inf, .5], [0., -.1, -.2]])
+@pytest.mark.parametrize("times", [[1.5, .5], [0., -.1, -.2]])
 def test_times_outside_the_process_are_refused(loop, times):
     with pytest.raises(ValueError, match=r"t must be in \[0, 1\]"):
         next(loop(at_time(VP()), np.ones((1, 2)), VP(), times, sample.Reference()))
