@@ -1,8 +1,8 @@
 """Every sampler family from one score s(x, sigma) of x_0 + sigma z, trained or exact.
 
 A family is f(score, z, n, op): z ~ N(0, I) the start before its prior's scale, n about the
-number of score evaluations, op as in minidiff.sample. It yields states in the data's own
-scale, the last one denoised. Noise levels are placed by EDM's rule in sigma / a between
+number of score evaluations, op as in minidiff.sample. It yields the process's states, the last
+one denoised. Noise levels are placed by EDM's rule in sigma / a between
 SIGMA_MIN and what each process ends at, for data within about [-1, 1].
 """
 
@@ -44,8 +44,8 @@ def _ancestral(score, z, alpha_bar, op):
 
 
 def _in_time(loop, sde, per_step=1, chain=False, least=2, leaves_noise=True):
-    """A loop over times of an SDE, of n / per_step steps, its states as x / a: of levels by EDM's
-    rule, or of the SDE's own chain. least: of steps, where with longer ones beta dt is not below
+    """A loop over times of an SDE, of n / per_step steps: of levels by EDM's rule, or of the SDE's
+    own chain. least: of steps, where with longer ones beta dt is not below
     1. A last step that leaves noise is denoised."""
     def family(score, z, n, op):
         n, (a, sigma) = max(least, n // per_step), sde.marginal(sde.T)
@@ -55,11 +55,11 @@ def _in_time(loop, sde, per_step=1, chain=False, least=2, leaves_noise=True):
             low = 1e-5 if isinstance(sde, VE) else 1 / (n - 1)
             times = np.append(np.linspace(1, low, n - 1),
                               sde.time(sde.discretize(0., 0, n - 1)[1]))
-        at, (a, sigma) = rescaled(score, sde.marginal), map(float, sde.marginal(times[-1]))
+        at = rescaled(score, sde.marginal)
         for x in loop(at, prior_std(sde) * z, sde, times, op):
-            yield x / a
+            yield x
         if leaves_noise:
-            yield sample.denoise(at, x, times[-1], op, a, sigma)
+            yield sample.denoise(at, x, times[-1], op, *map(float, sde.marginal(times[-1])))
     return family
 
 

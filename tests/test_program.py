@@ -12,9 +12,10 @@ import torch
 
 from minidiff import data, families, kernels, noise, sample, targets, train
 from minidiff.__main__ import main
-from minidiff.demo import NetScore
+from minidiff.demo import EVALUATIONS, NetScore
 from minidiff.demo import sample as draw
 from minidiff.net import ScoreNet
+from minidiff.plot import FLOWS
 from minidiff.quality import nearest_distance, svm_accuracy
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +88,34 @@ def test_every_family_reaches_an_exact_mixture(family):
     for side, mean in ((left, [-.6, -.3]), (~left, [.6, .3])):
         assert np.abs(x[side].mean(0) - mean).max() < 6 * .1 / side.sum()**.5 + .02
         assert np.abs(x[side].std(0) - .1).max() < .02
+
+
+# evaluations as the README's table has them; how much the std of an end is off .1, the data's
+DEMO = {"annealed_langevin": (97, .2441), "ddpm_ancestral": (80, -.0965), "ddim": (40, -.0956),
+        "reverse_sde_ve": (80, -.0055), "reverse_sde_vp": (80, .0421),
+        "reverse_sde_subvp": (80, .018), "reverse_diffusion_ve": (80, .0468),
+        "reverse_diffusion_vp": (80, .2072), "ancestral_ve": (79, -.0563), "pc_ve": (79, -.0044),
+        "pc_vp": (79, .082), "pc_subvp": (79, .0376), "pf_ode": (40, .0245), "heun": (39, .0553),
+        "edm_churn": (79, .0354), "dpmpp_2m": (20, .0329)}
+
+
+@pytest.mark.parametrize("family", DEMO)
+def test_a_familys_law_on_a_gaussian_at_the_demos_evaluations(family):
+    """Its end is linear in the start and in every draw: row 0 of a batch answers the start alone,
+    each other row one draw, and the squares add up to the variance. A flow answers no draw."""
+    rows, calls = {}, []
+
+    def impulse(shape, k, tag):
+        return np.eye(shape[0])[:, [rows.setdefault((k, tag), 1 + len(rows))]]
+
+    def score(x, sigma):
+        calls.append(sigma)
+        return targets.Gaussian([0.], .01).at(1., float(sigma)).score(x)
+    *_, x = families.FAMILIES[family](score, np.eye(256)[:, :1], EVALUATIONS.get(family, 80),
+                                      sample.Reference(normal=impulse))
+    bias = (x**2).sum()**.5 / .1 - 1
+    assert (len(calls), round(bias, 4)) == DEMO[family]
+    assert (x[1:] != 0).any() == (family not in FLOWS)
 
 
 @pytest.mark.parametrize("family", ["reverse_diffusion_ve", "ancestral_ve"])

@@ -7,6 +7,7 @@ from itertools import count, islice
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
 from minidiff import ddpm, kernels, langevin, noise, sample, sde
@@ -267,14 +268,16 @@ def test_plain_langevin_keeps_the_weights_it_started_with():
     assert abs(side.mean() - .5) < 6 * .5 / 2**6
 
 
-def test_annealed_langevin_recovers_the_weights():
+@pytest.mark.parametrize("d", [2, 10])
+def test_annealed_langevin_recovers_the_weights(d):
     # From weights of 1/2 the 200 steps end at .217, for mixing slows as the modes part
-    sigmas, n = langevin.noise_levels(20, 8., 1.), 2**15
+    sigmas, (across, along, _) = langevin.noise_levels(20, 8., 1.), directions(d)
     loop = partial(sample.annealed_langevin, eps=.5, n_steps=10)
     t, w = law(ACROSS, loop, at_sigma, Gaussian([0., 0.], 8.**2), (sigmas,))
     assert w[t < 0].sum() == pytest.approx(.2169, abs=5e-5)
-    *_, x = loop(at_sigma, sample.prior((n, 2), 8., seed=1), sigmas, sample.Reference(seed=1))
-    assert excess(x @ ACROSS, t, w) < 0
+    *_, x = loop(at_sigma, sample.prior((N, d), 8., seed=1), sigmas, sample.Reference(seed=1))
+    assert excess(x @ across, t, w) < 0
+    assert excess(x @ along, *law(ALONG, loop, at_sigma, Gaussian([0., 0.], 8.**2), (sigmas,))) < 0
 
 
 @EVERY_LOOP
@@ -390,7 +393,33 @@ def test_forward_times_that_do_not_rise_are_refused(times):
         next(sample.forward_sde(np.ones((1, 2)), VP(), times, sample.Reference()))
 
 
+@EVERY_LOOP
+def test_a_score_of_another_shape_is_refused_though_it_would_broadcast(name):
+    loop, score, start, arguments = LOOPS[name]
+    for s in (np.ones((3, 1)), np.ones(2), 1.):
+        states = loop(lambda x, k, s=s: s, np.ones((3, 2)), *arguments, sample.Reference())
+        with pytest.raises(ValueError, match=r"score has shape \(.*\), the state \(3, 2\)"):
+            list(states)
+        with pytest.raises(ValueError, match="score has shape"):
+            list(sample.pf_ode_adaptive(lambda x, t, s=s: s, np.ones((3, 2)), VP(), [1., .1]))
+
+
+def test_tensors_are_for_the_kernels():
+    x = torch.ones((3, 2))
+    with pytest.raises(TypeError, match="NumPy array; kernels.Fused"):
+        next(sample.reverse_sde(lambda x, t: -x, x, VP(), 9, sample.Reference()))
+
+
+def test_a_parameter_is_one_or_one_a_level():
+    for eps in (np.ones(3), np.ones(9), np.ones((5, 1))):
+        with pytest.raises(ValueError, match="eps .* must be one, or one of 5 levels"):
+            next(sample.iterate(langevin.langevin_step, at_sigma, np.ones((1, 2)), np.ones(5),
+                                sample.Reference(), eps=eps))
+
+
 @pytest.mark.parametrize("loop, arguments, named", [
+    (sample.ancestral, {"betas": [[.1, .2]]}, "betas"), (sample.ancestral, {"betas": .1}, "betas"),
+    (sample.annealed_langevin, {"sigmas": [np.inf, 1.]}, "sigmas"),
     (sample.annealed_langevin, {"sigmas": [1., 2.]}, "sigmas"),
     (sample.annealed_langevin, {"sigmas": [2., 2.]}, "sigmas"),
     (sample.annealed_langevin, {"sigmas": [1., 0.]}, "sigmas"),
@@ -451,6 +480,19 @@ class Recorder:
     def correct(self, step, rule, x, s, k, tag):
         self.seen.append((k, tag, np.asarray(rule(np.array([1., 2.]), np.array([1., 1.])))))
         return x
+
+
+def test_each_correction_has_a_score_of_its_own():
+    """Corrections add 1 here and predictions nothing: each score is of the state just reached."""
+    op, seen = Recorder(), []
+    op.correct = lambda step, rule, x, s, k, tag: x + 1
+
+    def score(x, t):
+        seen.append((x[0, 0], t))
+        return x
+    list(sample.predictor_corrector(score, np.ones((2, 3)), sde.VE(), [1., .5, .2, 0.], op,
+                                    n_corrector=2))
+    assert seen == [(1, 1.), (1, .5), (2, .5), (3, .5), (3, .2), (4, .2), (5, .2)]
 
 
 @pytest.mark.parametrize("times", [np.linspace(1, 0, 101), np.linspace(1, .1, 40)**2],

@@ -259,14 +259,23 @@ def test_predictions_are_what_they_are_called_of_x0_and_z(a, sigma):
     assert (np.abs(D - x0) <= 3e-15 * scale).all()
 
 
-@pytest.mark.parametrize("loop", ["pf_ode", "heun", "ddim", "dpmpp_2m", "reverse_sde"])
+@pytest.mark.parametrize("loop", ["pf_ode", "heun", "ddim", "dpmpp_2m", "reverse_sde", "edm",
+                                  "ancestral", "clipped", "annealed_langevin", "corrected"])
 def test_every_parametrisation_gives_one_trajectory(loop):
     """Any sampler on any network: the states of each differ from the score's own by rounding,
     below 1e-10 of float64 states of moduli up to 80."""
     alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())[::20]
     index = lambda i: (alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)
     times, sigmas = np.linspace(1, 1e-3, 41), langevin.rho_levels(30, 80., .01)
+    betas = ddpm.subset_betas(alpha_bar)
     run, marginal, scale = {
+        "edm": (lambda s, x, op: sample.edm(s, x, sigmas, op, s_churn=10.), EDM().marginal, 80.),
+        "ancestral": (lambda s, x, op: sample.ancestral(s, x, betas, op), index, 1.),
+        "clipped": (lambda s, x, op: sample.ancestral(s, x, betas, op, clip=(-2., 2.)), index, 1.),
+        "annealed_langevin": (lambda s, x, op: sample.annealed_langevin(
+            s, x, sigmas[::3], op, 1e-6, 3), EDM().marginal, 80.),
+        "corrected": (lambda s, x, op: sample.predictor_corrector(
+            s, x, VP(), times, op, corrector="batch_langevin"), VP().marginal, 1.),
         "pf_ode": (lambda s, x, op: sample.pf_ode(s, x, VP(), times, op), VP().marginal, 1.),
         "heun": (lambda s, x, op: sample.heun(s, x, SubVP(), times, op), SubVP().marginal, 1.),
         "ddim": (lambda s, x, op: sample.ddim(s, x, alpha_bar, op, eta=.5), index, 1.),
