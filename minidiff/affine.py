@@ -53,7 +53,7 @@ def schedule(values, name):
     """values in float64, (N,), N > 0 finite numbers, or ValueError."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite numbers in a row, at least one, got {values}")
+        raise ValueError(f"{name} must be finite, (N,) with N > 0, got shape {values.shape}")
     return values
 
 
