@@ -207,6 +207,27 @@ def side_stream():
     return {"passed": all(good.values()), **good}
 
 
+def captured(f, calls=1):
+    """A graph of calls of f, as a function; f runs once before, to be compiled."""
+    f()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            f()
+    return graph.replay
+
+
+def replayed(one, x, x0, step):
+    """x after eight replays of one(), captured, from x0 and step 0."""
+    replay = captured(one)
+    x.copy_(x0)
+    step.zero_()
+    for _ in range(8):
+        replay()
+    return x
+
+
 def graph_replay():
     """One step captured, replayed eight times: a device counter picks the row and the noise."""
     table = coefficients(OPS["langevin"].step, eps=np.linspace(.1, .01, 8))
@@ -224,24 +245,8 @@ def graph_replay():
             def one(x=x, d=d, step=step, name=name, device_table=device_table):
                 update([x, d], device_table, seed=SEED, step=step, tag=TAG, out=x, backend=name)
                 step.add_(1)
-            replay = captured(one)
-            x.copy_(x0)
-            step.zero_()
-            for _ in range(8):
-                replay()
-            good[f"{name} {dtype}"] = same(x, want)
+            good[f"{name} {dtype}"] = same(replayed(one, x, x0, step), want)
     return {"passed": all(good.values()), **good}
-
-
-def captured(f, calls=1):
-    """A graph of calls of f, as a function; f runs once before, to be compiled."""
-    f()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            f()
-    return graph.replay
 
 
 def corrector_replay():
@@ -259,12 +264,7 @@ def corrector_replay():
         def one(x=x, op=op, d=d, step=step):
             op.correct(OPS["langevin"].step, snr_step_size, x, d, step, TAG)
             step.add_(1)
-        replay = captured(one)
-        x.copy_(x0)
-        step.zero_()
-        for _ in range(8):
-            replay()
-        good[name] = torch.allclose(x.cpu(), want, rtol=1e-5, atol=1e-5)
+        good[name] = torch.allclose(replayed(one, x, x0, step).cpu(), want, rtol=1e-5, atol=1e-5)
     return {"passed": all(good.values()), **good}
 
 
