@@ -19,10 +19,9 @@ WHOLE = "n", "i", "n_steps", "n_corrector"
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
                         "rho", "rtol", "atol", "t_min"), (0, _INF, False, False)) | {
-    "u": (0, 1, True, True),
+    "u": (0, 1, True, True), "eta": (0, 1, True, True), "variance": (0, _INF, True, False),
     "n": (1, _INF, True, False), "n_steps": (1, _INF, True, False),
-    "n_corrector": (0, _INF, True, False),
-    "beta": (0, 1, False, False), "variance": (0, _INF, True, False), "eta": (0, 1, True, True),
+    "n_corrector": (0, _INF, True, False), "beta": (0, 1, False, False),
     "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True)}
 
 
@@ -49,6 +48,14 @@ def check_range(below=_INF, n=2, least=1, **ends):
         raise ValueError(f"need a whole n >= {least} and {order}, got {n=}, {ends}")
 
 
+def like(x, u, name="score"):
+    """u, an array or tensor; ValueError unless its shape is x's: it would broadcast."""
+    shape, of_x = (tuple(getattr(v, "shape", ())) for v in (u, x))
+    if shape != of_x:
+        raise ValueError(f"{name} has shape {shape}, not {of_x}")
+    return u
+
+
 def schedule(values, name):
     """values in float64, (N,), N > 0 finite numbers, or ValueError."""
     values = np.asarray(values, np.float64)
@@ -70,8 +77,8 @@ def check_domain(**parameters):
                 np.asarray(parameters[low]) < np.asarray(parameters[high])).all():
             raise ValueError(f"{low} must be smaller than {high}")
     for name, v in parameters.items():
-        if hasattr(v, "data_ptr"):
-            raise TypeError(f"{name} must be a number or a NumPy array, got a tensor")
+        if hasattr(v, "data_ptr") or isinstance(v, (list, tuple)):
+            raise TypeError(f"{name} must be a number or a NumPy array, got a {type(v).__name__}")
     for name, (low, high, low_in, high_in) in domain.items():
         v = np.asarray(parameters.get(name, ()), np.float64)
         good = (v >= low if low_in else v > low) & (v <= high if high_in else v < high)

@@ -26,8 +26,9 @@ def cosine_betas(n=1000, beta_max=.999):
 
 def alpha_bars(betas):
     """alpha_bar_i = prod_{j <= i} (1 - beta_j), (N,) in float64. [DDPM sec. 2]"""
+    betas = schedule(betas, "betas")
     check_domain(beta=betas)
-    return np.cumprod(1 - schedule(betas, "betas"))
+    return np.cumprod(1 - betas)
 
 
 def previous(alpha_bar):
@@ -76,8 +77,7 @@ def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
 def posterior_variance(alpha_bar, alpha_bar_prev):
     """beta~ = (1 - alpha_bar_prev) / (1 - alpha_bar) beta, the variance of q(x_{i-1} | x_i, x_0),
     beta of `beta_between`. [DDPM eq. 7]"""
-    beta = beta_between(alpha_bar, alpha_bar_prev)
-    return (1 - alpha_bar_prev) / (1 - alpha_bar) * beta
+    return (1 - alpha_bar_prev) / (1 - alpha_bar) * beta_between(alpha_bar, alpha_bar_prev)
 
 
 def posterior_variances(betas):

@@ -1,9 +1,8 @@
 """Every sampler family from one score s(x, sigma) of x_0 + sigma z, trained or exact.
 
-A family is f(score, z, n, op): z ~ N(0, I) the start before its prior's scale, n about the
-number of score evaluations, op as in minidiff.sample. It yields the process's states, the last
-one denoised. Noise levels are placed by EDM's rule in sigma / a between
-SIGMA_MIN and what each process ends at, for data within about [-1, 1].
+A family is f(score, z, n, op): z ~ N(0, I) the start before its prior's scale, n about the number
+of score evaluations, op as in minidiff.sample. It yields the process's states, the last denoised.
+Noise levels lie by EDM's rule in sigma / a from SIGMA_MIN to a process's end, for data in [-1, 1].
 """
 
 from functools import partial
@@ -44,9 +43,8 @@ def _ancestral(score, z, alpha_bar, op):
 
 
 def _in_time(loop, sde, per_step=1, chain=False, least=2, leaves_noise=True):
-    """A loop over times of an SDE, of n / per_step steps: of levels by EDM's rule, or of the SDE's
-    own chain. least: of steps, where with longer ones beta dt is not below
-    1. A last step that leaves noise is denoised."""
+    """A loop over times of an SDE, n / per_step of them by EDM's rule or its own chain's; at least
+    `least`: longer steps have beta dt >= 1. A last step that leaves noise is denoised."""
     def family(score, z, n, op):
         n, (a, sigma) = max(least, n // per_step), sde.marginal(sde.T)
         times = sde.time(rho_levels(n, sigma / a, SIGMA_MIN))

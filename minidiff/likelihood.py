@@ -8,8 +8,8 @@ what torch.func.vjp returns; points are (B, D) arrays (images flattened).
 
 import numpy as np
 
-from .affine import check_domain
-from .sample import like, rk45
+from .affine import check_domain, like
+from .sample import rk45
 from .sde import flow
 
 
@@ -21,7 +21,8 @@ def with_trace(linearize, probes):
     """
     def score_and_trace(x, t):
         s, vjp = linearize(x, t)
-        return s, sum((vjp(v) * v).sum(-1) for v in (np.broadcast_to(v, x.shape) for v in probes))
+        full = (np.broadcast_to(v, x.shape) for v in probes)
+        return s, sum((like(x, vjp(v), "product") * v).sum(-1) for v in full)
     return score_and_trace
 
 

@@ -61,9 +61,8 @@ def words(shape, seed=0, sample=0, step=0, tag=0):
     seed, sample, step, tag = map(index, (seed, sample, step, tag))
     ids = (sample & MASK) + np.arange(batch, dtype=np.int64)[:, None] & MASK
     quads = np.arange(-(-size // 4), dtype=np.int64)[None, :]
-    counter = np.broadcast_arrays(quads, ids)
-    return np.stack(philox((*counter, step & MASK, tag & MASK), (seed & MASK, seed >> 32 & MASK)),
-                    -1)
+    counter = *np.broadcast_arrays(quads, ids), step & MASK, tag & MASK
+    return np.stack(philox(counter, (seed & MASK, seed >> 32 & MASK)), -1)
 
 
 def elements(quads, shape):
@@ -126,5 +125,4 @@ def uniform(shape, seed=0, sample=0, step=0, tag=0):
 
 def rademacher(shape, seed=0, sample=0, step=0, tag=0):
     """-1 or +1 with equal odds, float32 of `shape`: the word's top bit set is -1."""
-    sign = words(shape, seed, sample, step, tag) >> 31
-    return elements((1 - 2 * sign).astype(np.float32), shape)
+    return 1 - 2 * elements(words(shape, seed, sample, step, tag) >> 31, shape).astype(np.float32)

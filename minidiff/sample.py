@@ -14,20 +14,13 @@ import numpy as np
 
 from . import ddpm, langevin, noise, solvers
 from . import sde as sdes
-from .affine import check_domain, operands, own, row, schedule
+from .affine import check_domain, like, operands, own, row, schedule
 from .score_matching import posterior_mean
 
 
-def like(x, u, name="score"):
-    """u; ValueError unless its shape is the state's, for it would broadcast."""
-    if np.shape(u) != np.shape(x):
-        raise ValueError(f"the {name} has shape {np.shape(u)}, the state {np.shape(x)}")
-    return u
-
-
 class Reference:
-    """Steps as the papers print them, in NumPy's float64, with the contract's noise: seed names
-    the run, sample the first row of x. normal(shape, k, tag), if given, is its source instead."""
+    """Steps as the papers print them, in NumPy, with the contract's noise: seed names the
+    run, sample the first row of x. normal(shape, k, tag), if given, is its source instead."""
 
     def __init__(self, seed=0, sample=0, normal=None):
         self.normal = normal or (lambda shape, k, tag: noise.normal(shape, seed, sample, k, tag))
@@ -46,13 +39,13 @@ class Reference:
             if denoise:
                 x0_hat = denoise(x, u[0], **at(denoise, k))
                 u = (x0_hat if clip is None else np.clip(x0_hat, *clip), *u[1:])
-            z = (self.normal(x.shape, k, tag),) if operands(step)[-1] == "z" else ()
+            z = (like(x, self.normal(x.shape, k, tag), "z"),) if operands(step)[-1] == "z" else ()
             return step(x, *u, *z, **at(step, k))
         return move
 
     def correct(self, step, rule, x, s, k, tag):
         """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample."""
-        z = self.normal(x.shape, k, tag)
+        z = like(x, self.normal(x.shape, k, tag), "z")
         norms = (np.square(u, dtype=float).sum(tuple(range(1, x.ndim)))**.5
                  for u in (z, like(x, s)))
         x[...] = step(x, s, z, eps=rule(*norms).reshape(-1, *[1] * (x.ndim - 1)))
@@ -109,9 +102,9 @@ def ancestral(score, x, betas, op, variances=None, last_noise=False, clip=None):
     """
     betas = schedule(betas, "betas")
     variances = np.array(betas if variances is None else variances, np.float64)
-    if variances.shape != betas.shape:
-        raise ValueError(f"variances must be one a beta, got {variances.shape} and {betas.shape}")
-    variances[0] *= last_noise
+    like(betas, variances, "variances")
+    check_domain(variance=variances)
+    variances[0] = variances[0] if last_noise else 0.
     step, p = ddpm.ancestral_step, {"beta": betas[::-1]}
     if clip is not None:
         alpha_bar = ddpm.alpha_bars(betas)

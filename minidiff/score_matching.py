@@ -1,42 +1,48 @@
 """Four ways to fit s(x) to grad_x log p(x), and what a network may return instead of s.
 
-Objectives are means over a batch, of samples weighed by `weight`, a scalar or (B,); points,
-scores and probes are (B, D), arrays or tensors. What needs the model's Jacobian takes it as an
-argument: its trace (B,), or its product with a probe v, (B, D). Predictions are functions of
-(x, s) at x = a x0 + sigma z, a, sigma > 0.
+Objectives are means over a batch, of samples weighed by `weight`, a scalar or (B,); points, scores
+and probes are (B, D), arrays or tensors; ValueError for other shapes. What needs the model's
+Jacobian takes it as an argument: its trace (B,), or its product with a probe v, (B, D). Predictions
+are functions of (x, s) at x = a x0 + sigma z, a, sigma > 0.
 """
 
-import numpy as np
+from .affine import like
 
 
 def expectation(values, weight=1.):
-    """E [weight value] over a batch; ValueError unless values are (B,), weight a scalar or (B,)."""
-    if np.ndim(values) != 1 or np.shape(weight) not in ((), np.shape(values)):
-        raise ValueError(f"values {np.shape(values)}, weight {np.shape(weight)}: one a sample")
+    """E [weight value]; ValueError unless values are (B,), weight a scalar or (B,)."""
+    if values.ndim != 1 or getattr(weight, "shape", ()) not in ((), values.shape):
+        raise ValueError("s must be (B, D), weight a scalar or one a sample")
     return (weight * values).mean()
+
+
+def half_square(e):
+    """1/2 |e|^2 of each sample, (B,)."""
+    return .5 * (e * e).sum(-1)
 
 
 def explicit(s, score, weight=1.):
     """J = 1/2 E |s(x) - grad log p(x)|^2, a scalar, as the others. [Hyvarinen 2005, eq. 2]"""
-    e = s - score
-    return expectation(.5 * (e * e).sum(-1), weight)
+    return expectation(half_square(s - like(s, score)), weight)
 
 
 def implicit(s, trace, weight=1.):
     """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]"""
-    return expectation(trace + .5 * (s * s).sum(-1), weight)
+    square = half_square(s)
+    return expectation(like(square, trace, "trace") + square, weight)
 
 
 def sliced(s, v, jacobian_v, weight=1.):
     """J = E [v . (grad s) v + 1/2 (v . s)^2], E v v' = I: on average over v the implicit
     objective; v of unit norm scales it by 1/D. [SSM: Song et al. 2019, sec. 3]"""
+    like(s, v, "v"), like(s, jacobian_v, "jacobian_v")
     return expectation((v * jacobian_v).sum(-1) + .5 * (v * s).sum(-1)**2, weight)
 
 
 def sliced_vr(s, v, jacobian_v, weight=1.):
     """J = E [v . (grad s) v + 1/2 |s|^2], the reduced-variance form; v normal or Rademacher,
     never of unit norm, which would move the minimiser. [SMLD eq. 3]"""
-    return implicit(s, (v * jacobian_v).sum(-1), weight)
+    return implicit(s, (like(s, v, "v") * like(s, jacobian_v, "jacobian_v")).sum(-1), weight)
 
 
 def residual(s, z, /, sigma):
@@ -50,10 +56,9 @@ def denoising(s, z, sigma, weight=1.):
     s, z: the score at x~ and the noise in it; sigma > 0; weight sigma^2 for SMLD's, g^2 for the
     likelihood's. The minimiser is x~'s own score. ValueError unless sigma is a scalar or (B, 1).
     """
-    if np.shape(z) != np.shape(s) or np.shape(sigma) not in ((), (len(s), 1)):
-        raise ValueError(f"s {np.shape(s)} needs z of its shape, sigma a scalar or ({len(s)}, 1): "
-                         f"got {np.shape(z)}, {np.shape(sigma)}")
-    return explicit(residual(s, z, sigma), 0., weight)
+    if getattr(sigma, "shape", ()) not in ((), (len(s), 1)):
+        raise ValueError("sigma must be a scalar or (B, 1)")
+    return expectation(half_square(residual(s, like(s, z, "z"), sigma)), weight)
 
 
 def posterior_mean(x, s, /, a, sigma):

@@ -17,8 +17,7 @@ from .affine import check_domain, check_range, order
 
 
 class _SDE:
-    """Its drift f(x, t) is 0, the corrector's kappa 1, its chain of n steps Euler-Maruyama's,
-    (f_i(x), G_i), unless said otherwise."""
+    """Unless said otherwise drift is 0, kappa 1, the chain Euler-Maruyama's."""
 
     T = 1.
 
@@ -26,8 +25,8 @@ class _SDE:
         return 0. * x
 
     def discretize(self, x, i, n):
-        at = {"sde": self, "t": self.T * np.asarray(i) / (n - 1), "dt": self.T / n}
-        return forward_sde_step(x, 0., **at) - x, forward_sde_step(0., 1., **at)
+        t, dt = self.T * np.asarray(i) / (n - 1), self.T / n
+        return self.drift(x, t) * dt, forward_sde_step(0., 1., self, t, dt)
 
     def kappa(self, t, dt):
         return 1. + 0. * t
@@ -172,7 +171,7 @@ def importance_times(sde, u, t_min=1e-5):
     ln(sigma / a) is uniform. [ScoreFlow: Song et al. 2021]"""
     check_domain(u=u, t_min=t_min, sde=sde, t=t_min)
     low, high = (np.log(sigma / a) for a, sigma in map(sde.marginal, (t_min, sde.T)))
-    return sde.time(np.exp(low + np.multiply(high - low, u))), 2 * (high - low)
+    return sde.time(np.exp(low + (high - low) * u)), 2 * (high - low)
 
 
 def perturb(x0, z, /, a, sigma):

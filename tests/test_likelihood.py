@@ -195,8 +195,13 @@ def test_dequantised_likelihood_bounds_that_of_the_levels():
     (np.ones((3, 2)), 1., np.zeros(3), "trace"),
     (np.ones((3, 2)), np.ones(3), np.zeros((3, 1)), "prior")])
 def test_results_of_another_shape_are_refused(s, trace, prior, named):
-    with pytest.raises(ValueError, match=f"the {named} has shape"):
+    with pytest.raises(ValueError, match=f"{named} has shape"):
         log_likelihood(lambda x, t: (s, trace), [[1., 2.]] * 3, VP(), lambda x: prior)
+
+
+def test_a_product_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"product has shape \(1, 2\), not \(3, 2\)"):
+        with_trace(lambda x, t: (x, lambda v: v[:1]), np.eye(2))(np.ones((3, 2)), .5)
 
 
 def test_dequantised_data_are_uniform_within_their_level_and_fresh_each_step():

@@ -305,6 +305,9 @@ def test_churn_follows_edms_algorithm():
     np.testing.assert_allclose(solvers.churn(sigmas, s_churn=4.5)[0], 1.25 * sigmas, rtol=1e-15)
     with pytest.raises(ValueError, match="s_churn"):
         solvers.churn(sigmas, s_churn=-1.)
+    for bad in ([], [[2., 1.]], [np.nan], [1., 2.]):
+        with pytest.raises(ValueError, match="sigmas must"):
+            solvers.churn(bad)
     # the state is N(0, v): stirring adds std^2, a Heun step scales by its factor from there
     v = 80.**2
     for k in range(18):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff import data, families, kernels, noise, sample, targets, train
+from minidiff import data, demo, families, kernels, noise, sample, targets, train
 from minidiff.__main__ import main
 from minidiff.demo import EVALUATIONS, NetScore
 from minidiff.demo import sample as draw
@@ -151,12 +151,22 @@ def test_families_on_kernels_follow_the_reference():
     assert fused.dtype == np.float32 and np.abs(fused - exact).max() < 1e-4
 
 
-def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys):
+def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypatch):
+    measured, plain = [], demo.measure
+
+    def measure(*arguments):
+        found = plain(*arguments)
+        measured.append(found[0][:2])
+        return found
+    monkeypatch.setattr(demo, "measure", measure)
     assert main(["demo", "--data", "moons", "--steps", "30", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     for family in families.FAMILIES:
         assert re.search(rf"^{family} +\d+ +[\d.]+ +0?[.\d]+ \+- [.\d]+ +[\d.]+$", out, re.M)
     assert "train | held-out" in out
+    solvers = [m for m in measured if m[0] != "pf_ode_adaptive"]  # which takes what it needs
+    assert len(solvers) == len(set(solvers)) and {f for f, n in measured if n <= 24} >= {
+        f for f in families.FAMILIES if f != "pc_vp"}  # at least 39
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert main(["sample", "--model", str(tmp_path / "model.safetensors"), "--n", "5",
                  "--evaluations", "4", "--out", str(tmp_path / "x.npz")]) == 0

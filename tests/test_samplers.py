@@ -398,10 +398,26 @@ def test_a_score_of_another_shape_is_refused_though_it_would_broadcast(name):
     loop, score, start, arguments = LOOPS[name]
     for s in (np.ones((3, 1)), np.ones(2), 1.):
         states = loop(lambda x, k, s=s: s, np.ones((3, 2)), *arguments, sample.Reference())
-        with pytest.raises(ValueError, match=r"score has shape \(.*\), the state \(3, 2\)"):
+        with pytest.raises(ValueError, match=r"score has shape \(.*\), not \(3, 2\)"):
             list(states)
         with pytest.raises(ValueError, match="score has shape"):
             list(sample.pf_ode_adaptive(lambda x, t, s=s: s, np.ones((3, 2)), VP(), [1., .1]))
+
+
+@pytest.mark.parametrize("corrector", ["langevin", "batch_langevin", "annealed"])
+def test_shapes_are_held_to_where_a_state_is_corrected(corrector):
+    """A score that is wrong at the corrector's call alone; noise of one's own."""
+    def run(score=lambda x, t: -x, normal=None):
+        return list(sample.predictor_corrector(score, np.ones((3, 2)), VE(), 9, sample.Reference(
+            normal=normal), corrector=corrector))
+    calls = count()
+    with pytest.raises(ValueError, match="score has shape"):
+        run(lambda x, t: -x if next(calls) % 2 == 0 else -x[:, :1])
+    with pytest.raises(ValueError, match=r"z has shape \(3, 1\), not \(3, 2\)"):
+        run(normal=lambda shape, k, tag: np.ones((3, 1)) if tag >= noise.CORRECTOR
+            else np.ones(shape))
+    with pytest.raises(ValueError, match=r"z has shape \(\), not \(3, 2\)"):
+        run(normal=lambda *_: 1.)
 
 
 def test_tensors_are_for_the_kernels():
@@ -432,6 +448,7 @@ def test_a_parameter_is_one_or_one_a_level():
     (sample.ancestral, {"betas": [0., .1]}, "beta"),
     (sample.ancestral, {"betas": [.1, np.nan]}, "beta"),
     (sample.ancestral, {"betas": [.1, .2], "variances": [.1, -.1]}, "variance"),
+    (sample.ancestral, {"betas": [.1, .2], "variances": [-.1, .1]}, "variance"),
     (sample.ddim, {"alpha_bar": [1., .5]}, "alpha_bar"),
     (sample.ddim, {"alpha_bar": [.5, 0.]}, "alpha_bar"),
     (sample.ddim, {"alpha_bar": [.9, .5], "eta": 1.1}, "eta"),
@@ -464,7 +481,7 @@ def test_a_schedule_no_kernel_could_run_is_refused():
                    sample.ancestral(score, x, [.1, .2], op, variances=[.1]),
                    sample.ancestral(score, x, [.1, .2], op, variances=[.1, .2, .3]),
                    sample.ancestral(score, x, [], op)):
-        with pytest.raises(ValueError, match="must|not finite"):
+        with pytest.raises(ValueError, match="must|not finite|variances has"):
             next(states)
 
 

@@ -30,7 +30,6 @@ LINE = Mixture([.3, .7], [[-1.], [1.5]], [.5, .8])
 SIGNS = [np.array([[i, j]]) for i in (-1., 1.) for j in (-1., 1.)]  # every Rademacher probe
 A = np.array([[-1., .6], [-.2, -.5]])  # not symmetric: the gradient of no density
 GRID = np.linspace(-9, 9, 73)
-POINTS, ONES = np.ones((2, 2)), np.ones(2)
 
 
 def affine(x):
@@ -68,8 +67,10 @@ def over_noised_line(a, sigma):
     return a * x0 + sigma * z, z, len(w) * w
 
 
-def jacobian_times(jacobian, v):
-    return np.einsum("bij,bj->bi", jacobian, np.broadcast_to(v, jacobian.shape[:2]))
+def probed(objective, s, v, jacobian):
+    """A sliced objective with one probe v for all points."""
+    v = np.broadcast_to(v, s.shape)
+    return objective(s, v, np.einsum("bij,bj->bi", jacobian, v))
 
 
 @MODELS
@@ -98,25 +99,43 @@ def test_each_objective_is_the_mean_over_its_rows():
             == pytest.approx(expectation(objective, np.full(8, 1 / 8), *arrays), rel=1e-14)
 
 
-@pytest.mark.parametrize("objective, kw", [
-    (implicit, {"trace": ONES, "weight": ONES[:, None]}), (implicit, {"trace": ONES[:, None]}),
-    (sliced, {"v": 1., "jacobian_v": POINTS, "weight": np.ones(3)}),
-    (sliced_vr, {"v": 1., "jacobian_v": POINTS, "weight": ONES[:, None]}),
-    (denoising, {"z": POINTS, "sigma": ONES}), (denoising, {"z": ONES, "sigma": 1.}),
-    (denoising, {"z": POINTS, "sigma": ONES[:, None, None]}),
-    (denoising, {"z": POINTS, "sigma": 1., "weight": ONES[:, None]}),
-    (explicit, {"score": POINTS[None]})])
-def test_shapes_whose_product_would_be_another_mean_are_refused(objective, kw):
+SIX, THREE, COLUMN = np.ones((3, 2)), np.ones(3), np.ones((3, 1))
+PROBES = {"v": SIX, "jacobian_v": SIX}
+
+
+@pytest.mark.parametrize("objective, kw, bad", [
+    (explicit, {"score": SIX}, {"score": [SIX[0], COLUMN, SIX[None]]}),
+    (implicit, {"trace": THREE}, {"trace": [COLUMN, THREE[:1], THREE[0]]}),
+    (sliced, PROBES, {"v": [COLUMN, SIX[0]], "jacobian_v": [COLUMN, SIX[0]]}),
+    (sliced_vr, PROBES, {"v": [COLUMN, SIX[:1]], "jacobian_v": [COLUMN, SIX[:1]]}),
+    (denoising, {"z": SIX, "sigma": 1.}, {"z": [COLUMN, SIX[0], THREE[0]],
+                                          "sigma": [THREE, SIX[0], SIX[:, :, None]]})])
+def test_shapes_whose_product_would_be_another_mean_are_refused(objective, kw, bad):
     for kind in (np.asarray, torch.as_tensor):
-        with pytest.raises(ValueError, match="sigma a scalar|one a sample"):
-            objective(kind(POINTS), **{k: v if np.isscalar(v) else kind(v) for k, v in kw.items()})
+        def call(kind=kind, s=SIX, **more):
+            return objective(*(v if isinstance(v, float) else kind(v)
+                               for v in (s, *(kw | more).values())))
+        assert np.isfinite(float(call()))
+        for name, values in (bad | {"weight": [COLUMN, THREE[:2]]}).items():
+            for value in values:
+                with pytest.raises(ValueError, match=f"{name} (has shape|must be|a scalar)"):
+                    call(**{name: value})
+
+
+@pytest.mark.parametrize("objective, arguments", [
+    (explicit, (SIX,)), (implicit, (THREE, THREE)), (sliced, (SIX, SIX, THREE)),
+    (sliced_vr, (SIX, SIX, THREE)), (denoising, (SIX, COLUMN, THREE))], ids=lambda f: "")
+def test_an_objective_compiles_whole(objective, arguments):
+    s, *rest = map(torch.as_tensor, (SIX, *arguments))
+    whole = torch.compile(objective, backend="eager", fullgraph=True)
+    assert whole(s, *rest).item() == objective(s, *rest).item()
 
 
 @MODELS
 @pytest.mark.parametrize("objective", [sliced, sliced_vr])
 def test_the_mean_over_all_rademacher_probes_is_the_implicit_objective(objective, model):
     s, jacobian = model(PLANE.sample(64))
-    mean = np.mean([objective(s, v, jacobian_times(jacobian, v)) for v in SIGNS])
+    mean = np.mean([probed(objective, s, v, jacobian) for v in SIGNS])
     assert mean == pytest.approx(implicit(s, np.trace(jacobian, axis1=1, axis2=2)), rel=1e-14)
 
 
@@ -125,7 +144,7 @@ def test_the_mean_over_all_rademacher_probes_is_the_implicit_objective(objective
 def test_the_mean_over_normal_probes_is_the_implicit_objective(objective, model):
     s, jacobian = model(PLANE.sample(64))
     nodes, w = np.polynomial.hermite_e.hermegauss(3)  # exact to degree 5; v enters as v^2
-    mean = sum(w_i * w_j * objective(s, v, jacobian_times(jacobian, v))
+    mean = sum(w_i * w_j * probed(objective, s, v, jacobian)
                for v_i, w_i in zip(nodes, w) for v_j, w_j in zip(nodes, w)
                for v in [np.array([[v_i, v_j]])]) / (2 * np.pi)
     assert mean == pytest.approx(implicit(s, np.trace(jacobian, axis1=1, axis2=2)), rel=1e-13)
@@ -146,7 +165,7 @@ def test_the_mean_of_hutchinson_probes_is_the_trace(probe, variance):
 def test_probes_of_unit_norm_scale_the_plain_form_by_one_over_d(model):
     s, jacobian = model(PLANE.sample(64))
     unit = [v / 2**.5 for v in SIGNS]
-    mean = np.mean([sliced(s, v, jacobian_times(jacobian, v)) for v in unit])
+    mean = np.mean([probed(sliced, s, v, jacobian) for v in unit])
     assert mean == pytest.approx(implicit(s, np.trace(jacobian, axis1=1, axis2=2)) / 2, rel=1e-14)
 
 

@@ -148,3 +148,9 @@ def test_weights_are_normalised_and_must_be_positive_one_a_mean():
     for weights, means in (([1, 1, 1], [[0.], [1.]]), ([1, 1], [0., 1.])):
         with pytest.raises(ValueError, match="weights must be"):
             Mixture(weights, means, 1.)
+
+
+def test_points_of_another_dimension_are_refused():
+    for x in (np.ones((3, 1)), np.ones(3), 1.):
+        with pytest.raises(ValueError, match=r"x must be \(\.\.\., 2\)"):
+            Gaussian([0., 0.], 1.).score(x)
