@@ -44,8 +44,8 @@ def check_range(below=_INF, n=2, least=1, **ends):
     """ValueError unless a whole n >= least and 0 < low <= high < below, of the two named."""
     low, high = ends.values()
     if not isinstance(n, (int, np.integer)) or n < least or not 0 < low <= high < below:
-        order = f"0 < {' <= '.join(ends)} < {below:g}"
-        raise ValueError(f"need a whole n >= {least} and {order}, got {n=}, {ends}")
+        ends_rise = f"0 < {' <= '.join(ends)} < {below:g}"
+        raise ValueError(f"need a whole n >= {least} and {ends_rise}, got {n=}, {ends}")
 
 
 def like(x, u, name="score"):
