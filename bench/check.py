@@ -134,6 +134,23 @@ def check_sums(name, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
                                 sums_of(op, s.to(_device(name)), coef, name))
 
 
+def normals_at(rows, quads, seed, sample=0, tag=0):
+    """z of these quads of these rows, (rows, 4 quads) float32."""
+    rows = np.asarray(rows)[:, None] + sample & noise.MASK
+    w = noise.philox((np.asarray(quads), rows, 0, tag), (seed & noise.MASK, seed >> 32))
+    return noise.to_normal(np.stack(w, -1)).reshape(len(rows), -1)
+
+
+def last_normals(out, seed, sample):
+    """The end of out's last rows, and the normals that belong there, as tensors."""
+    import torch
+    batch, size = out.shape
+    rows = range(batch - min(batch, 3 if size < 8 else 1), batch)
+    quads = range(max(0, (size - 5) // 4), (size + 3) // 4)  # the last two, or the only
+    want = normals_at(rows, quads, seed, sample)[:, :size - 4 * quads[0]]
+    return out[rows[0]:, 4 * quads[0]:], torch.from_numpy(want).to(out.dtype)
+
+
 def check_words(name, n=100_000):
     """Philox on a backend: the known answers, and n random counters against NumPy."""
     counters = np.random.default_rng(1).integers(0, 2**32, (n, 4), np.uint32)

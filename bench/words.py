@@ -45,33 +45,32 @@ def _host(counters, key):
     return out
 
 
+def _words_of(backend, counters, launch):
+    """What launch(counters, out) writes, int32 tensors where the backend takes them."""
+    import torch
+    c = torch.from_numpy(counters.view(np.int32)).to(backend.TAKES)
+    out = torch.empty_like(c)
+    launch(c, out)
+    return out.cpu().numpy().view(np.uint32)
+
+
 def _cupy(counters, key):
-    import cupy
-    c = cupy.asarray(counters)
-    out = cupy.empty_like(c)
-    kernel = cupy.RawKernel(on_cupy.SOURCE.read_text() + WORDS, "words",
-                            on_cupy.options("float32", 0, True, False))
-    kernel((-(-len(c) // 256),), (256,), (c, out, np.int64(len(c)), *map(np.uint32, key)))
-    return out.get()
+    return _words_of(on_cupy, counters, lambda c, out: on_cupy.launch(
+        c.device, -(-len(c) // on_cupy.THREADS), (c, out, np.int64(len(c)), *map(np.uint32, key)),
+        "float32", 0, True, False, name="words", more=WORDS))
 
 
 def _triton(counters, key):
-    import torch
-    c = torch.from_numpy(counters.view(np.int32)).to("cpu" if on_triton.INTERPRET else "cuda")
-    out = torch.empty_like(c)
     block = 1 << 16 if on_triton.INTERPRET else 256
-    _words[(-(-len(c) // block),)](c, out, len(c), *map(on_triton.signed, key), BLOCK=block)
-    return out.cpu().numpy().view(np.uint32)
+    return _words_of(on_triton, counters, lambda c, out: _words[(-(-len(c) // block),)](
+        c, out, len(c), *map(on_triton.signed, key), BLOCK=block, enable_fp_fusion=False))
 
 
 def triton_radius(w):
     """on_triton.radius of uint32 words, NumPy in and out."""
-    import torch
-    t = torch.from_numpy(w.view(np.int32)).to("cpu" if on_triton.INTERPRET else "cuda")
-    out = torch.empty(len(w), device=t.device)
-    _radii[(-(-len(w) // 1024),)](t, out, len(w), INTERPRETED=on_triton.INTERPRET, BLOCK=1024,
-                                  enable_fp_fusion=False)
-    return out.cpu().numpy()
+    return _words_of(on_triton, w, lambda w, out: _radii[(-(-len(w) // 1024),)](
+        w, out, len(w), INTERPRETED=on_triton.INTERPRET, BLOCK=1024,
+        enable_fp_fusion=False)).view(np.float32)
 
 
 if on_triton.triton:
@@ -98,7 +97,7 @@ if on_triton.triton:
     def _radii(words, out, n, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr):
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         w = tl.load(words + i, mask=i < n).to(tl.uint32)
-        tl.store(out + i, radius(w, INTERPRETED), mask=i < n)
+        tl.store(out + i, radius(w, INTERPRETED).to(tl.int32, bitcast=True), mask=i < n)
 
 
 def philox(name, counters, key):

@@ -28,9 +28,19 @@ def options(*variant):
 
 
 @cache
-def kernel(device, *variant):
+def kernel(device, variant, name, more):
     import cupy
-    return cupy.RawKernel(SOURCE.read_text(), "update", options(*variant))
+    return cupy.RawKernel(SOURCE.read_text() + more, name, options(*variant))
+
+
+def launch(device, grid, arguments, *variant, name="update", more=""):
+    """A kernel of the file, or of `more` beside it, on torch's stream; tensors are pointers."""
+    import cupy
+    import torch
+    stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
+    with cupy.cuda.Device(device.index), stream:
+        kernel(device.index, variant, name, more)((grid,), (THREADS,), tuple(
+            a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
 
 
 def tile(size, pack):
@@ -44,22 +54,16 @@ def tile(size, pack):
 
 def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
     """See on_numpy.update."""
-    import cupy
     import torch
-    (batch, size), device, item = out.shape, out.device, out.element_size()
-    dtype = str(out.dtype).removeprefix("torch.")
+    (batch, size), item = out.shape, out.element_size()
     columns, packs, column_tiles = tile(size, 16 // item)
-    pointers = [t.data_ptr() for t in (out, *operands)]
-    aligned = all(p % 16 == 0 for p in pointers) and size * item % 16 == 0
-    squares = torch.zeros(batch, dtype=torch.float64, device=device) if sums else None
-    counter, step = (0, step) if isinstance(step, int) else (step.data_ptr(), 0)
-    stream = torch.cuda.current_stream(device)
-    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
-        kernel(device.index, dtype, len(operands), draws, clips, sums)(
-            (-(-batch // (THREADS >> columns)) * column_tiles,), (THREADS,),
-            (*pointers, *[0] * (5 - len(pointers)), squares.data_ptr() if sums else 0,
-             coef.data_ptr(), np.int32(per_sample), counter, np.int64(len(coef)),
-             np.int64(batch), np.int64(size), np.uint64(seed), np.uint32(sample),
-             np.uint32(step), np.uint32(tag), np.int32(columns), np.int32(packs),
-             np.uint32(column_tiles), np.int32(aligned)))
+    aligned = size * item % 16 == 0 and all(t.data_ptr() % 16 == 0 for t in (out, *operands))
+    squares = out.new_zeros(batch, dtype=torch.float64) if sums else None
+    counter, step = (0, step) if isinstance(step, int) else (step, 0)
+    launch(out.device, -(-batch // (THREADS >> columns)) * column_tiles, (
+        out, *operands, *[0] * (4 - len(operands)), squares if sums else 0, coef,
+        np.int32(per_sample), counter, np.int64(len(coef)), np.int64(batch), np.int64(size),
+        np.uint64(seed), np.uint32(sample), np.uint32(step), np.uint32(tag), np.int32(columns),
+        np.int32(packs), np.uint32(column_tiles), np.int32(aligned)),
+        str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums)
     return squares

@@ -5,7 +5,6 @@ import math
 import mmap
 import os
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,8 +12,9 @@ CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
-from minidiff import kernels, noise  # noqa: E402
+from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
+from minidiff.bench.check import last_normals  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
 
@@ -39,17 +39,6 @@ def refused(capsys):
         error = capsys.readouterr().err.strip()
         assert "\n" not in error and all(w in error for w in words), error
     return check
-
-
-def last_normals(out, seed, sample):
-    """The end of out's last rows, and the normals that belong there."""
-    batch, size = out.shape
-    rows = np.arange(batch - (3 if size < 8 else 1), batch)
-    quads = np.arange(max(0, (size - 5) // 4), (size + 3) // 4)  # the last two, or the only
-    words = noise.philox((quads, rows[:, None] + sample & 0xFFFFFFFF, 0, 0), (seed, 0))
-    start = 4 * int(quads[0])
-    want = noise.to_normal(np.stack(words, -1)).reshape(len(rows), -1)[:, :size - start]
-    return out[rows[0]:, start:], torch.from_numpy(want).to(out.dtype)
 
 
 @pytest.fixture

@@ -1,27 +1,25 @@
-"""Every kernel compiled for sm_90 with no GPU, and its machine code read; the CUDA C also run.
+"""Every kernel compiled for sm_90 with no GPU: its machine code read, its PTX run by NumPy.
 
 Triton compiles only outside its interpreter, so in another process: this file, run.
 """
 
-import ctypes
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pytest
 import torch
 
-from minidiff.bench import words
+from minidiff import noise
+from minidiff.bench import ptx, words
+from minidiff.bench.check import check_words, compare, last_normals
 from minidiff.bench.device_check import ROOTS
-from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton, update
+from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton
 
 try:
     import triton
@@ -29,6 +27,7 @@ try:
 except ImportError:
     TOOL = None
 needs_triton = pytest.mark.skipif(TOOL is None, reason="triton is not installed")
+needs_nvrtc = pytest.mark.skipif(ptx.missing("cupy") is not None, reason=str(ptx.missing("cupy")))
 # dtype, operands, draws, clip or sums, coefficients, elements of a row, aligned
 VARIANTS = [
     ("float32", 0, 1, 0, "call", 1024, 1), ("float32", 1, 1, 0, "call", 1024, 1),
@@ -48,14 +47,23 @@ MACROS = [(dtype, *variant) for dtype in on_host.STORAGE for variant in (
     (1, 1, 0, 2), (1, 0, 0, 1), (0, 1, 0, 1))]
 
 
-def disassembled(cubin, function):
-    """Counts of the instructions that matter in one function, and its resources."""
+LARGE = (2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)
+
+
+def machine_code(cubin, function):
+    """Its instructions in order, and its resources in a line."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         sass, usage = (subprocess.run([TOOL, option, "-fun", function, file.name], check=True,
                                       capture_output=True, text=True).stdout
                        for option in ("-sass", "-res-usage"))
-    code = [line for line in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", sass) if "NOP" not in line]
+    code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", sass)
+    return [line for line in code if "NOP" not in line], usage
+
+
+def disassembled(cubin, function):
+    """Counts of the instructions that matter in one function, and its resources."""
+    code, usage = machine_code(cubin, function)
     stack, shared = map(int, re.search(r"STACK:(\d+) SHARED:(\d+)", usage).groups())
     return {"stack": stack, "shared": shared, "instructions": len(code)} | {
         name: sum(bool(re.search(pattern, line)) for line in code) for name, pattern in (
@@ -64,52 +72,71 @@ def disassembled(cubin, function):
             ("store16", r"\bSTG\.E\.(EF\.)?128"), ("store", r"\bSTG"))}
 
 
-def compiled_by_triton(module, name, launch):
-    """(cubin for sm_90, options) of the kernel module.name that launch() starts, specialised to
-    its arguments as on a device; nothing runs."""
-    from triton.backends.compiler import GPUTarget
-    none = lambda *_: 0
-    triton.runtime.driver.set_active(SimpleNamespace(
-        get_current_device=none, get_current_stream=none,
-        get_current_target=lambda: GPUTarget("cuda", 90, 32)))
-    kernel, found = getattr(module, name), []
-    launches = MagicMock()
-    launches.__getitem__.side_effect = lambda grid: lambda *arguments, **options: found.append(
-        (kernel.warmup(*arguments, grid=grid, **options).asm["cubin"], options))
-    with patch.object(module, name, launches):
-        launch()
-    (cubin, options), = found
-    return cubin, options
+def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0):
+    """What a backend's update makes otherwise than NumPy's, a line each; with special values
+    among the operands, and tensors that start `shift` elements off."""
+    kind, rng = getattr(torch, dtype), np.random.default_rng(0)
+
+    def place(values):
+        return torch.empty(values.size + shift, dtype=kind)[shift:].view(shape).copy_(
+            torch.from_numpy(values))
+    u = [rng.standard_normal(shape, np.float32) for _ in range(operands)]
+    for values in u[:1] * (not sums):
+        values.flat[:5] = np.array([-0., 1e-40, np.inf, -np.inf, np.nan])[:values.size]
+    width = operands + draws + 4 * clip + (sums == 2)
+    coef = rng.standard_normal(({"call": 1, "counter": 4, "before": 4}.get(rows, shape[0]), width))
+    case = torch.from_numpy(coef.astype(np.float32)), "sample" in rows, draws, clip, sums, \
+        2**40 + 3, 2**32 - 2, 1
+    step = {"before": -2, "counter": 6}.get(rows, 5)
+    u, got, want = [place(v) for v in u], *(place(np.full(shape, np.float32(np.nan))) for _ in "12")
+    total = backend.update(got, u, *case, torch.tensor(step) if rows in (
+        "before", "counter", "sample and counter") else step)
+    exact = on_numpy.update(want, u, *case, step)
+    found = compare("update", backend.NAME, dtype, shape, got, want, f"{rows}, shift {shift}")
+    lines = [] if found["passed"] else [found["reason"]]
+    if sums and not torch.allclose(total, exact, rtol=1e-12, atol=0):
+        lines.append(f"sums {total} and not {exact}")
+    return lines
 
 
-def launched(dtype, operands, draws, clip, rows, size, aligned, batch=64):
-    """One of VARIANTS through on_triton.update, compiled alone: its cubin."""
-    out = torch.zeros((batch, size), dtype=getattr(torch, dtype))
-    sums = (2 if operands and draws else 1) if clip == "sums" else 0
-    width = operands + draws + 4 * (clip == 1) + (sums == 2)
-    coef = torch.zeros((1 if rows == "call" else batch, width))
-    step = torch.zeros((), dtype=torch.int64) if rows == "counter" else 0
-    cubin, options = compiled_by_triton(on_triton, "kernel", lambda: on_triton.update(
-        out, [out] * operands, coef, rows == "sample", draws, clip == 1, sums, 0, 0, 0, step))
-    assert options["ALIGNED"] == bool(aligned)
-    return cubin
+def last_differs(backend, shape):
+    """Whether the last block alone fills the end of more than 2^31 elements otherwise."""
+    out = torch.empty(shape, dtype=torch.bfloat16)  # pages that are not touched take no memory
+    backend.update(out, [], torch.ones(1, 1), False, True, False, 0, 7, 1, 0, 0)
+    got, want = last_normals(out, seed=7, sample=1)
+    return not torch.equal(got, want)
 
 
-def others():
-    """What else a launch would compile: shapes whose numbers are 1 or divisible by 16, and the
-    kernels of the bench that show raw words."""
-    for batch, size in ((1, 1), (3, 1), (1, 4), (16, 2), (16, 16), (1, 4099), (2, 5000)):
-        for variant in (("float32", 2, 1, 1, "sample"), ("bfloat16", 1, 1, "sums", "counter")):
-            launched(*variant, size, size % (4 if variant[0] == "float32" else 8) == 0, batch)
-    counters, out = torch.zeros((1, 4), dtype=torch.int32), torch.zeros((1, 4), dtype=torch.int32)
-    for key in (0, 1, -1):
-        compiled_by_triton(words, "_words", lambda key=key: words._words[(1,)](
-            counters, out, 1, key, 1, BLOCK=256))
-    with patch.object(torch.Tensor, "to", lambda self, device: self):  # "cuda"
-        cubin, _ = compiled_by_triton(words, "_radii", lambda: words.triton_radius(
-            np.zeros(2048, np.uint32)))
-    found = disassembled(cubin, "_radii")
-    assert found["root"] and found["fma"] == 2 * found["root"], found  # as in a kernel of use
+# ---- Triton, in another process ----
+
+def triton_runs():
+    """Prints what this process alone can find, as JSON: for each of VARIANTS its machine code
+    and what differs, and what else differs."""
+    ptx.emulate()
+    variants, others = [], []
+    for dtype, operands, draws, clip, rows, size, aligned in VARIANTS:
+        sums = (2 if operands and draws else 1) if clip == "sums" else 0
+        lines = differs(on_triton, dtype, operands, draws, clip == 1, sums, rows, (37, size))
+        assert on_triton.kernel.options["ALIGNED"] == bool(aligned)
+        variants.append(disassembled(on_triton.kernel.compiled.asm["cubin"], "kernel") | {
+            "differs": lines, "elements": 512 * 4 // (32 * on_triton.WARPS),
+            "options": on_triton.kernel.options})
+    # numbers that are 1 or divisible by 16; rows of odd lengths; arrays that are not aligned
+    for shape in ((1, 1), (3, 1), (1, 4), (16, 2), (16, 16), (1, 4099), (2, 5000), (600, 2)):
+        for shift in (0, 1):
+            others += differs(on_triton, "float32", 2, 1, 1, 0, "sample", shape, shift)
+            others += differs(on_triton, "bfloat16", 2, 1, 0, 0, "before", shape, shift)
+        others += differs(on_triton, "bfloat16", 1, 1, 0, 2, "sample and counter", shape)
+        others += differs(on_triton, "float16", 0, 1, 0, 3, "call", shape)
+    others += [row for row in check_words("triton", 10_000) if not row["passed"]]
+    w = np.random.default_rng(2).integers(0, 2**32, 100_000, np.uint32)
+    w[:4] = 0, 1, 2**31, 2**32 - 1
+    if (words.triton_radius(w).view(np.int32) != noise.radius(w).view(np.int32)).any():
+        others.append("radius")
+    ptx.blocks = lambda n: [n - 1]
+    others += [shape for shape in LARGE if last_differs(on_triton, shape)]
+    print(json.dumps({"variants": variants, "others": others, "radii": disassembled(
+        words._radii.compiled.asm["cubin"], "_radii")}))
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +149,18 @@ def from_triton():
 
 
 @needs_triton
+def test_triton_s_code_returns_the_bits_of_numpy(from_triton):
+    """What it compiles, launched as on a device."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        assert not found["differs"], (variant, found["differs"])
+    assert not from_triton["others"]
+
+
+@needs_triton
 def test_triton_uses_registers_alone(from_triton):
     """No stack and no spills; and but for sums no double precision, and where rows are aligned
     no shared memory."""
-    for variant, found in zip(VARIANTS, from_triton, strict=True):
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         sums, aligned = variant[3] == "sums", variant[-1]
         assert not (found["stack"] or found["local"]), (variant, found)
         assert bool(found["double"]) == sums, (variant, found)
@@ -135,7 +170,7 @@ def test_triton_uses_registers_alone(from_triton):
 @needs_triton
 def test_triton_moves_16_bytes_at_a_time(from_triton):
     """Each operand's and the output's share of a thread, where rows are aligned."""
-    for variant, found in zip(VARIANTS, from_triton, strict=True):
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         dtype, operands, draws, clip, *_, aligned = variant
         if aligned:
             packs = found["elements"] * (4 if dtype == "float32" else 2) // 16
@@ -148,37 +183,39 @@ def test_triton_moves_16_bytes_at_a_time(from_triton):
 @needs_triton
 def test_triton_contracts_nothing(from_triton):
     """Two FFMA a square root, which are its rounding, and not one elsewhere."""
-    for variant, found in zip(VARIANTS, from_triton, strict=True):
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         assert found["fma"] == 2 * found["root"], (variant, found)
         assert found["root"] == variant[2] * found["elements"] // 2, (variant, found)
+        assert found["options"]["enable_fp_fusion"] is False
+    radii = from_triton["radii"]
+    assert radii["root"] and radii["fma"] == 2 * radii["root"], radii
 
 
 @needs_triton
 def test_triton_takes_47_to_59_instructions_an_element(from_triton):
     """Noise with up to two operands, aligned; and under 13 without noise."""
-    for variant, found in zip(VARIANTS, from_triton, strict=True):
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         dtype, operands, draws, clip, rows, size, aligned = variant
         each = found["instructions"] / found["elements"]
         if aligned and operands <= 2 and not clip:
             assert 47 < each < 59 if draws else each < 13, (variant, each)
 
 
-def compiled_by_nvrtc(more, *variant):
-    """The cubin of kernels.cu and `more` for sm_90."""
-    nvrtc = pytest.importorskip("cupy", reason="CuPy is not installed").cuda.nvrtc
-    try:
-        program = nvrtc.createProgram(on_cupy.SOURCE.read_text() + more, "kernels.cu", [], [])
-    except (ImportError, OSError, RuntimeError) as e:
-        pytest.skip(f"NVRTC is not installed: {e}")
-    nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture=sm_90"])
-    return nvrtc.getCUBIN(program) + b"\0"  # CuPy drops the last byte
+# ---- CUDA C ----
+
+@pytest.fixture
+def cupy_here(monkeypatch):
+    """on_cupy takes CPU tensors and launches here."""
+    monkeypatch.setattr(on_cupy, "TAKES", "cpu")
+    monkeypatch.setattr(on_cupy, "launch", ptx.launch)
 
 
+@needs_nvrtc
 @needs_triton
 @pytest.mark.parametrize("variant", MACROS, ids=str)
 def test_nvrtc(variant):
     """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
-    found = disassembled(compiled_by_nvrtc("", *variant), "update")
+    found = disassembled(ptx.compiled_by_nvrtc(variant, cubin=True), "update")
     dtype, operands, draws, clip, *sums = variant
     assert not (found["stack"] or found["local"] or found["shared"]), found
     assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
@@ -186,128 +223,87 @@ def test_nvrtc(variant):
     assert found["fma"] == 2 * found["root"] and bool(found["root"]) == bool(draws), found
 
 
-@needs_triton
-def test_triton_is_launched_as_it_is_compiled_here(monkeypatch):
-    """Contraction off: the one option that changes bits."""
-    seen = {}
-    monkeypatch.setattr(on_triton, "kernel", {(1,): lambda *args, **options: seen.update(options)})
-    on_triton.update(torch.empty(2, 3), [], torch.ones(1, 1), False, True, False, 0, 0, 0, 0, 0)
-    assert seen["enable_fp_fusion"] is False and seen["num_warps"] == on_triton.WARPS
-
-
-def threads_in_turn(monkeypatch, folder, variant, blocks=range):
-    """Have on_cupy compile for the CPU and launch by running blocks(grid) thread by thread."""
-    source = on_cupy.SOURCE.read_text()
-    source, found = re.subn(r'#ifdef __CUDACC_RTC__(?=\n// ---- GPU)', """
-        #define __global__
-        extern "C" { struct { unsigned x; } blockIdx, threadIdx, blockDim; }
-        #define __shfl_xor_sync(mask, value, distance) 0.  // each thread adds for itself
-        static void atomicAdd(double *sum, double value) { *sum += value; }
-        #if 1""", source)
-    source, alone = re.subn(r"threadIdx.x % lanes == 0", "true", source)
-    assert found == alone == 1
-    built = Path(folder) / "_".join(map(str, variant))
-    macros = [o for o in on_cupy.options(*variant) if o.startswith("-D")]
-    subprocess.run([on_host.compiler(), "-O1", "-ffp-contract=off", "-fno-math-errno", "-shared",
-                    "-fPIC", "-std=c++17", *macros, "-x", "c++", "-", "-o", built], check=True,
-                   input=source, text=True)
-    library = ctypes.CDLL(str(built))
-    parameters = re.search(r"void update\((.*?)\)", source, re.S)[1].split(",")
-    kinds = [int if "*" in p else {"int": np.int32, "i64": np.int64, "u64": np.uint64,
-                                   "u32": np.uint32}[p.split()[0]] for p in parameters]
-    library.update.argtypes = [ctypes.c_void_p if k is int else np.ctypeslib.as_ctypes_type(k)
-                               for k in kinds]
-    library.update.restype = None
-    block_index, thread_index, block_dim = (ctypes.c_uint.in_dll(library, name) for name in (
-        "blockIdx", "threadIdx", "blockDim"))
-
-    def launch(grid, block, arguments):
-        assert [type(a) for a in arguments] == kinds  # CuPy passes their bytes as they are
-        block_dim.value = block[0]
-        for block_index.value in blocks(grid[0]):
-            for thread_index.value in range(block[0]):
-                library.update(*map(int, arguments))
-    monkeypatch.setattr(on_cupy, "kernel", lambda *a: launch)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(
-        Device=nullcontext, Stream=SimpleNamespace(from_external=nullcontext))))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-
-
-@pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("variant", [("float32", 2, 1, 0), ("float32", 0, 1, 0),
-                                     ("bfloat16", 1, 1, 0), ("float16", 2, 1, 1)], ids=str)
-def test_cuda_c_thread_by_thread(monkeypatch, tmp_path, variant):
-    """CuPy's launch with its blocks and threads in turn on the CPU: bits and guards."""
-    dtype, operands, draws, clip = variant
-    kind, rng, edge = getattr(torch, dtype), np.random.default_rng(0), 4096
-    threads_in_turn(monkeypatch, tmp_path, variant)
+@needs_nvrtc
+@pytest.mark.parametrize("variant", [
+    ("float32", 2, 1, 0, 0), ("float32", 0, 1, 0, 0), ("float32", 4, 0, 0, 0),
+    ("bfloat16", 1, 1, 0, 0), ("float16", 2, 1, 1, 0), ("float32", 1, 0, 0, 1),
+    ("bfloat16", 0, 1, 0, 1), ("float16", 1, 1, 0, 2), ("float32", 0, 1, 0, 3)], ids=str)
+def test_nvrtc_s_code_returns_the_bits_of_numpy(cupy_here, variant):
+    """What it compiles, launched as CuPy would, in a grid's blocks and threads."""
+    lines = []
     for shape in [(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)]:
         for rows in ("call", "sample", "counter", "before", "sample and counter"):
             for shift in (0, 1):
-                def place(values=None, shape=shape, shift=shift):
-                    buffer = torch.full((edge * 2 + shape[0] * shape[1] + shift,), 7., dtype=kind)
-                    view = buffer[edge + shift:][:shape[0] * shape[1]].view(shape)
-                    return view.copy_(torch.nan if values is None else values), buffer
-                u = [place(torch.from_numpy(rng.standard_normal(shape, np.float32)))[0]
-                     for _ in range(operands)]
-                n = {"call": 1, "counter": 4, "before": 4}.get(rows, shape[0])
-                coef = rng.standard_normal((n, operands + draws + 4 * clip)).astype(np.float32)
-                step = 5 if rows in ("call", "sample") else torch.tensor(-2 if rows == "before"
-                                                                         else 6)
-                used = coef if "sample" in rows else coef[-1 if rows == "counter" else 0]
-                counter = {"seed": 2**40 + 3, "sample": 2**32 - 2, "tag": 1}
-                want = update([v.float() for v in u], used, out=torch.empty(shape),
-                              step=int(step), backend="numpy", **counter).to(kind)
-                out, buffer = place()
-                on_cupy.update(out, u, torch.from_numpy(coef), "sample" in rows, draws, clip, 0,
-                               counter["seed"], counter["sample"] % 2**32, counter["tag"], step)
-                bits = torch.int32 if dtype == "float32" else torch.int16
-                assert torch.equal(out.view(bits), want.view(bits)), (shape, rows, shift)
-                assert (buffer == 7).sum() - (out == 7).sum() == 2 * edge + shift, (shape, rows)
+                lines += differs(on_cupy, *variant, rows, shape, shift)
+    assert not lines
 
 
-@pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("dtype", on_host.STORAGE)
-def test_cuda_c_sums_thread_by_thread(monkeypatch, tmp_path, dtype):
-    """Norms, noise norms and the loss, but for the addition over a warp."""
-    kind, rng = getattr(torch, dtype), np.random.default_rng(1)
-    for operands, draws, sums in ((1, 0, 1), (0, 1, 1), (1, 1, 2), (0, 1, 3)):
-        threads_in_turn(monkeypatch, tmp_path, (dtype, operands, draws, 0, sums))
-        for shape in [(5, d) for d in range(1, 10)] + [(300, 2), (3, 1031), (2, 4096)]:
-            s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(kind)
-            coef = torch.from_numpy(rng.uniform(.1, 2, (shape[0], operands + draws + (sums == 2))))
-            case = [s] * operands, coef.float(), True, draws, 0, sums, 3, 1, 2, 5
-            got, want = torch.full_like(s, torch.nan), torch.full_like(s, torch.nan)
-            total, exact = on_cupy.update(got, *case), on_numpy.update(want, *case)
-            assert torch.allclose(total, exact, rtol=1e-12, atol=0), (shape, sums)
-            bits = torch.int32 if dtype == "float32" else torch.int16
-            assert torch.equal(got.view(bits), want.view(bits)), (shape, sums)
+@needs_nvrtc
+def test_nvrtc_s_words_and_large_arrays(cupy_here, monkeypatch):
+    assert all(row["passed"] for row in check_words("cupy", 10_000))
+    monkeypatch.setattr(ptx, "blocks", lambda n: [n - 1])
+    assert not [shape for shape in LARGE if last_differs(on_cupy, shape)]
 
 
+@needs_nvrtc
+def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
+    """So the runs above would see a device's compiler at it."""
+    options = on_cupy.options("float32", 2, True, False)
+    assert "--fmad=false" in options and not any("fast" in o for o in options)
+    case = on_cupy, "float32", 2, 1, 0, 0, "call", (9, 64)
+    assert not differs(*case)
+    monkeypatch.setattr(on_cupy, "options", lambda *v: ["--std=c++17", *on_host.macros(*v)])
+    ptx.compiled_by_nvrtc.cache_clear()
+    assert differs(*case)
+    ptx.compiled_by_nvrtc.cache_clear()
+
+
+@needs_nvrtc
 @needs_triton
 @pytest.mark.parametrize("more, name", [(ROOTS, "roots"), (ROOTS, "products"), (ROOTS, "specials"),
                                         (words.WORDS, "words")])
 def test_nvrtc_takes_what_the_device_check_adds(more, name):
-    assert disassembled(compiled_by_nvrtc(more, *MACROS[0]), name)["instructions"] > 20
+    cubin = ptx.compiled_by_nvrtc(MACROS[0], more, cubin=True)
+    assert disassembled(cubin, name)["instructions"] > 20
 
 
-def test_nvrtc_contracts_nothing_and_makes_no_shortcuts():
-    options = on_cupy.options("float32", 1, True, False)
-    assert "--fmad=false" in options and not any("fast" in o for o in options)
+ONE_ROOT = """
+extern "C" __global__ void own(float *x) { *x = root(*x); }
+extern "C" __global__ void rn(float *x) { *x = __fsqrt_rn(*x); }
+"""
 
 
-@pytest.mark.skipif(on_host.compiler() is None, reason="no C++ compiler")
-def test_cuda_c_beyond_2_31_elements(monkeypatch, tmp_path, folded):
-    """The last block alone."""
-    threads_in_turn(monkeypatch, tmp_path, ("bfloat16", 0, 1, 0), lambda n: [n - 1])
-    for shape in folded.shapes:
-        out = folded(shape)
-        on_cupy.update(out, [], torch.ones(1, 1), False, True, False, 0, 7, 1, 0, 0)
-        got, want = folded.last_normals(out, seed=7, sample=1)
-        assert torch.equal(got, want), shape
+def stored_value(code):
+    """What a function of one float stores, as an expression of what it loads: the instructions
+    that no predicate guards, up to its end."""
+    value = {}
+    for line in code[:code.index("EXIT")]:
+        name, *operands = re.split(r",?\s+", line)
+        name = name.removesuffix(".FTZ")
+        if name == "LDG.E":
+            value[operands[0]] = "x"
+        elif name == "STG.E":
+            return value[operands[-1]]
+        elif name in ("MUFU.RSQ", "FMUL", "FFMA"):
+            out, *given = operands
+            given = [re.sub(r"R\d+", lambda r: f"{value[r[0]]}", o) for o in given]
+            value[out] = f"{name}({', '.join(sorted(given[:2]) + given[2:])})"
+    raise AssertionError("nothing is stored")
+
+
+@needs_nvrtc
+@needs_triton
+def test_the_root_is_that_of_sqrt_rn(capsys):
+    """The machine's own correctly rounded root, where it takes its short way: the same five
+    instructions; and radii are where it does."""
+    cubin = ptx.compiled_by_nvrtc(MACROS[0], ONE_ROOT, cubin=True)
+    own, rn = (machine_code(cubin, name)[0] for name in ("own", "rn"))
+    assert stored_value(own) == stored_value(rn)
+    low, = re.findall(r"IADD3 R\d+, R\d+, -(0x\w+), RZ", "\n".join(rn))
+    span, = re.findall(r"ISETP.GT.U32.AND P0, PT, R\d+, (0x\w+), PT", "\n".join(rn))
+    least, most = (int(np.float32(v).view(np.uint32)) for v in (1e-7, 46))
+    assert int(low, 16) <= least and most - int(low, 16) <= int(span, 16)
 
 
 if __name__ == "__main__":
-    others()
-    print(json.dumps([disassembled(launched(*variant), "kernel")
-                      | {"elements": 512 * 4 // (32 * on_triton.WARPS)} for variant in VARIANTS]))
+    triton_runs()

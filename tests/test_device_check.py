@@ -12,23 +12,42 @@ import pytest
 import torch
 
 from minidiff import kernels
-from minidiff.bench import device_check
+from minidiff.bench import device_check, ptx
+from minidiff.kernels import on_triton
 
-ON_A_GPU = ("device", "square_root", "all_radii", "rates", "counters", "side_stream",
-            "graph_replay", "corrector_replay", "large", "launches", "sanitizer")
+ON_A_GPU = ("device", "square_root", "rates", "side_stream", "graph_replay", "corrector_replay",
+            "large", "launches", "sanitizer")
+SMALL = """
+from minidiff.bench import device_check
+if __name__ == "__main__":
+    device_check.SHAPES = [(3, 5), (2, 64)]
+    raise SystemExit(device_check.main())
+"""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="minutes of a GPU")
+@pytest.mark.skipif(ptx.missing("cupy") is not None, reason=str(ptx.missing("cupy")))
+@pytest.mark.skipif(not on_triton.triton, reason="triton is not installed")
 def test_on_a_cpu_it_runs_what_it_can_and_says_what_it_could_not(tmp_path):
-    out = tmp_path / "found.json"
-    run = subprocess.run([sys.executable, "-m", "minidiff.bench.device_check", "--out", str(out)],
-                         env=os.environ | {"TRITON_INTERPRET": "1"}, text=True, capture_output=True)
+    """Also what Triton and NVRTC compile for a GPU: every op and the sums."""
+    out, script = tmp_path / "found.json", tmp_path / "small.py"
+    script.write_text(SMALL)
+    run = subprocess.run([sys.executable, str(script), "--out", str(out)], text=True,
+                         env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True)
     assert run.returncode == 0, run.stdout + run.stderr
     parts = json.loads(out.read_text())["parts"]
-    assert [name for name, p in parts.items() if p["passed"] is None] == [
-        name for name in parts if name in ON_A_GPU]
+    assert [name for name, p in parts.items() if p["passed"] is None] == list(ON_A_GPU)
     assert all(parts[name]["reason"] for name in ON_A_GPU)
-    assert all(parts[name]["passed"] for name in ("words", "rows", "timing"))
+    assert all(p["passed"] for name, p in parts.items() if name not in ON_A_GPU)
+    assert parts["rows"]["triton"] == parts["rows"]["cupy"] == parts["rows"]["host"] > 300
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_one_backend_does_not_pass_for_the_other(monkeypatch):
+    for name in device_check.NAMES:
+        monkeypatch.setattr(ptx, "missing", lambda n, name=name: "gone" if n == name else None)
+        with pytest.raises(device_check.NotHere, match=f"^{name}: gone$"):
+            device_check.counters()
 
 
 @pytest.fixture
@@ -36,6 +55,7 @@ def no_gpu(monkeypatch):
     """A GPU that is the CPU: graphs are calls, streams nothing."""
     names = [n for n in ("host", "torch") if not kernels.missing(n)]
     for name, value in (("DEVICE", "cpu"), ("on_device", lambda: names),
+                        ("compiled", lambda: names),
                         ("captured", lambda f, calls=1: (f(), f)[1])):
         monkeypatch.setattr(device_check, name, value)
     stream = SimpleNamespace(query=lambda: False, synchronize=lambda: None)
