@@ -2,10 +2,10 @@
 
 emulate() has `triton` and `cupy` take CPU tensors and run there what they compile for sm_90; how
 a device rounds is said by the names of the instructions. As much of the language as the kernels
-here use; anything else is an error, not a guess. Warps run in turn up to the next barrier, the
-last first: what one takes before an earlier one has written it shows. Addresses outside of the
-launch's own tensors, or not a multiple of their access, are errors. Not exact on a device is
-rsqrt.approx alone, here rounded to nearest: the root made of it is sqrt.rn's own
+here use; anything else is an error, not a guess. Where warps share memory they run in turn up to
+a barrier, the last first: what one takes before an earlier one has written it shows. Addresses
+outside of the launch's own tensors, or not a multiple of their access, are errors. Not exact on
+a device is rsqrt.approx alone, here rounded to nearest: the root made of it is sqrt.rn's own
 (tests/test_compile.py).
 """
 
@@ -70,6 +70,7 @@ def convert(a, to, source):
     return a.astype(KINDS[to])
 
 
+@cache
 def parsed(text, kernel):
     """A kernel of a PTX file: its instructions, (guard or None, parts of the name, operands);
     where each label stands; bytes of its registers, by prefix, and of its parameters."""
@@ -124,19 +125,20 @@ class Memory:
 
 
 class Warps:
-    """The same warp of every block, one instruction at a time for all threads that are at it."""
+    """The same warps of every block, one instruction at a time for all threads that are at it."""
 
-    def __init__(self, program, parameters, memory, shared, blocks, threads, warp):
+    def __init__(self, program, parameters, memory, shared, blocks, threads, warps):
         self.code, self.labels, self.sizes = program.code, program.labels, program.registers
         self.whole = {i for i, (_, name, _) in enumerate(self.code) if "sync" in name}
         self.stops = self.whole | {*self.labels.values()}
-        self.parameters, self.memory, n = parameters, memory, 32 * len(blocks)
-        lane = np.arange(n, dtype=U32) % 32
-        self.registers = {"%tid.x": lane + U32.type(32 * warp), "%ctaid.x": blocks.repeat(32),
-                          "%ntid.x": np.full(n, threads, U32), "global_smem": np.zeros(n, U32)}
-        self.at, self.lane = np.zeros(n, int), lane
-        self.shared = shared.ctypes.data + np.arange(n) // 32 * shared.shape[1]
+        self.parameters, self.memory = parameters, memory
+        block, thread = np.indices((len(blocks), 32 * len(warps))).reshape(2, -1)
+        self.registers = {"%tid.x": (thread + 32 * warps[0]).astype(U32),
+                          "%ctaid.x": blocks[block], "%ntid.x": np.full_like(block, threads, U32),
+                          "global_smem": np.zeros_like(block, U32)}
+        self.at, self.lane = np.zeros_like(block), np.arange(len(block), dtype=U32) % 32
         self.shared_size = shared.shape[1]
+        self.shared = shared.ctypes.data + block * self.shared_size
 
     def run(self):
         """To the next barrier (True) or the end (False)."""
@@ -358,10 +360,13 @@ def run(text, kernel, arguments, places, threads, shared=0):
     program = parsed(text, kernel)
     for a, size in zip(arguments, program.parameters):
         assert not isinstance(a, np.generic) or a.itemsize == size, "passed as it is, too long"
-    warps = [Warps(program, parameters, memory, scratch, np.asarray(places, U32), threads, w)
-             for w in reversed(range(threads // 32))]
+    groups = [range(threads // 32)]
+    if shared:
+        groups = [range(w, w + 1) for w in reversed(groups[0])]
+    groups = [Warps(program, parameters, memory, scratch, np.asarray(places, U32), threads, warps)
+              for warps in groups]
     with np.errstate(all="ignore"):
-        while (more := {w.run() for w in warps}) != {False}:
+        while (more := {group.run() for group in groups}) != {False}:
             assert more == {True}, "a barrier that not every warp comes to"
 
 

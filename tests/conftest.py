@@ -14,7 +14,9 @@ if not CUDA:
 
 from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
+from minidiff.bench import ptx  # noqa: E402
 from minidiff.bench.check import last_normals  # noqa: E402
+from minidiff.kernels import on_cupy  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
 
@@ -22,9 +24,20 @@ GPU = "cuda" if CUDA else "cpu"
 PLACES = [("torch", "cpu"), ("host", "cpu"), ("triton", GPU), ("cupy", GPU)]
 
 
+@pytest.fixture
+def cupy_here(monkeypatch):
+    """on_cupy takes CPU tensors, and NumPy runs what NVRTC compiles."""
+    if reason := ptx.missing("cupy"):
+        pytest.skip(f"cupy: {reason}")
+    for name, value in (("TAKES", "cpu"), ("missing", lambda: None), ("launch", ptx.launch)):
+        monkeypatch.setattr(on_cupy, name, value)
+
+
 @pytest.fixture(params=PLACES + [("torch", "cuda")] * CUDA, ids="-".join)
 def place(request):
     """(backend, device), for each backend but the oracle."""
+    if request.param == ("cupy", "cpu"):
+        request.getfixturevalue("cupy_here")
     reason = kernels.missing(request.param[0])
     if reason:
         pytest.skip(f"{request.param[0]}: {reason}")

@@ -203,13 +203,6 @@ def test_triton_takes_47_to_59_instructions_an_element(from_triton):
 
 # ---- CUDA C ----
 
-@pytest.fixture
-def cupy_here(monkeypatch):
-    """on_cupy takes CPU tensors and launches here."""
-    monkeypatch.setattr(on_cupy, "TAKES", "cpu")
-    monkeypatch.setattr(on_cupy, "launch", ptx.launch)
-
-
 @needs_nvrtc
 @needs_triton
 @pytest.mark.parametrize("variant", MACROS, ids=str)
