@@ -6,7 +6,6 @@ FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew a
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from .. import noise
+from ..__main__ import check_file, write_json
 from ..kernels import BACKENDS, FLOATS, OPS, Fused, coefficients, missing, on_cupy, update
 from ..solvers import snr_step_size
 from . import ptx
@@ -406,12 +406,20 @@ PARTS = device, words, square_root, all_radii, rates, timing, rows, counters, si
 def main():
     """Run every part, print a line each, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", help="where to write the JSON")
+    parser.add_argument("--out", metavar="FILE.json", help="where to write what was found, such "
+                        "as bench/results/device/DATE-GPU.json")
     args = parser.parse_args()
+    if args.out:
+        try:
+            check_file("--out", args.out)
+        except ValueError as e:
+            parser.error(str(e))
     if not CUDA:
         ptx.emulate()
-    results = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "parts": {}}
-    for key, value in results["machine"].items():
+    results = {"machine": machine(), "date": time.strftime("%Y-%m-%d"),
+               "triton, cupy": "on the GPU" if CUDA else "compiled for sm_90, run by NumPy",
+               "parts": {}}
+    for key, value in (results["machine"] | {"triton, cupy": results["triton, cupy"]}).items():
         print(f"{key:<14}{value}")
     for part in PARTS:
         start = time.perf_counter()
@@ -427,7 +435,7 @@ def main():
         more = {k: v for k, v in result.items() if k not in ("passed", "rows", "seconds")}
         print(f"{part.__name__:<18}{word:<9}{result['seconds']:>7.1f} s  {more}", flush=True)
         if args.out:
-            Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
+            write_json(args.out, results)
     return int(any(p["passed"] is False for p in results["parts"].values()))
 
 
