@@ -66,6 +66,7 @@ def parser():
              "--out": one("samples.npz", "where to write x")}),
         (run_eval, "measure a trained network on held-out data: its samples, or the likelihood",
          " --likelihood --model out/model.safetensors --out eval.json", model | written | {
+             "--family": {"choices": FAMILIES, "help": "sampler (default ddim)"},
              "--n": one(360, "how many samples", type=positive),
              "--likelihood": {"action": "store_true", "help": "bits/dim by the probability flow"},
              "--data": {"help": "a data set (default: the one it was trained on)"}}),
@@ -212,18 +213,19 @@ def run_eval(args):
     n, least = min(args.n, len(data.held)), 2 if args.likelihood else 5
     if n < least:
         raise ValueError(f"--n {n}: at least {least} are needed")
-    if args.likelihood and (args.backend != "auto" or args.evaluations):
-        raise ValueError("--likelihood runs RK45: without --backend and --evaluations")
+    family = args.family or "ddim"
+    if args.likelihood and (args.backend != "auto" or args.evaluations or args.family):
+        raise ValueError("--likelihood runs RK45: without --backend, --evaluations and --family")
     if args.likelihood:
         mean, error, evaluations = likelihood(net, data, n, args.seed, device(args))
         row = {"bits_per_dim": mean, "error": error}
     else:
         (_, evaluations, _, accuracy, error, nearest), _, _ = measure(
-            net, data, args.family, n, kernels, args.evaluations, args.seed, device(args),
+            net, data, family, n, kernels, args.evaluations, args.seed, device(args),
             args.backend)
-        print(f"{args.family}: SVM accuracy {accuracy:.3f} +- {error:.3f}, nearest {nearest:.2f}, "
+        print(f"{family}: SVM accuracy {accuracy:.3f} +- {error:.3f}, nearest {nearest:.2f}, "
               f"{evaluations} evaluations")
-        row = {"family": args.family, "accuracy": accuracy, "error": error, "nearest": nearest}
+        row = {"family": family, "accuracy": accuracy, "error": error, "nearest": nearest}
     if args.json:
         write_json(args.json, row | {"n": n, "evaluations": evaluations, "data": data.name})
 

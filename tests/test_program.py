@@ -192,6 +192,7 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     assert main(["eval", "--model", model, "--n", "100", "--evaluations", "10"]) == 0
     assert "SVM accuracy" in capsys.readouterr().out
     refused("--data digits", "levels", argv=["eval", "--model", model, "--data", "digits"])
+    refused("RK45", "--family", argv=["eval", "--model", model, "--likelihood", "--family", "ddim"])
 
 
 def test_evaluations_are_drawn(tmp_path, monkeypatch):
