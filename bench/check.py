@@ -14,6 +14,7 @@ from .words import philox
 
 SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
           (300, 2), (17, 1024)]
+LARGE = (2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)  # many rows, few, one
 CLIP = -1., 1.
 SUMS = "norms", "noise_norms", "dsm_loss"
 ANSWERS = (  # Random123's known answers: counter, key, words
@@ -142,13 +143,13 @@ def normals_at(rows, quads, seed, sample=0, tag=0):
 
 
 def last_normals(out, seed, sample):
-    """The end of out's last rows, and the normals that belong there, as tensors."""
+    """The end of out's last rows, and the float32 normals that belong there, as tensors."""
     import torch
     batch, size = out.shape
     rows = range(batch - min(batch, 3 if size < 8 else 1), batch)
     quads = range(max(0, (size - 5) // 4), (size + 3) // 4)  # the last two, or the only
     want = normals_at(rows, quads, seed, sample)[:, :size - 4 * quads[0]]
-    return out[rows[0]:, 4 * quads[0]:], torch.from_numpy(want).to(out.dtype)
+    return out[rows[0]:, 4 * quads[0]:], torch.from_numpy(want)
 
 
 def check_words(name, n=100_000):

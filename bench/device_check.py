@@ -1,6 +1,6 @@
 """The claim that a CPU cannot prove: Triton and CuPy on a device return NumPy's bits.
 
-python -m minidiff.bench.device_check [--out FILE.json]: meant for five minutes of one GPU. With no
+python -m minidiff.bench.device_check [--json FILE.json]: meant for five minutes of one GPU. With no
 GPU, NumPy runs what they compile (bench/ptx.py). Each part prints a line: what it did, and passed,
 FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every part.
 """
@@ -32,6 +32,7 @@ from .words import triton_radius
 CUDA = torch.cuda.is_available()
 NAMES, DEVICE = ("triton", "cupy"), "cuda" if CUDA else "cpu"
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
+WORDS = {True: "passed", False: "FAILED", None: "not run"}
 SEED, TAG = 0x123456789ABCDEF, 2
 
 
@@ -39,26 +40,37 @@ class NotHere(Exception):
     """A part that this machine cannot run, and why."""
 
 
-def compiled():
-    """The backends of a GPU, run by one or by ptx; both, or NotHere: one must not pass for the
-    other."""
-    lacks = missing if CUDA else ptx.missing
-    lacking = [f"{name}: {lacks(name)}" for name in NAMES if lacks(name)]
-    if lacking:
-        raise NotHere("; ".join(lacking))
-    return NAMES
+def lacking(names=NAMES):
+    """What a GPU's backends lack to be run by one, or by ptx; one must not pass for the other."""
+    lacks = missing if CUDA else ptx.lacking
+    return "; ".join(f"{name}: {lacks(name)}" for name in names if lacks(name))
 
 
-def on_device():
+def compiled(*names):
+    """The backends of a GPU, run by one or by ptx, or NotHere."""
+    if reason := lacking(names or NAMES):
+        raise NotHere(reason)
+    return names or NAMES
+
+
+def on_device(*names):
     """The backends of a GPU, or NotHere."""
     if not CUDA:
         raise NotHere("no CUDA device")
-    return compiled()
+    return compiled(*names)
 
 
 def here():
-    """A GPU's backends, or on a CPU all that it can run."""
-    return on_device() if CUDA else [name for name in BACKENDS[1:] if not missing(name)]
+    """A GPU's backends; on a CPU all that it can run or emulate."""
+    return on_device() if CUDA else [name for name in BACKENDS[1:] if not (
+        lacking([name]) if name in NAMES else missing(name))]
+
+
+def verdict(passed):
+    """Of a part that runs what is here: where nothing failed but a backend lacks, not passed."""
+    if reason := lacking():
+        return {"passed": None if passed else False, "reason": reason}
+    return {"passed": passed}
 
 
 def same(a, b):
@@ -91,7 +103,7 @@ def device():
 def words():
     """Random123's answers and a million random counters."""
     found = [row for name in here() for row in check_words(name, 1_000_000)]
-    return {"passed": all(r["passed"] for r in found), "backends": here()}
+    return verdict(all(r["passed"] for r in found)) | {"backends": here()}
 
 
 def rows_of(name, op, shapes):
@@ -108,8 +120,8 @@ def rows():
     with ProcessPoolExecutor(min(8, os.cpu_count()), get_context("spawn")) as pool:
         found = [row for part in pool.map(rows_of, *zip(*work)) for row in part]
     failed = [r for r in found if not r["passed"]]
-    return {"passed": not failed, "failures": failed[:20],
-            **{name: sum(r["backend"] == name for r in found) for name in here()}}
+    return verdict(not failed) | {"failures": failed[:20], **{
+        name: sum(r["backend"] == name for r in found) for name in here()}}
 
 
 ROOTS = """
@@ -145,7 +157,7 @@ def raw(name, blocks, *arguments):
 
 def square_root():
     """CUDA C's check-free root against sqrt.rn at every positive float32; in use: 1e-7 ... 46."""
-    on_device()
+    on_device("cupy")
     wrong = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     raw("roots", 132 * 8, wrong)
     inside, outside = wrong.tolist()
@@ -154,7 +166,7 @@ def square_root():
 
 def all_radii():
     """Triton's radius of every value that float32(word) takes, against NumPy's."""
-    compiled()
+    compiled("triton")
     w = [np.arange(2**24), *(np.arange(2**k, 2**(k + 1), 2**(k - 23)) for k in range(24, 32)),
          [2**32 - 1]]
     w = np.concatenate(w).astype(np.uint32)
@@ -278,20 +290,23 @@ def corrector_replay():
 
 
 def large():
-    """More than 2^31 bfloat16 elements, in many rows and in two: the first row's start, what
-    lies about element 2^31 and the last row's end, against NumPy's."""
+    """More than 2^31 bfloat16 elements, in place, in many rows and in two: the first row's start,
+    what lies about element 2^31 and the last row's end, against NumPy's."""
     good = {}
     for name in on_device():
         for rows, size in ((2**21 + 3, 1024), (2, 2**30 + 8)):
-            out = torch.full((rows, size), torch.nan, dtype=torch.bfloat16, device=DEVICE)
-            update([], [1.], out=out, seed=SEED, tag=TAG, backend=name)
+            x = torch.full((rows, size), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+            parts = {}
             for row, start in ((0, 0), divmod(2**31 - 256, size), divmod(2**31, size),
                                (rows - 1, size - 256)):
                 quads = np.arange(start // 4, min(start // 4 + 64, size // 4))
-                want = torch.from_numpy(normals_at([row], quads, SEED, tag=TAG)[0]).bfloat16()
-                good[f"{name} {rows}x{size} {row},{start}"] = same(
-                    out[row, 4 * quads[0]:][:len(want)], want)
-            del out
+                z = torch.from_numpy(normals_at([row], quads, SEED, tag=TAG)[0])
+                part, u = x[row, 4 * quads[0]:][:len(z)], torch.randn(len(z)).bfloat16()
+                part.copy_(u)
+                parts[f"{name} {rows}x{size} {row},{start}"] = part, (.5 * u.float() + z).bfloat16()
+            update([x], [.5, 1.], out=x, seed=SEED, tag=TAG, backend=name)
+            good |= {key: same(part, want) for key, (part, want) in parts.items()}
+            del x, part, parts
     return {"passed": all(good.values()), "failures": [k for k, v in good.items() if not v]}
 
 
@@ -406,20 +421,20 @@ PARTS = device, words, square_root, all_radii, rates, timing, rows, counters, si
 def main():
     """Run every part, print a line each, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", metavar="FILE.json", help="where to write what was found, such "
-                        "as bench/results/device/DATE-GPU.json")
+    parser.add_argument("--json", "--out", metavar="FILE.json", help="where to write what was "
+                        "found, such as bench/results/device/DATE-GPU.json")
     args = parser.parse_args()
-    if args.out:
+    if args.json:
         try:
-            check_file("--out", args.out)
+            check_file("--json", args.json)
         except ValueError as e:
             parser.error(str(e))
     if not CUDA:
         ptx.emulate()
     results = {"machine": machine(), "date": time.strftime("%Y-%m-%d"),
-               "triton, cupy": "on the GPU" if CUDA else "compiled for sm_90, run by NumPy",
-               "parts": {}}
-    for key, value in (results["machine"] | {"triton, cupy": results["triton, cupy"]}).items():
+               "kernels": lacking() or ("run by the GPU" if CUDA else
+                                        "compiled for sm_90, run by NumPy"), "parts": {}}
+    for key, value in (results["machine"] | {"kernels": results["kernels"]}).items():
         print(f"{key:<14}{value}")
     for part in PARTS:
         start = time.perf_counter()
@@ -431,12 +446,14 @@ def main():
             result = {"passed": False, "reason": f"{type(e).__name__}: {e}"}
         result["seconds"] = round(time.perf_counter() - start, 2)
         results["parts"][part.__name__] = result
-        word = {True: "passed", False: "FAILED", None: "not run"}[result["passed"]]
+        word = WORDS[result["passed"]]
         more = {k: v for k, v in result.items() if k not in ("passed", "rows", "seconds")}
         print(f"{part.__name__:<18}{word:<9}{result['seconds']:>7.1f} s  {more}", flush=True)
-        if args.out:
-            write_json(args.out, results)
-    return int(any(p["passed"] is False for p in results["parts"].values()))
+        if args.json:
+            write_json(args.json, results)
+    found = [p["passed"] for p in results["parts"].values()]
+    print(*(f"{found.count(value)} {word}" for value, word in WORDS.items()), sep=", ")
+    return int(False in found)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 emulate() has `triton` and `cupy` take CPU tensors and run there what they compile for sm_90; how
 a device rounds is said by the names of the instructions. As much of the language as the kernels
-here use; anything else is an error, not a guess. Where warps share memory they run in turn up to
-a barrier, the last first: what one takes before an earlier one has written it shows. Addresses
-outside of the launch's own tensors, or not a multiple of their access, are errors. Not exact on
-a device is rsqrt.approx alone, here rounded to nearest: the root made of it is sqrt.rn's own
-(tests/test_compile.py).
+here use; anything else is an error, not a guess. So are addresses outside of the launch's own
+tensors or not a multiple of their access, and what one thread stores (in shared memory, one warp,
+between barriers) and another touches. Not exact on a device is rsqrt.approx alone, here rounded to
+nearest: the root made of it is sqrt.rn's own (tests/test_compile.py).
 """
 
 import ctypes
@@ -22,17 +21,25 @@ from . import words
 KINDS = {"pred": np.dtype("?")} | {
     f"{letter}{bits}": np.dtype(f"{kind}{bits // 8}")
     for letter, kind in zip("fsub", "fiuu") for bits in (16, 32, 64)}
-U32, U64 = KINDS["u32"], KINDS["u64"]
+U32, U64, F32 = (KINDS[k] for k in ("u32", "u64", "f32"))
 BINARY = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.minimum,
           "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
           "rem": np.fmod, "div": lambda a, b: (a.astype(np.float64) / b).astype(a.dtype)}
-INTEGER = {"min", "max", "rem", "div"}  # other things for floats; div here of up to 32 bits
-MODIFIERS = {"rn", "lo", "hi", "wide", "to", "global"}  # of BINARY and UNARY; rsqrt has its own
-UNARY = {"neg": np.negative, "not": np.invert, "cvta": lambda a: a,
-         "rsqrt": lambda a: (1 / np.sqrt(a.astype(np.float64))).astype(np.float32)}
-NAMES = re.compile(r"[%\w]+")
+UNARY = {"neg": np.negative, "not": np.invert, "cvta": lambda a: a}
 COMPARE = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
            "gt": np.greater, "ge": np.greater_equal}
+# what may stand between a name and its type: floats are rounded as said, and contract nothing
+MODIFIERS = {(verb, "f"): {("rn",)} for verb in ("add", "sub", "mul")} | {
+    ("neg", "f"): {()}, ("mul", "i"): {("lo",), ("hi",), ("wide",)}, ("cvta", "i"): {
+        ("to", "global")}} | {(verb, "i"): {()} for verb in (
+            "add", "sub", "min", "max", "rem", "div", "neg", "and", "or", "xor", "not")}
+NAMES = re.compile(r"-?[%\w]+")
+
+
+def need(true, what="not written"):
+    """NotImplementedError unless true."""
+    if not true:
+        raise NotImplementedError(what)
 
 
 def wide(a):
@@ -56,8 +63,14 @@ def fma(a, b, c):
     t = s - p
     error = (p - (s - t)) + (c - t)
     odd = s.view(np.int64) + np.where((error > 0) == (s > 0), 1, -1)
-    inexact = (error != 0) & (s.view(np.int64) % 2 == 0)
+    inexact = np.isfinite(s) & (error != 0) & (s.view(np.int64) % 2 == 0)
     return np.where(inexact, odd.view(np.float64), s).astype(np.float32)
+
+
+def rsqrt(a):
+    """rsqrt.approx.ftz to nearest; a device's may be two units off."""
+    a = np.where(np.abs(a) < np.float32(2)**-126, np.copysign(np.float32(0), a), a)
+    return (1 / np.sqrt(a.astype(np.float64))).astype(np.float32)
 
 
 def convert(a, to, source):
@@ -93,14 +106,36 @@ def parsed(text, kernel):
         parameters=[int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+)", head)])
 
 
-class Memory:
-    """Arrays at their own addresses, (start, bytes) each, and nothing between them."""
+def check_races(loads, stores):
+    """RuntimeError if anything is stored by one and touched by another; lists of (addresses,
+    bytes each, who)."""
+    unit = min((size for _, size, _ in loads + stores), default=1)
 
-    def __init__(self, arrays):
+    def units(log):
+        at = [(a[:, None] + np.arange(0, size, unit)).ravel() for a, size, _ in log]
+        return np.concatenate(at), np.concatenate([w.repeat(size // unit) for _, size, w in log])
+    if stores:
+        at, who = units(stores)
+        order = at.argsort(kind="stable")
+        at, who = at[order], who[order]
+        touched, by = units(stores + loads)
+        first = np.minimum(at.searchsorted(touched), len(at) - 1)
+        if ((at[first] == touched) & (who[first] != by)).any():
+            raise RuntimeError("a race: one stores what another touches")
+
+
+class Memory:
+    """Arrays at their own addresses, (start, bytes) each, and nothing between them.
+
+    What is stored may be touched by one `who` alone until a barrier, by one block ever.
+    """
+
+    def __init__(self, arrays, threads=1):
         self.arrays = [(start, np.frombuffer((ctypes.c_uint8 * n).from_address(start), np.uint8))
                        for start, n in {*arrays} if n]
+        self.loads, self.stores, self.before, self.threads = [], [], ([], []), threads
 
-    def parts(self, address, size):
+    def parts(self, address, size, who, log):
         """(which of the addresses, an array, its bytes there) for each array they lie in."""
         if (address % size).any():
             raise MemoryError(f"an access of {size} bytes is not aligned")
@@ -112,16 +147,26 @@ class Memory:
             yield here, data, offset[here, None] + np.arange(size)
         if left.any():
             raise MemoryError(f"{left.sum()} accesses lie outside of every array")
+        log.append((address, size, who))
 
-    def load(self, address, size):
+    def load(self, address, size, who):
         out = np.empty((len(address), size), np.uint8)
-        for here, data, at in self.parts(address, size):
+        for here, data, at in self.parts(address, size, who, self.loads):
             out[here] = data[at]
         return out
 
-    def store(self, address, value):
-        for here, data, at in self.parts(address, value.shape[1]):
+    def store(self, address, value, who):
+        for here, data, at in self.parts(address, value.shape[1], who, self.stores):
             data[at] = value[here]
+
+    def barrier(self, last=False):
+        """RuntimeError for races since the last one; at the end also for those of blocks."""
+        check_races(self.loads, self.stores)
+        for before, log in zip(self.before, (self.loads, self.stores)):
+            before += [(at, size, who // self.threads) for at, size, who in log]
+            log.clear()
+        if last:
+            check_races(*self.before)
 
 
 class Warps:
@@ -133,32 +178,39 @@ class Warps:
         self.stops = self.whole | {*self.labels.values()}
         self.parameters, self.memory = parameters, memory
         block, thread = np.indices((len(blocks), 32 * len(warps))).reshape(2, -1)
-        self.registers = {"%tid.x": (thread + 32 * warps[0]).astype(U32),
-                          "%ctaid.x": blocks[block], "%ntid.x": np.full_like(block, threads, U32),
+        thread += 32 * warps[0]
+        self.registers = {"%tid.x": thread.astype(U32), "%ctaid.x": blocks[block],
+                          "%ntid.x": np.full_like(block, threads, U32),
                           "global_smem": np.zeros_like(block, U32)}
         self.at, self.lane = np.zeros_like(block), np.arange(len(block), dtype=U32) % 32
+        self.base = {"global": 0, "shared": shared.ctypes.data + block * shared.shape[1]}
+        self.who = {"global": block * threads + thread, "shared": block * threads + thread // 32}
         self.shared_size = shared.shape[1]
-        self.shared = shared.ctypes.data + block * self.shared_size
 
     def run(self):
-        """To the next barrier (True) or the end (False)."""
+        """To the next barrier (True) or the end (False). RuntimeError names the instruction."""
         end = len(self.code)
         while self.at.min() < end:
             here, active = self.ready()
             while True:
                 guard, name, operands = self.code[here]
                 here += 1
-                self.on = active & self.holds(guard)
-                if name[0] == "bar":
-                    assert active.all(), "blocks that part before a barrier: not written"
-                    self.at[:] = here
-                    return True
-                if name[0] in ("bra", "ret"):
-                    self.at[active] = here
-                    self.at[self.on] = self.labels[operands[0]] if operands else end
-                    break
-                if self.on.any():
-                    getattr(self, name[0], self.value)(name, *operands)
+                try:
+                    self.on = active & self.holds(guard)
+                    need(guard is None or here - 1 not in self.whole, "guarded")
+                    if name[0] == "bar":
+                        need(name == ["bar", "sync"] and operands == ["0"] and active.all())
+                        self.at[:] = here
+                        return True
+                    if name[0] in ("bra", "ret", "exit"):
+                        self.at[active] = here
+                        self.at[self.on] = self.labels[operands[0]] if operands else end
+                        break
+                    if self.on.any():
+                        getattr(self, "do_" + name[0], self.do)(name, *operands)
+                except Exception as e:
+                    text = f"{'.'.join(name)} {', '.join(operands)}"
+                    raise RuntimeError(f"{text}: {type(e).__name__}: {e}") from e
                 if here in self.stops:
                     self.at[active] = here
                     break
@@ -177,20 +229,27 @@ class Warps:
     def holds(self, guard):
         if not guard:
             return True
-        return ~self.registers[guard[1:]] if guard[0] == "!" else self.registers[guard]
+        p = self.get(guard.removeprefix("!"), KINDS["pred"])
+        return ~p if guard[0] == "!" else p
 
-    def get(self, operand, kind):
-        """A register or a number, one value a thread."""
+    def get(self, operand, kind, cut=False):
+        """A register or a number, one value a thread; of a wider register its low bits if cut."""
         if operand in self.registers:
-            assert self.registers[operand].itemsize == kind.itemsize, (operand, kind)
-            return self.registers[operand].view(kind)
+            value = self.registers[operand]
+            more = value.itemsize // kind.itemsize
+            need(value.itemsize == kind.itemsize or cut and more, f"{operand} is no {kind}")
+            return value.view(f"u{kind.itemsize}")[::more].view(kind) if more > 1 else \
+                value.view(kind)
         if operand[0] == "%":  # never written: a NaN
-            return np.full(len(self.at), -1, f"i{kind.itemsize}").view(kind)
-        bits = re.sub("^0[fFdD](?=[0-9A-F])", "0x", operand).rstrip("U")
+            size = self.sizes[operand.rstrip("0123456789")]
+            return np.full(len(self.at), -1, f"i{size}").view(f"u{kind.itemsize}")[
+                ::size // kind.itemsize].view(kind)
+        bits = re.sub("^0[fFdD](?=[0-9A-Fa-f])", "0x", operand).rstrip("U")
         bits = int(bits, 0) % (1 << 8 * kind.itemsize)
         return np.full(len(self.at), bits, f"u{kind.itemsize}").view(kind)
 
     def put(self, register, value):
+        need(NAMES.fullmatch(register), register)
         old = self.registers.get(register)
         if old is not None and not self.on.all():
             value = np.where(self.on, value, old.view(value.dtype))
@@ -198,74 +257,84 @@ class Warps:
 
     # ---- instructions, by their names ----
 
-    def value(self, name, out, *operands):
+    def do(self, name, out, *operands):
         """out = what a name without a method of its own makes of operands of one type."""
-        kind, verb = KINDS[name[-1]], name[0]
-        if verb == "rsqrt":
-            assert name[1:] == ["approx", "ftz", "f32"], name
-        elif {*name[1:-1]} - MODIFIERS or verb in INTEGER and kind.kind == "f" \
-                or verb == "div" and kind.itemsize == 8:
-            raise NotImplementedError(".".join(name))
+        verb, *modifiers, kind = name
+        kind = KINDS[kind]
+        need(tuple(modifiers) in MODIFIERS[verb, "f" if kind.kind == "f" else "i"])
+        need(verb != "div" or kind.itemsize == 4)
         a, *more = (self.get(o, kind) for o in operands)
-        if verb == "mul" and name[1] in ("wide", "hi"):
+        if modifiers in (["wide"], ["hi"]):
             a, more = wide(a), [wide(more[0])]
         value = BINARY[verb](a, *more) if more else UNARY[verb](a)
-        self.put(out, (value >> 8 * kind.itemsize).astype(kind) if name[1] == "hi" else value)
+        self.put(out, (value >> 8 * kind.itemsize).astype(kind) if modifiers == ["hi"] else value)
 
-    def fma(self, name, out, *operands):
-        assert name == ["fma", "rn", "f32"]
-        self.put(out, fma(*(self.get(o, KINDS["f32"]) for o in operands)))
+    def do_rsqrt(self, name, out, a):
+        need(name[1:] == ["approx", "ftz", "f32"])
+        self.put(out, rsqrt(self.get(a, F32)))
 
-    def mad(self, name, out, a, b, c):
-        assert name[1] in ("lo", "wide"), name
-        a, b = (self.get(o, KINDS[name[2]]) for o in (a, b))
-        a, b = (wide(a), wide(b)) if name[1] == "wide" else (a, b)
+    def do_fma(self, name, out, *operands):
+        need(name[1:] == ["rn", "f32"])
+        self.put(out, fma(*(self.get(o, F32) for o in operands)))
+
+    def do_mad(self, name, out, a, b, c):
+        _, how, kind = name
+        need(how in ("lo", "wide") and kind[0] != "f")
+        a, b = (self.get(o, KINDS[kind]) for o in (a, b))
+        a, b = (wide(a), wide(b)) if how == "wide" else (a, b)
         self.put(out, a * b + self.get(c, a.dtype))
 
-    def shl(self, name, out, a, n):
-        self.put(out, shift(name[0], self.get(a, KINDS[name[-1]]), self.get(n, U32)))
-    shr = shl
+    def do_shl(self, name, out, a, n):
+        verb, kind = name
+        self.put(out, shift(verb, self.get(a, KINDS[kind]), self.get(n, U32)))
+    do_shr = do_shl
 
-    def bfe(self, name, out, a, start, length):
-        a, length = self.get(a, KINDS[name[-1]]), self.get(length, U32)
-        up = U32.type(8 * a.itemsize) - length
-        self.put(out, shift("shr", shift("shl", a, up - self.get(start, U32)), up))
+    def do_bfe(self, name, out, a, start, length):
+        need(name[1:] in (["u32"], ["s32"]))
+        a, length = self.get(a, KINDS[name[1]]), self.get(length, U32)
+        up = 64 - length
+        a = shift("shl", shift("shr", wide(a), self.get(start, U32)), up)
+        self.put(out, shift("shr", a, up).astype(KINDS[name[1]]))
 
-    def bfi(self, name, out, a, b, start, length):
-        a, b = (self.get(o, KINDS[name[-1]]) for o in (a, b))
+    def do_bfi(self, name, out, a, b, start, length):
+        a, b = (self.get(o, KINDS[name[1]]) for o in (a, b))
         start, length = (self.get(o, U32) for o in (start, length))
         mask = shift("shl", ~shift("shl", ~(0 * a), length), start)
         self.put(out, (b & ~mask) | (shift("shl", a, start) & mask))
 
-    def prmt(self, name, out, a, b, pick):
+    def do_prmt(self, name, out, a, b, pick):
         """Each byte one of the eight of a and b, or where its bit 3 is set that one's sign."""
-        assert name == ["prmt", "b32"]
+        need(name == ["prmt", "b32"])
         given = np.stack([self.get(a, U32), self.get(b, U32)], -1).view(np.uint8)
         pick = self.get(pick, U32)[:, None] >> np.arange(0, 16, 4, dtype=U32)
         byte = np.take_along_axis(given, (pick & 7).astype(int), 1)
         self.put(out, np.where(pick & 8, 0 - (byte >> 7), byte).astype(np.uint8).view(U32)[:, 0])
 
-    def setp(self, name, out, a, b):
+    def do_setp(self, name, out, a, b):
+        """Ordered: false where there is a NaN."""
         _, compare, kind = name
-        self.put(out, COMPARE[compare](self.get(a, KINDS[kind]), self.get(b, KINDS[kind])))
+        a, b = self.get(a, KINDS[kind]), self.get(b, KINDS[kind])
+        self.put(out, COMPARE[compare](a, b) & (a == a) & (b == b))
 
-    def selp(self, name, out, a, b, p):
-        kind = KINDS[name[-1]]
-        self.put(out, np.where(self.get(p, KINDS["pred"]), self.get(a, kind), self.get(b, kind)))
+    def do_selp(self, name, out, a, b, p):
+        _, kind = name
+        a, b = self.get(a, KINDS[kind]), self.get(b, KINDS[kind])
+        self.put(out, np.where(self.get(p, KINDS["pred"]), a, b))
 
-    def cvt(self, name, out, *operands):
+    def do_cvt(self, name, out, *operands):
+        """To a narrower float by .rn alone; of two operands the first is the upper half."""
         *how, to, source = name[1:]
-        assert how in ([], ["rn"]), name
+        need(how == (["rn"] if to[0] in "fb" and source != "bf16" and source[1:] != "16"
+                     and (source, to) != ("f32", "f64") else []))
         kind = KINDS["u16" if source == "bf16" else source]
-        pair = [convert(self.get(o, kind), to.removesuffix("x2"), source) for o in operands]
-        if to.endswith("x2"):  # the first operand is the upper half
-            self.put(out, np.stack(pair[::-1], -1).view(U32)[:, 0])
-        else:
-            self.put(out, pair[0])
+        pair = [convert(self.get(o, kind, cut=True), to.removesuffix("x2"), source)
+                for o in operands]
+        need(len(pair) == 1 + to.endswith("x2"))
+        self.put(out, np.stack(pair[::-1], -1).view(U32)[:, 0] if pair[1:] else pair[0])
 
-    def mov(self, name, out, a):
+    def do_mov(self, name, out, a):
         """A register, or a vector of halves to or from one."""
-        kind = KINDS[name[-1]]
+        kind = KINDS[name[1]]
         if out[0] == "{":
             low, high = NAMES.findall(out)
             parts = self.get(a, kind).view(f"u{kind.itemsize // 2}")
@@ -273,105 +342,129 @@ class Warps:
             self.put(high, parts[1::2])
         elif a[0] == "{":
             half = np.dtype(f"u{kind.itemsize // 2}")
-            parts = [self.get(n, half) for n in NAMES.findall(a)]
-            self.put(out, np.stack(parts, -1).view(kind)[:, 0])
+            low, high = (self.get(n, half) for n in NAMES.findall(a))
+            self.put(out, np.stack((low, high), -1).view(kind)[:, 0])
         else:
             self.put(out, self.get(a, kind))
 
-    def shfl(self, name, out, a, distance, clamp, members):
+    def do_shfl(self, name, out, a, distance, clamp, members):
         a, distance, clamp, members = (self.get(o, U32) for o in (a, distance, clamp, members))
-        assert name[1:] == ["sync", "bfly", "b32"], name
-        assert (clamp == 31).all() and (members == 2**32 - 1).all(), "not a whole warp"
+        whole = (clamp == 31) & (members == 2**32 - 1) | ~self.on
+        need(name[1:] == ["sync", "bfly", "b32"] and whole.all())
+        out, _, valid = out.partition("|")
         other = np.arange(len(a)) // 32 * 32 + (self.lane ^ distance) % 32
-        self.put(out.split("|")[0], a[other])
+        self.put(out, a[other])
+        if valid:
+            self.put(valid, np.ones(len(a), bool))
 
     # ---- memory ----
 
-    def addresses(self, space, operand):
+    def places(self, space, operand, size):
+        """Addresses of the active threads, and who they are."""
         register, _, offset = operand.strip("[] ").partition("+")
-        kind = U64 if space == "global" else U32
-        at = self.get(register.strip(), kind).astype(np.int64) + int(offset or "0", 0)
-        if space == "shared":
-            if (at[self.on] >= self.shared_size).any():
-                raise MemoryError("an access beyond the block's shared memory")
-            at = at + self.shared
-        return at[self.on]
+        at = self.get(register.strip(), U64 if space == "global" else U32).astype(np.int64)
+        at = at + int(offset or "0", 0)
+        if space == "shared" and ((at < 0) | (at + size > self.shared_size))[self.on].any():
+            raise MemoryError("outside of the block's shared memory")
+        return (at + self.base[space])[self.on], self.who[space][self.on]
 
     def bytes_of(self, registers, kind):
         """The registers of each active thread, side by side; of a wider one its low bytes."""
-        parts = [self.registers[r][self.on, None].view(np.uint8)[:, :kind.itemsize]
-                 if r in self.registers else self.get(r, kind)[self.on, None].view(np.uint8)
-                 for r in registers]
-        return np.concatenate(parts, 1)
+        return np.concatenate([self.get(r, kind, cut=True)[self.on, None].view(np.uint8)
+                               for r in registers], 1)
 
     def fill(self, registers, kind, data):
-        """The opposite of bytes_of."""
+        """The opposite of bytes_of; a wider register is filled with the sign, if any."""
         for register, part in zip(registers, np.ascontiguousarray(data).view(kind).T, strict=True):
             size = self.sizes.get(register.rstrip("0123456789"), kind.itemsize)
-            value = np.zeros(len(self.on), f"{kind.kind}{size}")  # extended, with its sign if any
+            value = np.zeros(len(self.on), f"{kind.kind}{size}")
             value[self.on] = part
             self.put(register, value)
 
-    def ld(self, name, out, address):
+    def do_ld(self, name, out, address):
         space, kind, registers = name[1], KINDS[name[-1]], NAMES.findall(out)
+        size = len(registers) * kind.itemsize
+        need(name[2:-1] == [f"v{len(registers)}"] * ("{" in out and len(registers) > 1))
         if space == "param":
-            value = int(self.parameters[int(address.strip("[]").rpartition("_")[2])]) % 2**64
-            data = np.full((self.on.sum(), 1), value, U64).astype(f"u{kind.itemsize}")
+            index = int(re.fullmatch(r"\[\w+_param_(\d+)\]", address)[1])
+            value, bytes_ = self.parameters[index]
+            need(bytes_ == size, f"a parameter of {bytes_} bytes")
+            data = np.full((self.on.sum(), 1), int(value) % 2**64, U64).view(np.uint8)[:, :size]
         else:
-            data = self.memory.load(self.addresses(space, address),
-                                    len(registers) * kind.itemsize)
+            at, who = self.places(space, address, size)
+            data = self.memory[space].load(at, size, who)
         self.fill(registers, kind, data)
 
-    def st(self, name, address, given):
-        self.memory.store(self.addresses(name[1], address),
-                          self.bytes_of(NAMES.findall(given), KINDS[name[-1]]))
+    def do_st(self, name, address, given):
+        registers = NAMES.findall(given)
+        need(name[2:-1] == [f"v{len(registers)}"] * (len(registers) > 1))
+        data = self.bytes_of(registers, KINDS[name[-1]])
+        at, who = self.places(name[1], address, data.shape[1])
+        self.memory[name[1]].store(at, data, who)
 
-    def atom(self, name, out, address, given):
-        assert name == ["atom", "global", "add", "f64"]
-        for at, a in zip(self.addresses("global", address), self.get(given, KINDS["f64"])[self.on]):
-            old = self.memory.load(at[None], 8)
-            self.memory.store(at[None], (old.view(np.float64) + a).view(np.uint8))
+    def do_atom(self, name, out, address, given):
+        """One thread after another; no race."""
+        need(name == ["atom", "global", "add", "f64"])
+        memory, kind = Memory([]), KINDS["f64"]
+        memory.arrays, old = self.memory["global"].arrays, np.zeros(len(self.on), kind)
+        at, _ = self.places("global", address, 8)
+        for i, a in zip(np.flatnonzero(self.on), at):
+            was = memory.load(a[None], 8, 0).view(kind)
+            old[i] = was[0, 0]
+            memory.store(a[None], (was + self.get(given, kind)[i]).view(np.uint8), 0)
+        self.put(out, old)
 
     def rows(self, name, operand):
-        """Addresses, [warp, matrix, thread], of the four bytes of 8 x 8 matrices of 16 bits
-        that a thread holds: thread 8 m + r gives where row r of matrix m is."""
-        assert name[1:] == ["sync", "aligned", "m8n8", "x4", "shared", "b16"], name
-        rows, thread = self.addresses("shared", operand).reshape(-1, 4, 8), np.arange(32)
-        return (rows[:, :, thread // 4] + 4 * (thread % 4)).swapaxes(1, 2).reshape(-1)
+        """Places, [warp, thread, matrix], of the four bytes of 8 x 8 matrices of 16 bits that
+        a thread holds: thread 8 m + r gives where row r of matrix m is."""
+        need(name[1:] == ["sync", "aligned", "m8n8", "x4", "shared", "b16"])
+        rows, who = self.places("shared", operand, 16)
+        if (rows % 16).any():
+            raise MemoryError("a row of 16 bytes is not aligned")
+        rows, thread = rows.reshape(-1, 4, 8), np.arange(32)
+        at = (rows[:, :, thread // 4] + 4 * (thread % 4)).swapaxes(1, 2).ravel()
+        return at, who.repeat(4)
 
-    def ldmatrix(self, name, out, address):
-        at = self.rows(name, address)
-        self.fill(NAMES.findall(out), U32, self.memory.load(at, 4).reshape(-1, 16))
+    def do_ldmatrix(self, name, out, address):
+        at, who = self.rows(name, address)
+        self.fill(NAMES.findall(out), U32, self.memory["shared"].load(at, 4, who).reshape(-1, 16))
 
-    def stmatrix(self, name, address, given):
-        at = self.rows(name, address)
+    def do_stmatrix(self, name, address, given):
+        at, who = self.rows(name, address)
         data = self.bytes_of(NAMES.findall(given), U32)
-        self.memory.store(at, data.reshape(-1, 4))
+        self.memory["shared"].store(at, data.reshape(-1, 4), who)
 
 
 def run(text, kernel, arguments, places, threads, shared=0):
     """Launch a kernel of a PTX file: tensors, which alone it may touch, and integers; which
-    blocks of the grid, a block's threads, its bytes of shared memory."""
+    blocks of the grid, a block's threads, its bytes of shared memory. RuntimeError says what went
+    wrong, or is not written."""
     tensors = [a for a in arguments if hasattr(a, "data_ptr")]
-    scratch = np.full((len(places), max(16, shared)), 0xFF, np.uint8)
-    memory = Memory([(t.data_ptr(), t.numel() * t.element_size()) for t in tensors]
-                    + [(scratch.ctypes.data, scratch.nbytes)])
-    parameters = [a.data_ptr() if hasattr(a, "data_ptr") else a for a in arguments]
-    program = parsed(text, kernel)
-    for a, size in zip(arguments, program.parameters):
-        assert not isinstance(a, np.generic) or a.itemsize == size, "passed as it is, too long"
-    groups = [range(threads // 32)]
-    if shared:
-        groups = [range(w, w + 1) for w in reversed(groups[0])]
+    scratch = np.full((len(places), shared), 0xFF, np.uint8)
+    arrays = [(t.data_ptr(), t.numel() * t.element_size()) for t in tensors]
+    memory = {"global": Memory(arrays, threads),
+              "shared": Memory([(scratch.ctypes.data, scratch.nbytes)], threads)}
+    program, parameters = parsed(text, kernel), []
+    for a, size in zip(arguments, program.parameters, strict=True):
+        if isinstance(a, np.generic) and a.itemsize != size:
+            raise RuntimeError(f"an argument of {a.itemsize} bytes for a parameter of {size}")
+        parameters.append((a.data_ptr() if hasattr(a, "data_ptr") else a, size))
+    groups = [range(w, w + 1) for w in range(threads // 32)] if shared else [range(threads // 32)]
     groups = [Warps(program, parameters, memory, scratch, np.asarray(places, U32), threads, warps)
               for warps in groups]
     with np.errstate(all="ignore"):
         while (more := {group.run() for group in groups}) != {False}:
-            assert more == {True}, "a barrier that not every warp comes to"
+            if more != {True}:
+                raise RuntimeError("a barrier that not every warp comes to")
+            for space in memory.values():
+                space.barrier()
+    for space in memory.values():
+        space.barrier(last=True)
 
 
 # ---- the backends on it ----
 
+SCRATCH = 2     # pointers that Triton adds to a kernel's arguments
 blocks = range  # of a grid, those that run
 
 
@@ -385,8 +478,8 @@ class Launcher:
         def launch(*arguments, **options):
             self.options = options
             self.compiled = found = self.kernel.warmup(*arguments, grid=grid, **options)
-            run(found.asm["ptx"], found.metadata.name, arguments, blocks(grid[0]),
-                32 * found.metadata.num_warps, found.metadata.shared)
+            run(found.asm["ptx"], found.metadata.name, (*arguments, *[0] * SCRATCH),
+                blocks(grid[0]), 32 * found.metadata.num_warps, found.metadata.shared)
         return launch
 
 
@@ -407,25 +500,30 @@ def launch(device, grid, arguments, *variant, name="update", more=""):
 
 
 @cache
-def missing(name):
-    """None, or what lacks for compiling a backend's kernels here."""
+def lacking(name):
+    """None, or what `triton` or `cupy` lacks to be compiled here."""
     if name == "triton":
         return "TRITON_INTERPRET is set" if on_triton.INTERPRET else \
             None if on_triton.triton else "triton is not installed: pip install triton"
     try:
-        compiled_by_nvrtc(("float32", 0, True, False))
+        from cupy.cuda import nvrtc
+        nvrtc.getVersion()
     except (ImportError, OSError, RuntimeError) as e:
-        return f"NVRTC is not installed: pip install -e '.[cuda13]' ({type(e).__name__})"
+        return f"no NVRTC: pip install -e '.[cuda13]' ({e})".splitlines()[0]
 
 
 @cache
 def emulate():
-    """From here on, in this process, `triton` and `cupy` run what they compile on the CPU."""
+    """From here on, in this process, `triton` and `cupy` run what they compile on the CPU, where
+    they can be compiled. RuntimeError where there is a GPU."""
+    import torch
+    if torch.cuda.is_available():
+        raise RuntimeError("there is a GPU to run the kernels")
     for name, module in (("triton", on_triton), ("cupy", on_cupy)):
-        if not missing(name):
+        if not lacking(name):
             module.TAKES, module.missing = "cpu", lambda: None
     on_cupy.launch = launch
-    if not missing("triton"):
+    if not lacking("triton"):
         from triton.backends.compiler import GPUTarget
         from triton.runtime import driver
         none = lambda *_: 0

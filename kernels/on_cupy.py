@@ -37,8 +37,8 @@ def launch(device, grid, arguments, *variant, name="update", more=""):
     """A kernel of the file, or of `more` beside it, on torch's stream; tensors are pointers."""
     import cupy
     import torch
-    stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
-    with cupy.cuda.Device(device.index), stream:
+    stream = torch.cuda.current_stream(device)
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
         kernel(device.index, variant, name, more)((grid,), (THREADS,), tuple(
             a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
 

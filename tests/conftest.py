@@ -15,7 +15,6 @@ if not CUDA:
 from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
 from minidiff.bench import ptx  # noqa: E402
-from minidiff.bench.check import last_normals  # noqa: E402
 from minidiff.kernels import on_cupy  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
@@ -27,7 +26,7 @@ PLACES = [("torch", "cpu"), ("host", "cpu"), ("triton", GPU), ("cupy", GPU)]
 @pytest.fixture
 def cupy_here(monkeypatch):
     """on_cupy takes CPU tensors, and NumPy runs what NVRTC compiles."""
-    if reason := ptx.missing("cupy"):
+    if reason := ptx.lacking("cupy"):
         pytest.skip(f"cupy: {reason}")
     for name, value in (("TAKES", "cpu"), ("missing", lambda: None), ("launch", ptx.launch)):
         monkeypatch.setattr(on_cupy, name, value)
@@ -57,8 +56,7 @@ def refused(capsys):
 @pytest.fixture
 def folded():
     """folded(shape): 16 bits in an address space of their own but a memory of 2^21 elements,
-    after 4 GiB that share another such memory and so take what a wrapped offset would write.
-    folded.shapes have more than 2^31 elements: in many rows, in few, and in one."""
+    after 4 GiB that share another such memory and so take what a wrapped offset would write."""
     if not hasattr(os, "memfd_create"):
         pytest.skip("needs Linux's memfd_create")
     libc = ctypes.CDLL(None)
@@ -80,8 +78,7 @@ def folded():
             os.close(file)
         memory = (ctypes.c_char * used).from_address(base + below)
         return torch.frombuffer(memory, dtype=dtype).view(shape)
-    make.period, make.last_normals = period // 2, last_normals
-    make.shapes = (2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)
+    make.period = period // 2
     yield make
     for base, size in maps:
         libc.munmap(ctypes.c_void_p(base), ctypes.c_size_t(size))

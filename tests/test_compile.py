@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import torch
 
 from minidiff import noise
 from minidiff.bench import ptx, words
-from minidiff.bench.check import check_words, compare, last_normals
+from minidiff.bench.check import LARGE, check_words, compare, last_normals
 from minidiff.bench.device_check import ROOTS
 from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton
 
@@ -27,7 +29,7 @@ try:
 except ImportError:
     TOOL = None
 needs_triton = pytest.mark.skipif(TOOL is None, reason="triton is not installed")
-needs_nvrtc = pytest.mark.skipif(ptx.missing("cupy") is not None, reason=str(ptx.missing("cupy")))
+needs_nvrtc = pytest.mark.skipif(ptx.lacking("cupy") is not None, reason=str(ptx.lacking("cupy")))
 # dtype, operands, draws, clip or sums, coefficients, elements of a row, aligned
 VARIANTS = [
     ("float32", 0, 1, 0, "call", 1024, 1), ("float32", 1, 1, 0, "call", 1024, 1),
@@ -45,9 +47,6 @@ VARIANTS = [
 MACROS = [(dtype, *variant) for dtype in on_host.STORAGE for variant in (
     (0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1),
     (1, 1, 0, 2), (1, 0, 0, 1), (0, 1, 0, 1))]
-
-
-LARGE = (2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)
 
 
 def machine_code(cubin, function):
@@ -72,9 +71,28 @@ def disassembled(cubin, function):
             ("store16", r"\bSTG\.E\.(EF\.)?128"), ("store", r"\bSTG"))}
 
 
-def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0):
+def roots(code):
+    """The roots that a function takes, as expressions of their argument x: what FFMAs make of
+    MUFU.RSQ, and no later FFMA makes more of; up to the function's end."""
+    value, found = {}, []
+    for n, line in enumerate(code[:code.index("EXIT")]):
+        name, *operands = re.split(r",?\s+", line)
+        if name == "MUFU.RSQ":
+            value[operands[1]] = f"x{n}"
+        given = [re.sub(r"R\d+", lambda r: value.get(r[0], r[0]), o) for o in operands[1:]]
+        name = name.removesuffix(".FTZ")
+        made = f"{name}({', '.join(sorted(given[:2]) + given[2:])})"
+        known = name == "MUFU.RSQ" or name in ("FMUL", "FFMA") and "RSQ" in made
+        value[operands[0]] = made if known else f"{n}"
+        if known and made.count("FFMA") == 2:
+            found.append(re.sub(r"x\d+", "x", made))
+    return found
+
+
+def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, ones=False):
     """What a backend's update makes otherwise than NumPy's, a line each; with special values
-    among the operands, and tensors that start `shift` elements off."""
+    among the operands, tensors that start `shift` elements off, in place as well; `ones` for
+    seed, sample, step and tag, which a compiler may take for constants."""
     kind, rng = getattr(torch, dtype), np.random.default_rng(0)
 
     def place(values):
@@ -84,30 +102,55 @@ def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0):
     for values in u[:1] * (not sums):
         values.flat[:5] = np.array([-0., 1e-40, np.inf, -np.inf, np.nan])[:values.size]
     width = operands + draws + 4 * clip + (sums == 2)
-    coef = rng.standard_normal(({"call": 1, "counter": 4, "before": 4}.get(rows, shape[0]), width))
+    step = {"before": -2, "end": 4, "counter": 6}.get(rows, 1 if ones else 5)
+    coef = rng.standard_normal((
+        {"call": 1, "counter": 4, "before": 4, "end": 4}.get(rows, shape[0]), width))
     case = torch.from_numpy(coef.astype(np.float32)), "sample" in rows, draws, clip, sums, \
-        2**40 + 3, 2**32 - 2, 1
-    step = {"before": -2, "counter": 6}.get(rows, 5)
+        *((1, 1, 1) if ones else (2**40 + 3, 2**32 - 2, 1))
     u, got, want = [place(v) for v in u], *(place(np.full(shape, np.float32(np.nan))) for _ in "12")
-    total = backend.update(got, u, *case, torch.tensor(step) if rows in (
-        "before", "counter", "sample and counter") else step)
-    exact = on_numpy.update(want, u, *case, step)
-    found = compare("update", backend.NAME, dtype, shape, got, want, f"{rows}, shift {shift}")
-    lines = [] if found["passed"] else [found["reason"]]
+    counter = step if rows in ("call", "sample") else torch.tensor(step)
+    total, exact = backend.update(got, u, *case, counter), on_numpy.update(want, u, *case, step)
+    lines = []
     if sums and not torch.allclose(total, exact, rtol=1e-12, atol=0):
         lines.append(f"sums {total} and not {exact}")
+    if u and sums != 1:
+        backend.update(u[0], u, *case, counter)
+    for out in [got, *u[:1] * (sums != 1)]:
+        found = compare("update", backend.NAME, dtype, shape, out, want, f"{rows}, shift {shift}")
+        lines += [] if found["passed"] else [found["reason"]]
     return lines
 
 
 def last_differs(backend, shape):
-    """Whether the last block alone fills the end of more than 2^31 elements otherwise."""
-    out = torch.empty(shape, dtype=torch.bfloat16)  # pages that are not touched take no memory
-    backend.update(out, [], torch.ones(1, 1), False, True, False, 0, 7, 1, 0, 0)
-    got, want = last_normals(out, seed=7, sample=1)
-    return not torch.equal(got, want)
+    """Whether the last block makes the end of more than 2^31 elements otherwise, in place."""
+    x = torch.empty(shape, dtype=torch.bfloat16)  # pages that are not touched take no memory
+    end, z = last_normals(x, seed=7, sample=1)
+    end.copy_(torch.randn(end.shape))
+    want = (.5 * end.float() + z).bfloat16()
+    backend.update(x, [x], torch.tensor([[.5, 1.]]), False, True, False, 0, 7, 1, 0, 0)
+    return not torch.equal(end, want)
 
 
 # ---- Triton, in another process ----
+
+def unnoticed(*case):
+    """Which of the barriers of an update's PTX may lack and nothing tells, and how many it has."""
+    run, found = ptx.run, []
+
+    def lacks(i):
+        def changed(text, *a):
+            found[:] = [m.span() for m in re.finditer(r"bar\.sync\s+0;", text)]
+            run(text[:found[i][0]] + text[found[i][1]:], *a)
+        ptx.run = changed
+        try:
+            return not differs(on_triton, *case)
+        except RuntimeError as e:
+            return "race" not in str(e)
+        finally:
+            ptx.run = run
+    first = [0] if lacks(0) else []
+    return first + [i for i in range(1, len(found)) if lacks(i)], len(found)
+
 
 def triton_runs():
     """Prints what this process alone can find, as JSON: for each of VARIANTS its machine code
@@ -128,15 +171,20 @@ def triton_runs():
             others += differs(on_triton, "bfloat16", 2, 1, 0, 0, "before", shape, shift)
         others += differs(on_triton, "bfloat16", 1, 1, 0, 2, "sample and counter", shape)
         others += differs(on_triton, "float16", 0, 1, 0, 3, "call", shape)
+        others += differs(on_triton, "float32", 1, 1, 0, 0, "call", shape, ones=True)
+    others += differs(on_triton, "float32", 2, 1, 0, 0, "end", (3, 5))
     others += [row for row in check_words("triton", 10_000) if not row["passed"]]
     w = np.random.default_rng(2).integers(0, 2**32, 100_000, np.uint32)
     w[:4] = 0, 1, 2**31, 2**32 - 1
     if (words.triton_radius(w).view(np.int32) != noise.radius(w).view(np.int32)).any():
         others.append("radius")
+    barriers = [unnoticed("float32", 1, 1, 0, 2, "call", (3, 1024)),
+                unnoticed("float32", 2, 1, 0, 0, "call", (3, 1023))]
     ptx.blocks = lambda n: [n - 1]
     others += [shape for shape in LARGE if last_differs(on_triton, shape)]
-    print(json.dumps({"variants": variants, "others": others, "radii": disassembled(
-        words._radii.compiled.asm["cubin"], "_radii")}))
+    radii = words._radii.compiled.asm["cubin"]
+    print(json.dumps({"variants": variants, "others": others, "barriers": barriers, "roots": roots(
+        machine_code(radii, "_radii")[0]), "radii": disassembled(radii, "_radii")}))
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +202,12 @@ def test_triton_s_code_returns_the_bits_of_numpy(from_triton):
     for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         assert not found["differs"], (variant, found["differs"])
     assert not from_triton["others"]
+
+
+@needs_triton
+def test_a_barrier_that_lacks_would_show(from_triton):
+    for missed, barriers in from_triton["barriers"]:
+        assert barriers and not missed
 
 
 @needs_triton
@@ -225,7 +279,7 @@ def test_nvrtc_s_code_returns_the_bits_of_numpy(cupy_here, variant):
     """What it compiles, launched as CuPy would, in a grid's blocks and threads."""
     lines = []
     for shape in [(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)]:
-        for rows in ("call", "sample", "counter", "before", "sample and counter"):
+        for rows in ("call", "sample", "counter", "before", "end", "sample and counter"):
             for shift in (0, 1):
                 lines += differs(on_cupy, *variant, rows, shape, shift)
     assert not lines
@@ -247,8 +301,37 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     assert not differs(*case)
     monkeypatch.setattr(on_cupy, "options", lambda *v: ["--std=c++17", *on_host.macros(*v)])
     ptx.compiled_by_nvrtc.cache_clear()
-    assert differs(*case)
+    with pytest.raises(RuntimeError, match=r"^(add|mul)\.f32 .*not written"):
+        differs(*case)
     ptx.compiled_by_nvrtc.cache_clear()
+
+
+def test_cupy_launches_on_the_tensors_device_and_stream(monkeypatch):
+    """Grid, block, options, pointers; where a stream belongs to the device that is current."""
+    seen, now = [], ["device 0"]
+
+    @contextmanager
+    def entered(what, place):
+        before, now[0] = now[0], place
+        seen.append(what)
+        yield
+        now[0] = before
+
+    def stream(of):
+        return entered(f"{of}, {now[0]}", now[0])
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(
+        cuda=SimpleNamespace(Device=lambda i: entered(f"device {i}", f"device {i}"),
+                             Stream=SimpleNamespace(from_external=stream)),
+        RawKernel=lambda *a: lambda *launched: seen.extend((a, launched, now[0]))))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    x = torch.zeros(3)
+    on_cupy.launch(torch.device("cuda:1"), 7, (x, 0, np.int32(5)), "float16", 1, True, False, 2)
+    on_cupy.kernel.cache_clear()
+    (source, name, options), launched, place = seen[2:]
+    assert seen[:2] == ["device 1", "stream of cuda:1, device 1"] and place == "device 1"
+    assert source == on_cupy.SOURCE.read_text() and name == "update"
+    assert options == on_cupy.options("float16", 1, True, False, 2) and "--fmad=false" in options
+    assert launched == ((7,), (on_cupy.THREADS,), (x.data_ptr(), 0, np.int32(5)))
 
 
 @needs_nvrtc
@@ -266,32 +349,16 @@ extern "C" __global__ void rn(float *x) { *x = __fsqrt_rn(*x); }
 """
 
 
-def stored_value(code):
-    """What a function of one float stores, as an expression of what it loads: the instructions
-    that no predicate guards, up to its end."""
-    value = {}
-    for line in code[:code.index("EXIT")]:
-        name, *operands = re.split(r",?\s+", line)
-        name = name.removesuffix(".FTZ")
-        if name == "LDG.E":
-            value[operands[0]] = "x"
-        elif name == "STG.E":
-            return value[operands[-1]]
-        elif name in ("MUFU.RSQ", "FMUL", "FFMA"):
-            out, *given = operands
-            given = [re.sub(r"R\d+", lambda r: f"{value[r[0]]}", o) for o in given]
-            value[out] = f"{name}({', '.join(sorted(given[:2]) + given[2:])})"
-    raise AssertionError("nothing is stored")
-
-
 @needs_nvrtc
 @needs_triton
-def test_the_root_is_that_of_sqrt_rn(capsys):
+def test_the_root_is_that_of_sqrt_rn(from_triton):
     """The machine's own correctly rounded root, where it takes its short way: the same five
     instructions; and radii are where it does."""
     cubin = ptx.compiled_by_nvrtc(MACROS[0], ONE_ROOT, cubin=True)
     own, rn = (machine_code(cubin, name)[0] for name in ("own", "rn"))
-    assert stored_value(own) == stored_value(rn)
+    assert roots(own) == roots(rn) and len(roots(rn)) == 1, (own, rn)
+    assert {*from_triton["roots"]} == {*roots(rn)}
+    assert len(from_triton["roots"]) == from_triton["radii"]["root"]
     low, = re.findall(r"IADD3 R\d+, R\d+, -(0x\w+), RZ", "\n".join(rn))
     span, = re.findall(r"ISETP.GT.U32.AND P0, PT, R\d+, (0x\w+), PT", "\n".join(rn))
     least, most = (int(np.float32(v).view(np.uint32)) for v in (1e-7, 46))

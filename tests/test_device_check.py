@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="minutes of a GPU")
-@pytest.mark.skipif(ptx.missing("cupy") is not None, reason=str(ptx.missing("cupy")))
+@pytest.mark.skipif(ptx.lacking("cupy") is not None, reason=str(ptx.lacking("cupy")))
 @pytest.mark.skipif(not on_triton.triton, reason="triton is not installed")
 def test_on_a_cpu_it_runs_what_it_can_and_says_what_it_could_not(tmp_path):
     """Also what Triton and NVRTC compile for a GPU: every op and the sums."""
@@ -46,9 +46,12 @@ def test_on_a_cpu_it_runs_what_it_can_and_says_what_it_could_not(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_one_backend_does_not_pass_for_the_other(monkeypatch):
     for name in device_check.NAMES:
-        monkeypatch.setattr(ptx, "missing", lambda n, name=name: "gone" if n == name else None)
+        monkeypatch.setattr(ptx, "lacking", lambda n, name=name: "gone" if n == name else None)
         with pytest.raises(device_check.NotHere, match=f"^{name}: gone$"):
             device_check.counters()
+        assert device_check.verdict(True) == {"passed": None, "reason": f"{name}: gone"}
+        assert device_check.verdict(False)["passed"] is False
+        assert name not in device_check.here()
 
 
 @pytest.fixture
