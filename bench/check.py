@@ -14,7 +14,7 @@ from .words import philox
 
 SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
           (300, 2), (17, 1024)]
-LARGE = (2**31 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)  # many rows, few, one
+LARGE = (2**32 + 5, 1), (2**29 + 3, 5), (3, 2**30 + 8), (1, 2**31 + 8)  # many rows, few, one
 CLIP = -1., 1.
 SUMS = "norms", "noise_norms", "dsm_loss"
 ANSWERS = (  # Random123's known answers: counter, key, words

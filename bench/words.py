@@ -93,7 +93,7 @@ if on_triton.triton:
         tl.store(out + i + 2, c2.to(tl.int32, bitcast=True), mask=i < 4 * n)
         tl.store(out + i + 3, c3.to(tl.int32, bitcast=True), mask=i < 4 * n)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["n"])
     def _radii(words, out, n, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr):
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         w = tl.load(words + i, mask=i < n).to(tl.uint32)
