@@ -21,7 +21,17 @@ import torch
 
 from .. import noise
 from ..__main__ import check_file, write_json
-from ..kernels import BACKENDS, FLOATS, OPS, Fused, coefficients, missing, on_cupy, update
+from ..kernels import (
+    BACKENDS,
+    FLOATS,
+    OPS,
+    Fused,
+    coefficients,
+    missing,
+    on_cupy,
+    on_triton,
+    update,
+)
 from ..solvers import snr_step_size
 from . import ptx
 from .check import SHAPES, check_op, check_sums, check_words, normals_at
@@ -42,7 +52,7 @@ class NotHere(Exception):
 
 def lacking(names=NAMES):
     """What a GPU's backends lack to be run by one, or by ptx; one must not pass for the other."""
-    lacks = missing if CUDA else ptx.lacking
+    lacks = missing if CUDA and not on_triton.INTERPRET else ptx.lacking
     return "; ".join(f"{name}: {lacks(name)}" for name in names if lacks(name))
 
 
