@@ -4,8 +4,9 @@ emulate() has `triton` and `cupy` take CPU tensors and run there what they compi
 a device rounds is said by the names of the instructions. As much of the language as the kernels
 here use; anything else is an error, not a guess. So are addresses outside of the launch's own
 tensors or not a multiple of their access, and what one thread stores (in shared memory, one warp,
-between barriers) and another touches. Not exact on a device is rsqrt.approx alone, here rounded to
-nearest: the root made of it is sqrt.rn's own (tests/test_compile.py).
+between barriers) and another touches; within a warp threads keep step. Not exact on a device is
+rsqrt.approx alone, here rounded to nearest: the root made of it is sqrt.rn's own
+(tests/test_compile.py).
 """
 
 import ctypes
@@ -87,7 +88,10 @@ def convert(a, to, source):
 def parsed(text, kernel):
     """A kernel of a PTX file: its instructions, (guard or None, parts of the name, operands);
     where each label stands; bytes of its registers, by prefix, and of its parameters."""
-    head, body = re.search(rf"\.entry {kernel}\((.*?)\n\{{(.*?)\n\}}", text, re.S).groups()
+    found = re.search(rf"\.entry {kernel}\((.*?)\n\{{(.*?)\n\}}", text, re.S)
+    if not found:
+        raise RuntimeError(f"no kernel {kernel!r} in the PTX")
+    head, body = found.groups()
     body = re.sub(r"//.*|/\*.*?\*/|^\s*\.(loc|pragma|file)\b.*$", "", body, flags=re.M)
     code, labels = [], {}
     for statement in body.split(";"):
@@ -250,9 +254,8 @@ class Warps:
 
     def put(self, register, value):
         need(NAMES.fullmatch(register), register)
-        old = self.registers.get(register)
-        if old is not None and not self.on.all():
-            value = np.where(self.on, value, old.view(value.dtype))
+        if not self.on.all():
+            value = np.where(self.on, value, self.get(register, value.dtype))
         self.registers[register] = np.ascontiguousarray(value)
 
     # ---- instructions, by their names ----
@@ -403,15 +406,15 @@ class Warps:
         self.memory[name[1]].store(at, data, who)
 
     def do_atom(self, name, out, address, given):
-        """One thread after another; no race."""
+        """One thread after another; a race with what is no atom."""
         need(name == ["atom", "global", "add", "f64"])
-        memory, kind = Memory([]), KINDS["f64"]
-        memory.arrays, old = self.memory["global"].arrays, np.zeros(len(self.on), kind)
+        memory, kind, all_ = self.memory["global"], KINDS["f64"], np.array([-1])
         at, _ = self.places("global", address, 8)
+        old = np.zeros(len(self.on), kind)
         for i, a in zip(np.flatnonzero(self.on), at):
-            was = memory.load(a[None], 8, 0).view(kind)
+            was = memory.load(a[None], 8, all_).view(kind)
             old[i] = was[0, 0]
-            memory.store(a[None], (was + self.get(given, kind)[i]).view(np.uint8), 0)
+            memory.store(a[None], (was + self.get(given, kind)[i]).view(np.uint8), all_)
         self.put(out, old)
 
     def rows(self, name, operand):
@@ -445,7 +448,9 @@ def run(text, kernel, arguments, places, threads, shared=0):
     memory = {"global": Memory(arrays, threads),
               "shared": Memory([(scratch.ctypes.data, scratch.nbytes)], threads)}
     program, parameters = parsed(text, kernel), []
-    for a, size in zip(arguments, program.parameters, strict=True):
+    if len(arguments) != len(program.parameters):
+        raise RuntimeError(f"{len(arguments)} arguments for {len(program.parameters)} parameters")
+    for a, size in zip(arguments, program.parameters):
         if isinstance(a, np.generic) and a.itemsize != size:
             raise RuntimeError(f"an argument of {a.itemsize} bytes for a parameter of {size}")
         parameters.append((a.data_ptr() if hasattr(a, "data_ptr") else a, size))
@@ -464,7 +469,6 @@ def run(text, kernel, arguments, places, threads, shared=0):
 
 # ---- the backends on it ----
 
-SCRATCH = 2     # pointers that Triton adds to a kernel's arguments
 blocks = range  # of a grid, those that run
 
 
@@ -478,8 +482,10 @@ class Launcher:
         def launch(*arguments, **options):
             self.options = options
             self.compiled = found = self.kernel.warmup(*arguments, grid=grid, **options)
-            run(found.asm["ptx"], found.metadata.name, (*arguments, *[0] * SCRATCH),
-                blocks(grid[0]), 32 * found.metadata.num_warps, found.metadata.shared)
+            text, name = found.asm["ptx"], found.metadata.name
+            more = len(parsed(text, name).parameters) - len(arguments)  # Triton's own pointers
+            run(text, name, (*arguments, *[0] * more), blocks(grid[0]),
+                32 * found.metadata.num_warps, found.metadata.shared)
         return launch
 
 

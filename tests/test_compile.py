@@ -189,7 +189,8 @@ def triton_runs():
 
 @pytest.fixture(scope="module")
 def from_triton():
-    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "",
+                                "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True,
                          text=True)
     assert run.returncode == 0, run.stderr

@@ -13,6 +13,7 @@ import torch
 
 from minidiff import kernels
 from minidiff.bench import device_check, ptx
+from minidiff.bench.check import normals_at
 from minidiff.kernels import on_triton
 
 ON_A_GPU = ("device", "square_root", "rates", "side_stream", "graph_replay", "corrector_replay",
@@ -68,9 +69,14 @@ def no_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
 
 
+def large():
+    """As on a device, 2^14 times smaller; in the second shape parts overlap."""
+    return device_check.large(2**17, ((2**7 + 3, 1024), (2, 2**16 + 8)))
+
+
 CHECKS = pytest.mark.parametrize("part", [
     device_check.counters, device_check.side_stream, device_check.graph_replay,
-    device_check.corrector_replay], ids=lambda f: f.__name__)
+    device_check.corrector_replay, large], ids=lambda f: f.__name__)
 
 
 @CHECKS
@@ -82,6 +88,7 @@ def test_a_check_passes_where_the_bits_are_the_same(no_gpu, part):
 def test_a_check_fails_where_the_noise_is_another(no_gpu, monkeypatch, part):
     monkeypatch.setattr(kernels.backend("numpy"), "noise", SimpleNamespace(
         normal=lambda *a: kernels.backend("torch").normal(*a[:4], a[4] ^ 1, "cpu").numpy()))
+    monkeypatch.setattr(device_check, "normals_at", lambda *a, tag: normals_at(*a, tag=tag ^ 1))
     assert part()["passed"] is False
 
 

@@ -539,7 +539,7 @@ def test_host_beyond_2_31_elements(monkeypatch, folded):
 @pytest.mark.skipif(kernels.missing("triton") is not None or not on_triton.INTERPRET,
                     reason="runs one program of many: Triton's interpreter only")
 def test_triton_beyond_2_31_elements(monkeypatch, folded):
-    """The last program alone: the tile that ends a tensor of more than 2^31 elements."""
+    """The last program alone: the tile that ends a tensor of LARGE."""
     from triton.runtime.interpreter import interpreter_builder as builder
     plain, last = on_triton.kernel, []
 
