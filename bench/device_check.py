@@ -1,8 +1,8 @@
 """The claim that a CPU cannot prove: Triton and CuPy on a device return NumPy's bits.
 
 python -m minidiff.bench.device_check [--json FILE.json]: meant for five minutes of one GPU. With no
-GPU, NumPy runs what they compile (bench/ptx.py). Each part prints a line: what it did, and passed,
-FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every part.
+GPU, NumPy runs what they compile (bench/emulate.py). Each part prints a line: what it did, and
+passed, FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every part.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from ..kernels import (
     update,
 )
 from ..solvers import snr_step_size
-from . import ptx
+from . import emulate
 from .check import SHAPES, check_op, check_sums, check_words, normals_at
 from .machine import machine
 from .run import FORM, bench, call, case, show
@@ -51,13 +51,13 @@ class NotHere(Exception):
 
 
 def lacking(names=NAMES):
-    """What a GPU's backends lack to be run by one, or by ptx; one must not pass for the other."""
-    lacks = missing if CUDA and not on_triton.INTERPRET else ptx.lacking
+    """What a GPU's backends lack to be run by one, or emulated; one must not pass for the other."""
+    lacks = missing if CUDA and not on_triton.INTERPRET else emulate.lacking
     return "; ".join(f"{name}: {lacks(name)}" for name in names if lacks(name))
 
 
 def compiled(*names):
-    """The backends of a GPU, run by one or by ptx, or NotHere."""
+    """The backends of a GPU, run by one or emulated, or NotHere."""
     if reason := lacking(names or NAMES):
         raise NotHere(reason)
     return names or NAMES
@@ -119,7 +119,7 @@ def words():
 def rows_of(name, op, shapes):
     """Rows of an op, or of the sums, on a backend."""
     if not CUDA:
-        ptx.emulate()
+        emulate.emulate()
     return list(check_sums(name, shapes=shapes) if op == "sums" else
                 check_op(OPS[op], name, FLOATS, shapes))
 
@@ -441,7 +441,7 @@ def main():
         except ValueError as e:
             parser.error(str(e))
     if not CUDA:
-        ptx.emulate()
+        emulate.emulate()
     results = {"machine": machine(), "date": time.strftime("%Y-%m-%d"),
                "kernels": lacking() or ("run by the GPU" if CUDA else
                                         "compiled for sm_90, run by NumPy"), "parts": {}}

@@ -14,7 +14,7 @@ if not CUDA:
 
 from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
-from minidiff.bench import ptx  # noqa: E402
+from minidiff.bench import emulate  # noqa: E402
 from minidiff.kernels import on_cupy  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
@@ -26,9 +26,9 @@ PLACES = [("torch", "cpu"), ("host", "cpu"), ("triton", GPU), ("cupy", GPU)]
 @pytest.fixture
 def cupy_here(monkeypatch):
     """on_cupy takes CPU tensors, and NumPy runs what NVRTC compiles."""
-    if reason := ptx.lacking("cupy"):
+    if reason := emulate.lacking("cupy"):
         pytest.skip(f"cupy: {reason}")
-    for name, value in (("TAKES", "cpu"), ("missing", lambda: None), ("launch", ptx.launch)):
+    for name, value in (("TAKES", "cpu"), ("missing", lambda: None), ("launch", emulate.launch)):
         monkeypatch.setattr(on_cupy, name, value)
 
 

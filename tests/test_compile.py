@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from minidiff import noise
-from minidiff.bench import ptx, words
+from minidiff.bench import emulate, ptx, words
 from minidiff.bench.check import LARGE, check_words, compare, last_normals
 from minidiff.bench.device_check import ROOTS
 from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton
@@ -29,7 +29,8 @@ try:
 except ImportError:
     TOOL = None
 needs_triton = pytest.mark.skipif(TOOL is None, reason="triton is not installed")
-needs_nvrtc = pytest.mark.skipif(ptx.lacking("cupy") is not None, reason=str(ptx.lacking("cupy")))
+no_nvrtc = emulate.lacking("cupy")
+needs_nvrtc = pytest.mark.skipif(no_nvrtc is not None, reason=str(no_nvrtc))
 # dtype, operands, draws, clip or sums, coefficients, elements of a row, aligned
 VARIANTS = [
     ("float32", 0, 1, 0, "call", 1024, 1), ("float32", 1, 1, 0, "call", 1024, 1),
@@ -155,7 +156,7 @@ def unnoticed(*case):
 def triton_runs():
     """Prints what this process alone can find, as JSON: for each of VARIANTS its machine code
     and what differs, and what else differs."""
-    ptx.emulate()
+    emulate.emulate()
     variants, others = [], []
     for dtype, operands, draws, clip, rows, size, aligned in VARIANTS:
         sums = (2 if operands and draws else 1) if clip == "sums" else 0
@@ -180,7 +181,7 @@ def triton_runs():
         others.append("radius")
     barriers = [unnoticed("float32", 1, 1, 0, 2, "call", (3, 1024)),
                 unnoticed("float32", 2, 1, 0, 0, "call", (3, 1023))]
-    ptx.blocks = lambda n: [n - 1]
+    emulate.blocks = lambda n: [n - 1]
     others += [shape for shape in LARGE if last_differs(on_triton, shape)]
     radii = words._radii.compiled.asm["cubin"]
     print(json.dumps({"variants": variants, "others": others, "barriers": barriers, "roots": roots(
@@ -263,7 +264,7 @@ def test_triton_takes_47_to_59_instructions_an_element(from_triton):
 @pytest.mark.parametrize("variant", MACROS, ids=str)
 def test_nvrtc(variant):
     """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
-    found = disassembled(ptx.compiled_by_nvrtc(variant, cubin=True), "update")
+    found = disassembled(emulate.compiled_by_nvrtc(variant, cubin=True), "update")
     dtype, operands, draws, clip, *sums = variant
     assert not (found["stack"] or found["local"] or found["shared"]), found
     assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
@@ -289,7 +290,7 @@ def test_nvrtc_s_code_returns_the_bits_of_numpy(cupy_here, variant):
 @needs_nvrtc
 def test_nvrtc_s_words_and_large_arrays(cupy_here, monkeypatch):
     assert all(row["passed"] for row in check_words("cupy", 10_000))
-    monkeypatch.setattr(ptx, "blocks", lambda n: [n - 1])
+    monkeypatch.setattr(emulate, "blocks", lambda n: [n - 1])
     assert not [shape for shape in LARGE if last_differs(on_cupy, shape)]
 
 
@@ -301,10 +302,10 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     case = on_cupy, "float32", 2, 1, 0, 0, "call", (9, 64)
     assert not differs(*case)
     monkeypatch.setattr(on_cupy, "options", lambda *v: ["--std=c++17", *on_host.macros(*v)])
-    ptx.compiled_by_nvrtc.cache_clear()
+    emulate.compiled_by_nvrtc.cache_clear()
     with pytest.raises(RuntimeError, match=r"^(add|mul)\.f32 .*not written"):
         differs(*case)
-    ptx.compiled_by_nvrtc.cache_clear()
+    emulate.compiled_by_nvrtc.cache_clear()
 
 
 def test_cupy_launches_on_the_tensors_device_and_stream(monkeypatch):
@@ -340,7 +341,7 @@ def test_cupy_launches_on_the_tensors_device_and_stream(monkeypatch):
 @pytest.mark.parametrize("more, name", [(ROOTS, "roots"), (ROOTS, "products"), (ROOTS, "specials"),
                                         (words.WORDS, "words")])
 def test_nvrtc_takes_what_the_device_check_adds(more, name):
-    cubin = ptx.compiled_by_nvrtc(MACROS[0], more, cubin=True)
+    cubin = emulate.compiled_by_nvrtc(MACROS[0], more, cubin=True)
     assert disassembled(cubin, name)["instructions"] > 20
 
 
@@ -355,7 +356,7 @@ extern "C" __global__ void rn(float *x) { *x = __fsqrt_rn(*x); }
 def test_the_root_is_that_of_sqrt_rn(from_triton):
     """The machine's own correctly rounded root, where it takes its short way: the same five
     instructions; and radii are where it does."""
-    cubin = ptx.compiled_by_nvrtc(MACROS[0], ONE_ROOT, cubin=True)
+    cubin = emulate.compiled_by_nvrtc(MACROS[0], ONE_ROOT, cubin=True)
     own, rn = (machine_code(cubin, name)[0] for name in ("own", "rn"))
     assert roots(own) == roots(rn) and len(roots(rn)) == 1, (own, rn)
     assert {*from_triton["roots"]} == {*roots(rn)}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minidiff import kernels
-from minidiff.bench import device_check, ptx
+from minidiff.bench import device_check, emulate
 from minidiff.bench.check import normals_at
 from minidiff.kernels import on_triton
 
@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="minutes of a GPU")
-@pytest.mark.skipif(ptx.lacking("cupy") is not None, reason=str(ptx.lacking("cupy")))
+@pytest.mark.skipif(emulate.lacking("cupy") is not None, reason=str(emulate.lacking("cupy")))
 @pytest.mark.skipif(not on_triton.triton, reason="triton is not installed")
 def test_on_a_cpu_it_runs_what_it_can_and_says_what_it_could_not(tmp_path):
     """Also what Triton and NVRTC compile for a GPU: every op and the sums."""
@@ -47,7 +47,7 @@ def test_on_a_cpu_it_runs_what_it_can_and_says_what_it_could_not(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_one_backend_does_not_pass_for_the_other(monkeypatch):
     for name in device_check.NAMES:
-        monkeypatch.setattr(ptx, "lacking", lambda n, name=name: "gone" if n == name else None)
+        monkeypatch.setattr(emulate, "lacking", lambda n, name=name: "gone" if n == name else None)
         with pytest.raises(device_check.NotHere, match=f"^{name}: gone$"):
             device_check.counters()
         assert device_check.verdict(True) == {"passed": None, "reason": f"{name}: gone"}

@@ -1,0 +1,77 @@
+"""`triton` and `cupy` with no GPU: they take CPU tensors, compile for sm_90 as for a device, and
+NumPy runs it (ptx.py)."""
+
+from functools import cache
+from types import SimpleNamespace
+
+from ..kernels import on_cupy, on_triton
+from . import ptx, words
+
+blocks = range  # of a grid, those that run
+
+
+class Launcher:
+    """A Triton kernel, launched here: `compiled` is what the last launch ran."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            self.options = options
+            self.compiled = found = self.kernel.warmup(*arguments, grid=grid, **options)
+            text, name = found.asm["ptx"], found.metadata.name
+            more = len(ptx.parsed(text, name).parameters) - len(arguments)  # Triton's own pointers
+            ptx.run(text, name, (*arguments, *[0] * more), blocks(grid[0]),
+                32 * found.metadata.num_warps, found.metadata.shared)
+        return launch
+
+
+@cache
+def compiled_by_nvrtc(variant, more="", cubin=False):
+    """The PTX, or the machine code for sm_90, of kernels.cu and `more`."""
+    from cupy.cuda import nvrtc
+    program = nvrtc.createProgram(on_cupy.SOURCE.read_text() + more, "kernels.cu", [], [])
+    nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture="
+                                   + ("sm_90" if cubin else "compute_90")])
+    # CuPy drops the last byte
+    return nvrtc.getCUBIN(program) + b"\0" if cubin else nvrtc.getPTX(program).decode()
+
+
+def launch(device, grid, arguments, *variant, name="update", more=""):
+    """on_cupy.launch here."""
+    ptx.run(compiled_by_nvrtc(variant, more), name, arguments, blocks(grid), on_cupy.THREADS)
+
+
+@cache
+def lacking(name):
+    """None, or what `triton` or `cupy` lacks to be compiled here."""
+    if name == "triton":
+        return "TRITON_INTERPRET is set" if on_triton.INTERPRET else \
+            None if on_triton.triton else "triton is not installed: pip install triton"
+    try:
+        from cupy.cuda import nvrtc
+        nvrtc.getVersion()
+    except (ImportError, OSError, RuntimeError) as e:
+        return f"no NVRTC: pip install -e '.[cuda13]' ({e})".splitlines()[0]
+
+
+@cache
+def emulate():
+    """From here on, in this process, `triton` and `cupy` run what they compile on the CPU, where
+    they can be compiled. RuntimeError where there is a GPU."""
+    import torch
+    if torch.cuda.is_available():
+        raise RuntimeError("there is a GPU to run the kernels")
+    for name, module in (("triton", on_triton), ("cupy", on_cupy)):
+        if not lacking(name):
+            module.TAKES, module.missing = "cpu", lambda: None
+    on_cupy.launch = launch
+    if not lacking("triton"):
+        from triton.backends.compiler import GPUTarget
+        from triton.runtime import driver
+        none = lambda *_: 0
+        driver.set_active(SimpleNamespace(get_current_device=none, get_current_stream=none,
+                                          get_current_target=lambda: GPUTarget("cuda", 90, 32)))
+        for module, name in ((on_triton, "kernel"), (words, "_words"), (words, "_radii")):
+            setattr(module, name, Launcher(getattr(module, name)))
