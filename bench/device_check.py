@@ -2,7 +2,8 @@
 
 python -m minidiff.bench.device_check [--json FILE.json]: meant for five minutes of one GPU. With no
 GPU, NumPy runs what they compile (bench/emulate.py). Each part prints a line: what it did, and
-passed, FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every part.
+passed, FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every
+part.
 """
 
 import argparse
