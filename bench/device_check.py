@@ -1,9 +1,9 @@
 """The claim that a CPU cannot prove: Triton and CuPy on a device return NumPy's bits.
 
-python -m minidiff.bench.device_check [--json FILE.json]: meant for five minutes of one GPU. With no
-GPU, NumPy runs what they compile (bench/emulate.py). Each part prints a line: what it did, and
-passed, FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every
-part.
+python -m minidiff.bench.device_check [PART ...] [--json FILE.json]: meant for six minutes of one
+GPU. With no GPU, NumPy runs what they compile (bench/emulate.py). Each part prints a line: what it
+did, and passed, FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew
+after every part.
 """
 
 import argparse
@@ -37,12 +37,14 @@ from ..solvers import snr_step_size
 from . import emulate
 from .check import SHAPES, check_op, check_sums, check_words, normals_at
 from .machine import machine
-from .run import FORM, bench, call, case, show
+from .run import FORM, bench, call, case, kernels_of, show
+from .sums import SUMS
 from .words import triton_radius
 
 CUDA = torch.cuda.is_available()
 NAMES, DEVICE = ("triton", "cupy"), "cuda" if CUDA else "cpu"
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
+SECONDS = .1  # of timing for each function: a GPU lent to one is quiet
 VERDICTS = {True: "passed", False: "FAILED", None: "not run"}
 SEED, TAG = 0x123456789ABCDEF, 2
 
@@ -393,12 +395,19 @@ def rates():
 
 
 def timing():
-    """update and normal against the peers, gate first."""
-    found = [row for dtype in (("float32", "bfloat16") if CUDA else ("float32",))
-             for row in bench(["normal", FORM.name], [*(on_device() if CUDA else ["host"]),
-                                                      *PEERS[:2 + CUDA]],
-                              [1 << 20, 1 << 28] if CUDA else [1 << 20], dtype,
-                              "cuda" if CUDA else "cpu")]
+    """Every kind of update and sum against the peers, gate first."""
+    if not CUDA:
+        found = bench(["normal", FORM.name], ["host", *PEERS[:2]], [1 << 20])
+        print(show(found))
+        return {"passed": True, "rows": found}
+    on_device()
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        names = [*NAMES, *PEERS, *(["cupy_expr"] if dtype == "float32" else [])]
+        main = ["normal", FORM.name]
+        rest = [name for name in kernels_of() if name not in main]
+        found += bench(main, names, [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
+        found += bench([*rest, *SUMS], names, [1 << 28], dtype, "cuda", seconds=SECONDS)
     print(show(found))
     return {"passed": True, "rows": found}
 
@@ -425,9 +434,10 @@ def launches(calls=20):
     return {"passed": True, **found}
 
 
-# what could leave the device in a bad state comes last; rows have processes of their own
-PARTS = device, words, square_root, all_radii, rates, timing, rows, counters, side_stream, \
-    graph_replay, corrector_replay, large, launches, sanitizer
+# what could leave the device in a bad state comes last; rows have processes of their own, and
+# leave what they compiled to those that follow
+PARTS = device, words, square_root, all_radii, rows, rates, launches, timing, counters, \
+    side_stream, graph_replay, corrector_replay, large, sanitizer
 
 
 def main():
@@ -435,7 +445,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", "--out", metavar="FILE.json", help="where to write what was "
                         "found, such as bench/results/device/DATE-GPU.json")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="some of "
+                        + ", ".join(part.__name__ for part in PARTS) + " (default: all)")
     args = parser.parse_args()
+    known = {part.__name__: part for part in PARTS}
+    if unknown := [name for name in args.parts if name not in known]:
+        parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
     if args.json:
         try:
             check_file("--json", args.json)
@@ -448,7 +463,7 @@ def main():
                                         "compiled for sm_90, run by NumPy"), "parts": {}}
     for key, value in (results["machine"] | {"kernels": results["kernels"]}).items():
         print(f"{key:<14}{value}")
-    for part in PARTS:
+    for part in [known[name] for name in args.parts or known]:
         start = time.perf_counter()
         try:
             result = part()

@@ -162,7 +162,7 @@ def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, wid
 
 
 def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0, own=None,
-          width=1024):
+          width=1024, seconds=SECONDS):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
     fraction_of_copy, matches_reference, speedup over each peer; of a peer also its predicted
     seconds. own: a user's kernels (own.Own), timed beside the rest. RuntimeError on a red gate."""
@@ -172,7 +172,7 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
                            "nothing was timed; see check --kernel")
     names, rows = candidates(backends, device), []
     for name in (name for name in ops if name not in OPS):
-        rows += bench_sums(name, names, elements, dtype, device, own, seed)
+        rows += bench_sums(name, names, elements, dtype, device, own, seed, seconds)
     for op in (OPS[name] for name in ops if name in OPS):
         for name in backends or ():
             if reason := lacks(name, op, dtype, device):
@@ -182,7 +182,8 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
             raise RuntimeError(f"{op.name}: {', '.join(red)} does not return the reference's "
                                "bits; nothing was timed")
         for n in elements or ELEMENTS:
-            rows += bench_one(op, names, matches, n, dtype, device, seed, own, width)
+            rows += bench_one(op, names, matches, n, dtype, device, seed, own, width,
+                              seconds)
     return rows
 
 

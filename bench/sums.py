@@ -9,7 +9,7 @@ from ..langevin import langevin_step
 from ..sample import Reference
 from ..solvers import snr_step_size
 from .check import check_sums
-from .clock import clock, summary
+from .clock import SECONDS, clock, summary
 from .peers import PEERS
 from .rows import ELEMENTS, add_speedups, row_of, shape_of
 
@@ -91,7 +91,8 @@ def sums_case(op, elements, dtype, device):
     return ours, peers, passes * s.nbytes, s, coef
 
 
-def bench_sums(op, names, elements=None, dtype="float32", device="cpu", own=None, seed=0):
+def bench_sums(op, names, elements=None, dtype="float32", device="cpu", own=None, seed=0,
+               seconds=SECONDS):
     """As bench, for norms, `dsm_loss` (value and gradient) and `corrector` (norms, then the
     step in place), against torch's forms."""
     rows, named, names = [], names, [n for n in names if n in BACKENDS]
@@ -111,7 +112,8 @@ def bench_sums(op, names, elements=None, dtype="float32", device="cpu", own=None
         if own and op in own.functions:
             functions[own.file] = own.bind(op, [s], coef, {})
         copied, out = s.clone(), s.clone()
-        times = clock(functions | {"copy": lambda a=copied, b=out: b.copy_(a)}, device)
+        times = clock(functions | {"copy": lambda a=copied, b=out: b.copy_(a)}, device,
+                      seconds)
         copy_rate = 2 * s.nbytes / summary(times["copy"])["seconds"]
         found = []
         for name in functions:

@@ -16,8 +16,8 @@ from minidiff.bench import device_check, emulate
 from minidiff.bench.check import normals_at
 from minidiff.kernels import on_triton
 
-ON_A_GPU = ("device", "square_root", "rates", "side_stream", "graph_replay", "corrector_replay",
-            "large", "launches", "sanitizer")
+ON_A_GPU = ("device", "square_root", "rates", "launches", "side_stream", "graph_replay",
+            "corrector_replay", "large", "sanitizer")
 SMALL = """
 from minidiff.bench import device_check
 if __name__ == "__main__":
