@@ -28,6 +28,7 @@ from ..kernels import (
     OPS,
     Fused,
     coefficients,
+    driver,
     missing,
     on_cupy,
     on_triton,
@@ -164,8 +165,9 @@ extern "C" __global__ void specials(float *out, int n) {
 
 def raw(name, blocks, *arguments):
     """Launch a kernel of ROOTS, compiled beside kernels.cu."""
-    on_cupy.launch(arguments[0].device, blocks, arguments, "float32", 0, True, False, name=name,
-                   more=ROOTS)
+    device = arguments[0].device
+    kernel = on_cupy.compiled(device, ("float32", 0, True, False), name, ROOTS)
+    driver.prepare(device, kernel, blocks, arguments)()
 
 
 def square_root():

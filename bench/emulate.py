@@ -3,28 +3,57 @@ NumPy runs it (ptx.py)."""
 
 from functools import cache
 from types import SimpleNamespace
+from typing import NamedTuple
 
-from ..kernels import on_cupy, on_triton
+from ..kernels import driver, on_cupy, on_triton
 from . import ptx, words
 
 blocks = range  # of a grid, those that run
 
 
+class Emulated(NamedTuple):
+    """driver.Kernel here."""
+
+    text: str
+    name: str
+    threads: int
+    shared: int = 0
+
+
+def prepare(device, kernel, count, arguments):
+    """driver.prepare here."""
+    def launch(*last):
+        takes = len(ptx.parsed(kernel.text, kernel.name).parameters)
+        given = [0 if a is None else a for a in (*arguments, *last)]
+        if any(given[takes:]):
+            raise RuntimeError(f"{len(given)} arguments for {takes} parameters")
+        ptx.run(kernel.text, kernel.name, given[:takes], blocks(count), kernel.threads,
+                kernel.shared)
+    return launch
+
+
 class Launcher:
-    """A Triton kernel, launched here: `compiled` is what the last launch ran."""
+    """A Triton kernel, compiled and launched here: `compiled` is what it became last."""
 
     def __init__(self, kernel):
         self.kernel = kernel
 
+    def warmup(self, *arguments, grid, **options):
+        self.options = options
+        self.compiled = self.kernel.warmup(*arguments, grid=grid, **options)
+        return self.compiled
+
     def __getitem__(self, grid):
         def launch(*arguments, **options):
-            self.options = options
-            self.compiled = found = self.kernel.warmup(*arguments, grid=grid, **options)
-            text, name = found.asm["ptx"], found.metadata.name
-            more = len(ptx.parsed(text, name).parameters) - len(arguments)  # Triton's own pointers
-            ptx.run(text, name, (*arguments, *[0] * more), blocks(grid[0]),
-                32 * found.metadata.num_warps, found.metadata.shared)
+            found = load(None, self.warmup(*arguments, grid=grid, **options))
+            prepare(None, found, grid[0], arguments)(None, None)
         return launch
+
+
+def load(device, found):
+    """on_triton.load here."""
+    of = found.metadata
+    return Emulated(found.asm["ptx"], of.name, 32 * of.num_warps, of.shared)
 
 
 @cache
@@ -38,9 +67,9 @@ def compiled_by_nvrtc(variant, more="", cubin=False):
     return nvrtc.getCUBIN(program) + b"\0" if cubin else nvrtc.getPTX(program).decode()
 
 
-def launch(device, grid, arguments, *variant, name="update", more=""):
-    """on_cupy.launch here."""
-    ptx.run(compiled_by_nvrtc(variant, more), name, arguments, blocks(grid), on_cupy.THREADS)
+def compiled(device, variant, name="update", more=""):
+    """on_cupy.compiled here."""
+    return Emulated(compiled_by_nvrtc(variant, more), name, on_cupy.THREADS)
 
 
 @cache
@@ -66,12 +95,12 @@ def emulate():
     for name, module in (("triton", on_triton), ("cupy", on_cupy)):
         if not lacking(name):
             module.TAKES, module.missing = "cpu", lambda: None
-    on_cupy.launch = launch
+    on_cupy.compiled, on_triton.load, driver.prepare = compiled, load, prepare
     if not lacking("triton"):
         from triton.backends.compiler import GPUTarget
-        from triton.runtime import driver
+        from triton.runtime import driver as of_triton
         none = lambda *_: 0
-        driver.set_active(SimpleNamespace(get_current_device=none, get_current_stream=none,
+        of_triton.set_active(SimpleNamespace(get_current_device=none, get_current_stream=none,
                                           get_current_target=lambda: GPUTarget("cuda", 90, 32)))
         for module, name in ((on_triton, "kernel"), (words, "_words"), (words, "_radii")):
             setattr(module, name, Launcher(getattr(module, name)))

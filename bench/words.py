@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 
 from .. import noise
-from ..kernels import on_cupy, on_host, on_triton
+from ..kernels import driver, on_cupy, on_host, on_triton
 
 WORDS = """
 #ifdef __CUDACC_RTC__
@@ -55,9 +55,12 @@ def _words_of(backend, counters, launch):
 
 
 def _cupy(counters, key):
-    return _words_of(on_cupy, counters, lambda c, out: on_cupy.launch(
-        c.device, -(-len(c) // on_cupy.THREADS), (c, out, np.int64(len(c)), *map(np.uint32, key)),
-        "float32", 0, True, False, name="words", more=WORDS))
+    def launch(c, out):
+        kernel = on_cupy.compiled(c.device, ("float32", 0, True, False), "words", WORDS)
+        blocks = -(-len(c) // on_cupy.THREADS)
+        numbers = np.int64(len(c)), *map(np.uint32, key)
+        driver.prepare(c.device, kernel, blocks, (c, out, *numbers))()
+    return _words_of(on_cupy, counters, launch)
 
 
 def _triton(counters, key):

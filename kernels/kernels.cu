@@ -190,8 +190,8 @@ struct alignas(16) Pack { STORAGE e[PACK]; };
 // coef is [batch, WIDTH] (per_sample) or [rows, WIDTH], whose row is the step's, clamped.
 extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
         const STORAGE *u2, const STORAGE *u3, double *sums, const float *coef, int per_sample,
-        const i64 *counter, i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 step,
-        u32 tag, int columns, int packs, u32 column_tiles, int aligned) {
+        i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 tag, int columns, int packs,
+        u32 column_tiles, int aligned, const i64 *counter, u32 step) {
     i64 tile = blockIdx.x / column_tiles;
     i64 b = tile * (blockDim.x >> columns) + (threadIdx.x >> columns);
     i64 pack = ((i64)(blockIdx.x % column_tiles) * packs << columns)

@@ -1,9 +1,15 @@
-"""The CUDA C file on the GPU: compiled by NVRTC through CuPy, launched on torch's stream."""
+"""The CUDA C file on the GPU: compiled by NVRTC through CuPy, launched by CUDA's driver."""
 
 from functools import cache
 
 import numpy as np
 
+try:
+    import torch
+except ImportError:
+    torch = None
+
+from . import driver
 from .on_host import SOURCE, macros
 
 NAME, TAKES = "cupy", "cuda"
@@ -28,19 +34,12 @@ def options(*variant):
 
 
 @cache
-def kernel(device, variant, name, more):
+def compiled(device, variant, name="update", more=""):
+    """A kernel of the file, or of `more` beside it."""
     import cupy
-    return cupy.RawKernel(SOURCE.read_text() + more, name, options(*variant))
-
-
-def launch(device, grid, arguments, *variant, name="update", more=""):
-    """A kernel of the file, or of `more` beside it, on torch's stream; tensors are pointers."""
-    import cupy
-    import torch
-    stream = torch.cuda.current_stream(device)
-    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
-        kernel(device.index, variant, name, more)((grid,), (THREADS,), tuple(
-            a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments))
+    with cupy.cuda.Device(device.index):
+        found = cupy.RawKernel(SOURCE.read_text() + more, name, options(*variant))
+        return driver.Kernel(found.kernel.ptr, THREADS, owner=found)
 
 
 def tile(size, pack):
@@ -52,18 +51,32 @@ def tile(size, pack):
     return columns, each, -(-packs // (each << columns))
 
 
-def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
-    """See on_numpy.update."""
-    import torch
+def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
+    """run(step): see on_numpy.update."""
     (batch, size), item = out.shape, out.element_size()
     columns, packs, column_tiles = tile(size, 16 // item)
     aligned = size * item % 16 == 0 and all(t.data_ptr() % 16 == 0 for t in (out, *operands))
-    squares = out.new_zeros(batch, dtype=torch.float64) if sums else None
-    counter, step = (0, step) if isinstance(step, int) else (step, 0)
-    launch(out.device, -(-batch // (THREADS >> columns)) * column_tiles, (
-        out, *operands, *[0] * (4 - len(operands)), squares if sums else 0, coef,
-        np.int32(per_sample), counter, np.int64(len(coef)), np.int64(batch), np.int64(size),
-        np.uint64(seed), np.uint32(sample), np.uint32(step), np.uint32(tag), np.int32(columns),
-        np.int32(packs), np.uint32(column_tiles), np.int32(aligned)),
-        str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums)
-    return squares
+    squares = out.new_empty(batch, dtype=torch.float64) if sums else None
+    variant = str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums
+    blocks = -(-batch // (THREADS >> columns)) * column_tiles
+    launch = driver.prepare(out.device, compiled(out.device, variant), blocks, (
+        out, *operands, *[None] * (4 - len(operands)), squares, coef, np.int32(per_sample),
+        np.int64(len(coef)), np.int64(batch), np.int64(size), np.uint64(seed),
+        np.uint32(sample), np.uint32(tag), np.int32(columns), np.int32(packs),
+        np.uint32(column_tiles), np.int32(aligned)))
+
+    def run(step):
+        if sums:
+            squares.zero_()
+        if isinstance(step, int):
+            launch(None, np.uint32(step))
+        else:
+            launch(step, np.uint32(0))
+        return squares
+    return run
+
+
+def update(*case):
+    """See on_numpy.update."""
+    *case, step = case
+    return bind(*case)(step)

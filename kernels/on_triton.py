@@ -6,15 +6,19 @@ in one instruction; a quad's four normals are joined so that a thread stores 16 
 """
 
 import os
-from functools import cache
+from functools import cache, partial
+
+import numpy as np
 
 try:
+    import torch
     import triton
     import triton.language as tl
 except ImportError:
     triton = None
 
 from .. import noise
+from . import driver
 
 NAME = "triton"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -101,8 +105,8 @@ if triton:
     # integers as they are: one that is 1 would become a constant, and that a kernel of its own
     @triton.jit(do_not_specialize=["rows", "batch", "size", "packs", "tiles", "k0", "k1", "sample",
                                    "step", "tag"])
-    def kernel(out, u0, u1, u2, u3, sums, coef, counter, rows, batch, size, packs, tiles,
-               k0, k1, sample, step, tag, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
+    def kernel(out, u0, u1, u2, u3, sums, coef, rows, batch, size, packs, tiles,
+               k0, k1, sample, tag, counter, step, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
                CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
                COUNTED: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
                COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr):
@@ -177,27 +181,81 @@ def signed(word):
     return (word + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
-    """See on_numpy.update."""
-    import torch
+def number(value):
+    """An integer as wide as Triton takes it."""
+    return np.int32(value) if -1 << 31 <= value < 1 << 31 else np.int64(value)
+
+
+def load(device, found):
+    """What Triton compiled, as the driver's kernel."""
+    of = found.metadata
+    assert not of.global_scratch_size, "Triton wants memory that the launch does not give"
+    return driver.load(device, found.asm["cubin"], of.name, 32 * of.num_warps, of.shared)
+
+
+kept = {}
+
+
+def compiled(device, arguments, options):
+    """The kernel for such arguments, kept by all that Triton makes a difference of."""
+    kinds = [a.itemsize if isinstance(a, np.generic) else (a.dtype, a.data_ptr() % 16 == 0)
+             for a in arguments]
+    key = device, *kinds, *options.values()
+    if key not in kept:
+        plain = [int(a) if isinstance(a, np.generic) else a for a in arguments]
+        kept[key] = load(device, kernel.warmup(*plain, grid=(1,), **options))
+    return kept[key]
+
+
+def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
+    """run(step): see on_numpy.update."""
+    case = out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag
     if INTERPRET and out.dtype == torch.bfloat16:
-        wide = out.float()
-        total = update(wide, [u.float() for u in operands], coef, per_sample, draws, clips, sums,
-                       seed, sample, tag, step)
-        out.copy_(wide)
-        return total
-    (batch, size), v, counted = out.shape, 4 // out.element_size(), not isinstance(step, int)
+        return partial(rounded, *case)
+    (batch, size), v = out.shape, 4 // out.element_size()
     rows, columns, tiles = tile(size, v)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
-    partial = out.new_empty((batch, tiles), dtype=torch.float64) if sums else coef
+    blocks = -(-batch // rows) * tiles
+    sum_of_tile = out.new_empty((batch, tiles), dtype=torch.float64) if sums else coef
     u = [out, *operands, *[out] * (4 - len(operands))]
     aligned = size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in u)
-    with torch.cuda.device(out.device if out.is_cuda else -1):
-        kernel[-(-batch // rows) * tiles,](
-            *u, partial, coef, step if counted else coef, len(coef), batch, size, size // (4 * v),
-            tiles, signed(seed), signed(seed >> 32), signed(sample), 0 if counted else signed(step),
-            signed(tag), OPERANDS=len(operands), DRAWS=int(draws), CLIP=int(clips), SUMS=sums,
-            PER_SAMPLE=per_sample, COUNTED=counted, ALIGNED=aligned, V=v, ROWS=rows,
-            COLUMNS=columns, INTERPRETED=INTERPRET, num_warps=WARPS, enable_fp_fusion=False)
-    return partial.sum(1) if sums else None
+    numbers = len(coef), batch, size, size // (4 * v), tiles, signed(seed), signed(seed >> 32), \
+        signed(sample), signed(tag)
+    arguments = [*u, sum_of_tile, coef, *map(number, numbers)]
+    options = {"OPERANDS": len(operands), "DRAWS": int(draws), "CLIP": int(clips), "SUMS": sums,
+               "PER_SAMPLE": per_sample, "COUNTED": False, "ALIGNED": aligned, "V": v,
+               "ROWS": rows, "COLUMNS": columns, "INTERPRETED": INTERPRET, "num_warps": WARPS,
+               "enable_fp_fusion": False}
+    launches = {}
+
+    def run(step):
+        counted = not isinstance(step, int)
+        last = (step, np.int32(0)) if counted else (coef, np.int32(signed(step)))
+        how = options | {"COUNTED": counted}
+        if INTERPRET:
+            plain = [int(a) if isinstance(a, np.generic) else a for a in (*arguments, *last)]
+            kernel[blocks,](*plain, **how)
+        else:
+            if counted not in launches:
+                with torch.cuda.device(out.device if out.is_cuda else -1):
+                    found = compiled(out.device, [*arguments, *last], how)
+                launches[counted] = driver.prepare(out.device, found, blocks, arguments)
+            launches[counted](*last, None, None)  # and two pointers of Triton's own
+        return sum_of_tile.sum(1) if sums else None
+    return run
+
+
+def rounded(out, operands, *case):
+    """In the interpreter, which has no bfloat16 of its own: float32, rounded by torch."""
+    *case, step = case
+    wide = out.float()
+    total = bind(wide, [u.float() for u in operands], *case)(step)
+    out.copy_(wide)
+    return total
+
+
+def update(*case):
+    """See on_numpy.update."""
+    *case, step = case
+    return bind(*case)(step)

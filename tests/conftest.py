@@ -15,7 +15,7 @@ if not CUDA:
 from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
 from minidiff.bench import emulate  # noqa: E402
-from minidiff.kernels import on_cupy  # noqa: E402
+from minidiff.kernels import driver, on_cupy  # noqa: E402
 
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
 
@@ -28,8 +28,10 @@ def cupy_here(monkeypatch):
     """on_cupy takes CPU tensors, and NumPy runs what NVRTC compiles."""
     if reason := emulate.lacking("cupy"):
         pytest.skip(f"cupy: {reason}")
-    for name, value in (("TAKES", "cpu"), ("missing", lambda: None), ("launch", emulate.launch)):
+    for name, value in (("TAKES", "cpu"), ("missing", lambda: None),
+                        ("compiled", emulate.compiled)):
         monkeypatch.setattr(on_cupy, name, value)
+    monkeypatch.setattr(driver, "prepare", emulate.prepare)
 
 
 @pytest.fixture(params=PLACES + [("torch", "cuda")] * CUDA, ids="-".join)

@@ -3,13 +3,14 @@
 Triton compiles only outside its interpreter, so in another process: this file, run.
 """
 
+import ctypes
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from minidiff import noise
 from minidiff.bench import emulate, ptx, words
 from minidiff.bench.check import LARGE, check_words, compare, last_normals
 from minidiff.bench.device_check import ROOTS
-from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton
+from minidiff.kernels import driver, on_cupy, on_host, on_numpy, on_triton
 
 try:
     import triton
@@ -308,32 +309,84 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     emulate.compiled_by_nvrtc.cache_clear()
 
 
-def test_cupy_launches_on_the_tensors_device_and_stream(monkeypatch):
-    """Grid, block, options, pointers; where a stream belongs to the device that is current."""
-    seen, now = [], ["device 0"]
+class Driver:
+    """A driver that notes what it was asked for, what each argument of a launch held included."""
 
-    @contextmanager
-    def entered(what, place):
-        before, now[0] = now[0], place
-        seen.append(what)
-        yield
-        now[0] = before
+    def __init__(self, error=0):
+        self.error, self.seen = error, []
 
-    def stream(of):
-        return entered(f"{of}, {now[0]}", now[0])
+    def __getattr__(self, name):
+        def call(*given):
+            if name == "cuLaunchKernel":
+                function, *shape, stream, pointers, extra = given
+                held = [ctypes.cast(at, ctypes.POINTER(kind))[0]
+                        for at, kind in zip(pointers, self.kinds, strict=True)]
+                given = function.value, [n.value for n in shape], stream.value, held, extra
+                self.seen.append((name, *given))
+                return self.error
+            if name == "cuGetErrorString":
+                given[1]._obj.value = b"out of luck"
+            if name == "cuDevicePrimaryCtxRetain":
+                given[0]._obj.value = 100 + given[1].value
+            if name == "cuDeviceGet":
+                given[0]._obj.value = given[1].value
+            if name.startswith("cuCtxP"):
+                self.seen.append((name, getattr(given[0], "value", None)))
+            return 0
+        return call
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """nvidia(error=0): a Driver in the place of NVIDIA's."""
+    def make(error=0):
+        found = Driver(error)
+        monkeypatch.setattr(driver, "_library", lambda: found)
+        monkeypatch.setattr(driver, "_context", driver._context.__wrapped__)  # not a kept one
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(
+            cuda_stream=7 + device.index))
+        return found
+    return make
+
+
+def test_a_launch_is_on_the_tensors_device_and_stream(nvidia):
+    """Grid, block, shared memory and every argument; the context that was current is again."""
+    found, x, counter = nvidia(), torch.zeros(3), torch.zeros((), dtype=torch.int64)
+    found.kinds = [ctypes.c_void_p] * 2 + [ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p,
+                                          ctypes.c_uint32]
+    launch = driver.prepare(torch.device("cuda:1"), driver.Kernel(42, 256, 16), 9,
+                            (x, None, np.uint64(2**64 - 1), np.int32(-5)))
+    for last, held in (((None, np.uint32(2**32 - 1)), (None, 2**32 - 1)),
+                       ((counter, np.uint32(0)), (counter.data_ptr(), 0))):
+        found.seen.clear()
+        launch(*last)
+        assert found.seen == [
+            ("cuCtxPushCurrent_v2", 101),
+            ("cuLaunchKernel", 42, [9, 1, 1, 256, 1, 1, 16], 8,
+             [x.data_ptr(), None, 2**64 - 1, -5, *held], None),
+            ("cuCtxPopCurrent_v2", None)]
+
+
+def test_a_launch_that_fails_says_so_in_the_drivers_words(nvidia):
+    found = nvidia(error=2)
+    found.kinds = [ctypes.c_void_p]
+    launch = driver.prepare(torch.device("cuda:0"), driver.Kernel(1, 32), 1, (torch.zeros(1),))
+    with pytest.raises(RuntimeError, match="^cuLaunchKernel: out of luck$"):
+        launch()
+    assert found.seen[-1][0] == "cuCtxPopCurrent_v2"
+
+
+def test_contraction_is_off_in_cupys_kernels(monkeypatch):
+    seen = []
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(
-        cuda=SimpleNamespace(Device=lambda i: entered(f"device {i}", f"device {i}"),
-                             Stream=SimpleNamespace(from_external=stream)),
-        RawKernel=lambda *a: lambda *launched: seen.extend((a, launched, now[0]))))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
-    x = torch.zeros(3)
-    on_cupy.launch(torch.device("cuda:1"), 7, (x, 0, np.int32(5)), "float16", 1, True, False, 2)
-    on_cupy.kernel.cache_clear()
-    (source, name, options), launched, place = seen[2:]
-    assert seen[:2] == ["device 1", "stream of cuda:1, device 1"] and place == "device 1"
-    assert source == on_cupy.SOURCE.read_text() and name == "update"
-    assert options == on_cupy.options("float16", 1, True, False, 2) and "--fmad=false" in options
-    assert launched == ((7,), (on_cupy.THREADS,), (x.data_ptr(), 0, np.int32(5)))
+        cuda=SimpleNamespace(Device=lambda i: nullcontext(seen.append(i))),
+        RawKernel=lambda *given: (seen.append(given), SimpleNamespace(
+            kernel=SimpleNamespace(ptr=11)))[1]))
+    variant = "float16", 1, True, False, 2
+    assert on_cupy.compiled.__wrapped__(torch.device("cuda:1"), variant)[:2] == (11, on_cupy.THREADS)
+    options = on_cupy.options(*variant)
+    assert seen == [1, (on_cupy.SOURCE.read_text(), "update", options)]
+    assert "--fmad=false" in options
 
 
 @needs_nvrtc
