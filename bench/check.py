@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import noise
 from ..kernels import BACKENDS, FLOATS, OPS, dsm_loss, missing, noise_norms, norms, update
-from .words import philox
+from .stages import STAGES, philox, stages
 
 SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
           (300, 2), (17, 1024)]
@@ -153,9 +153,10 @@ def last_normals(out, seed, sample):
 
 
 def check_words(name, n=100_000):
-    """Philox on a backend: the known answers, and n random counters against NumPy."""
-    counters = np.random.default_rng(1).integers(0, 2**32, (n, 4), np.uint32)
-    key = 0x9ABCDEF0, 0x12345678
+    """The noise's stages on a backend, n random ones against NumPy's: Philox, with its known
+    answers, then the words' radii, cosines, sines and normals, bit for bit."""
+    rng, key = np.random.default_rng(1), (0x9ABCDEF0, 0x12345678)
+    counters = rng.integers(0, 2**32, (n, 4), np.uint32)
     good = all((philox(name, np.array([c], np.uint32), k)[0] == w).all()
                for c, k, w in ANSWERS)
     same = (philox(name, counters, key) == philox("numpy", counters, key)).all()
@@ -163,6 +164,12 @@ def check_words(name, n=100_000):
            "max_ulp": None, "passed": bool(good and same), "reason":
            "Random123's answers and random counters" if good and same else
            "Random123's answers differ" if not good else "random counters differ from NumPy's"}
+    words = counters[:, :2]
+    distance = ulps(stages(name, words), stages("numpy", words)).max(0)
+    wrong = [f"{stage} by {d} ulp" for stage, d in zip(STAGES, distance) if d]
+    yield {"op": "stages", "backend": name, "dtype": "float32", "shape": list(words.shape),
+           "max_ulp": int(distance.max()), "passed": not wrong, "reason":
+           f"off NumPy's: {', '.join(wrong)}" if wrong else "radius, cos, sin and two normals"}
 
 
 def check_equation(op, trials=100, shape=(64, 5)):

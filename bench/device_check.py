@@ -7,40 +7,50 @@ after every part.
 """
 
 import argparse
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from .. import noise
 from ..__main__ import check_file, write_json
+from ..data import load
+from ..demo import EVALUATIONS, NetScore
+from ..families import FAMILIES
 from ..kernels import (
     BACKENDS,
     FLOATS,
     OPS,
     Fused,
+    apply,
+    bind,
     coefficients,
     driver,
+    dsm_loss,
     missing,
+    normal,
     on_cupy,
     on_triton,
     update,
 )
+from ..net import ScoreNet
 from ..solvers import snr_step_size
+from ..train import Trainer
 from . import emulate
 from .check import SHAPES, check_op, check_sums, check_words, normals_at
 from .machine import machine
 from .run import FORM, bench, call, case, kernels_of, show
+from .stages import every_word, stages
 from .sums import SUMS
-from .words import triton_radius
 
 CUDA = torch.cuda.is_available()
 NAMES, DEVICE = ("triton", "cupy"), "cuda" if CUDA else "cpu"
@@ -166,7 +176,7 @@ extern "C" __global__ void specials(float *out, int n) {
 def raw(name, blocks, *arguments):
     """Launch a kernel of ROOTS, compiled beside kernels.cu."""
     device = arguments[0].device
-    kernel = on_cupy.compiled(device, ("float32", 0, True, False), name, ROOTS)
+    kernel = on_cupy.compiled(device, (True, "float32", 0, True, False), name, ROOTS)
     driver.prepare(device, kernel, blocks, arguments)()
 
 
@@ -179,15 +189,15 @@ def square_root():
     return {"passed": inside == 0, "wrong_in_use": inside, "wrong_elsewhere": outside}
 
 
-def all_radii():
-    """Triton's radius of every value that float32(word) takes, against NumPy's."""
-    compiled("triton")
-    w = [np.arange(2**24), *(np.arange(2**k, 2**(k + 1), 2**(k - 23)) for k in range(24, 32)),
-         [2**32 - 1]]
-    w = np.concatenate(w).astype(np.uint32)
-    wrong = sum(int((triton_radius(part).view(np.int32) != noise.radius(part).view(np.int32)).sum())
-                for part in np.split(w, range(2**22, len(w), 2**22)))
-    return {"passed": not wrong, "words": len(w), "wrong": wrong}
+def all_stages():
+    """Radius, cos, sin and normals of every float that a word can become and of every angle,
+    against NumPy's; where they are emulated, of one in 64."""
+    found, words = {}, every_word()[::1 if CUDA else 64]
+    for name in compiled():
+        found[name] = sum(int((stages(name, part).view(np.int32)
+                               != stages("numpy", part).view(np.int32)).sum())
+                          for part in np.split(words, range(2**22, len(words), 2**22)))
+    return {"passed": not any(found.values()), "words": len(words), "wrong": found}
 
 
 def guarded(like, shift):
@@ -240,6 +250,21 @@ def side_stream():
             waited = stream.query()
         stream.synchronize()
         good[name] = not waited and same(out, want)
+    return {"passed": all(good.values()), **good}
+
+
+def threads():
+    """What was bound in one thread is launched by another, which has used no GPU before."""
+    good = {}
+    for name in on_device():
+        x = torch.randn(64, 1024)
+        want, d = expected(x.shape, [.5, 2.], [x], seed=SEED, step=3, tag=TAG), x.to(DEVICE)
+        out = torch.full_like(d, torch.nan)
+        f = bind([d], [.5, 2.], seed=SEED, tag=TAG, out=out, backend=name)
+        torch.cuda.synchronize()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(f, 3).result()
+        good[name] = same(out, want)
     return {"passed": all(good.values()), **good}
 
 
@@ -391,7 +416,7 @@ def rates():
     blocks, n = 132 * 16, 4096
     out = torch.empty(blocks * on_cupy.THREADS, dtype=torch.int64, device="cuda")
     for name, each in (("products", 2), ("specials", 4)):
-        time_ = seconds(lambda name=name: raw(name, blocks, out, np.int32(n)))
+        time_ = seconds(lambda name=name: raw(name, blocks, out, ctypes.c_int(n)))
         found[f"{name}_per_s"] = each * n * len(out) / time_
     return {"passed": True, **found}
 
@@ -436,10 +461,58 @@ def launches(calls=20):
     return {"passed": True, **found}
 
 
+def whole_samplers(n=360, shape=(1, 8, 8)):
+    """Every family, network and updates, in one CUDA graph: the bits of its loop uncaptured; and
+    milliseconds of either. The network has weights that nobody trained, and the demo's shape."""
+    on_device()
+    torch.manual_seed(0)
+    net = ScoreNet(shape).to(DEVICE).eval().requires_grad_(False)
+    torch.nn.init.normal_(net.F_x.out.weight, std=.02)
+    z, good, times = normal((n, *shape), device=DEVICE, seed=SEED), {}, {}
+    for name, family in FAMILIES.items():
+        if name == "pf_ode_adaptive":  # SciPy's loop: its steps depend on what they find
+            continue
+        op, score = Fused(SEED), NetScore(net)
+
+        evaluations = EVALUATIONS.get(name, 80)
+
+        def run(family=family, op=op, score=score, evaluations=evaluations):
+            *_, x = family(score, z, evaluations, op)
+            return x
+        want, states = run(), []
+        graph = captured(lambda run=run, states=states: states.append(run()))
+        graph()
+        good[name] = same(states[-1], want)
+        times[name] = {"evaluations": score.evaluations // 3, "ms": seconds(run, 5) * 1e3,
+                       "graph_ms": seconds(graph, 5) * 1e3}
+    return {"passed": all(good.values()), "failures": [k for k, v in good.items() if not v],
+            "times": times}
+
+
+def training(steps=3):
+    """Batches, levels and noise of a run on a GPU are those of a run on the CPU, bit for bit."""
+    on_device()
+    seen = {}
+    for place in ("cpu", DEVICE):
+        seen[place] = []
+
+        def perturbed(*a, place=place, **kw):
+            x = apply(*a, **kw)
+            seen[place].append(x.cpu())
+            return x
+        trainer = Trainer(load("digits").train, SimpleNamespace(
+            apply=perturbed, dsm_loss=dsm_loss), seed=SEED, device=place, levels=17)
+        for _ in range(steps):
+            trainer.advance()
+    pairs = list(zip(seen["cpu"], seen[DEVICE], strict=True))
+    return {"passed": len(pairs) == steps and all(same(a, b) for a, b in pairs)}
+
+
 # what could leave the device in a bad state comes last; rows have processes of their own, and
 # leave what they compiled to those that follow
-PARTS = device, words, square_root, all_radii, rows, rates, launches, timing, counters, \
-    side_stream, graph_replay, corrector_replay, large, sanitizer
+PARTS = device, words, square_root, all_stages, rows, rates, launches, timing, counters, \
+    side_stream, threads, graph_replay, corrector_replay, whole_samplers, training, large, \
+    sanitizer
 
 
 def main():

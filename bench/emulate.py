@@ -1,12 +1,13 @@
 """`triton` and `cupy` with no GPU: they take CPU tensors, compile for sm_90 as for a device, and
 NumPy runs it (ptx.py)."""
 
+import ctypes
 from functools import cache
 from types import SimpleNamespace
 from typing import NamedTuple
 
 from ..kernels import driver, on_cupy, on_triton
-from . import ptx, words
+from . import ptx, stages
 
 blocks = range  # of a grid, those that run
 
@@ -21,14 +22,11 @@ class Emulated(NamedTuple):
 
 
 def prepare(device, kernel, count, arguments):
-    """driver.prepare here."""
-    def launch(*last):
+    """driver.prepare here; of what comes after the arguments a kernel takes what it has."""
+    def launch(counter=None, step=0):
         takes = len(ptx.parsed(kernel.text, kernel.name).parameters)
-        given = [0 if a is None else a for a in (*arguments, *last)]
-        if any(given[takes:]):
-            raise RuntimeError(f"{len(given)} arguments for {takes} parameters")
-        ptx.run(kernel.text, kernel.name, given[:takes], blocks(count), kernel.threads,
-                kernel.shared)
+        given = [*arguments, counter, ctypes.c_uint32(step), None, None][:takes]
+        ptx.run(kernel.text, kernel.name, given, blocks(count), kernel.threads, kernel.shared)
     return launch
 
 
@@ -46,7 +44,7 @@ class Launcher:
     def __getitem__(self, grid):
         def launch(*arguments, **options):
             found = load(None, self.warmup(*arguments, grid=grid, **options))
-            prepare(None, found, grid[0], arguments)(None, None)
+            prepare(None, found, grid[0], (*arguments, None, None))()  # Triton's own two
         return launch
 
 
@@ -102,5 +100,5 @@ def emulate():
         none = lambda *_: 0
         of_triton.set_active(SimpleNamespace(get_current_device=none, get_current_stream=none,
                                           get_current_target=lambda: GPUTarget("cuda", 90, 32)))
-        for module, name in ((on_triton, "kernel"), (words, "_words"), (words, "_radii")):
+        for module, name in ((on_triton, "kernel"), (stages, "_words"), (stages, "_stages")):
             setattr(module, name, Launcher(getattr(module, name)))

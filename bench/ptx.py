@@ -106,36 +106,43 @@ def parsed(text, kernel):
         parameters=[int(bits) // 8 for bits in re.findall(r"\.param \.[a-z](\d+)", head)])
 
 
-def check_races(loads, stores):
+def check_races(loads, stores, equal=False):
     """RuntimeError if anything is stored by one and touched by another; lists of (addresses,
-    bytes each, who)."""
-    unit = min((size for _, size, _ in loads + stores), default=1)
+    bytes each, who, and of stores the bytes). equal: several may store the same."""
+    unit = min((size for _, size, *_ in loads + stores), default=1)
 
     def units(log):
-        at = [(a[:, None] + np.arange(0, size, unit)).ravel() for a, size, _ in log]
-        return np.concatenate(at), np.concatenate([w.repeat(size // unit) for _, size, w in log])
+        at = [(a[:, None] + np.arange(0, size, unit)).ravel() for a, size, *_ in log]
+        who = [w.repeat(size // unit) for _, size, w, *_ in log]
+        return np.concatenate(at), np.concatenate(who)
     if stores:
         at, who = units(stores)
+        value = np.concatenate([bytes_.reshape(-1, unit) for *_, bytes_ in stores])
         order = at.argsort(kind="stable")
-        at, who = at[order], who[order]
+        at, who, value = at[order], who[order], value[order]
         touched, by = units(stores + loads)
         first = np.minimum(at.searchsorted(touched), len(at) - 1)
-        if ((at[first] == touched) & (who[first] != by)).any():
+        race = (at[first] == touched) & (who[first] != by)
+        n = len(order)
+        race[:n] &= not equal or (value[first[:n]] != value[order.argsort()]).any(1)
+        if race.any():
             raise RuntimeError("a race: one stores what another touches")
 
 
 class Memory:
     """Arrays at their own addresses, (start, bytes) each, and nothing between them.
 
-    What is stored may be touched by one `who` alone until a barrier, by one block ever.
+    What is stored may be touched by one `who` alone until a barrier, by one block ever. In
+    memory that is `shared` others may store the same, as Triton's sums across warps do.
     """
 
-    def __init__(self, arrays, threads=1):
+    def __init__(self, arrays, threads=1, shared=False):
         self.arrays = [(start, np.frombuffer((ctypes.c_uint8 * n).from_address(start), np.uint8))
                        for start, n in {*arrays} if n]
         self.loads, self.stores, self.before, self.threads = [], [], ([], []), threads
+        self.shared = shared
 
-    def parts(self, address, size, who, log):
+    def parts(self, address, size, who, log, *more):
         """(which of the addresses, an array, its bytes there) for each array they lie in."""
         if (address % size).any():
             raise MemoryError(f"an access of {size} bytes is not aligned")
@@ -147,7 +154,7 @@ class Memory:
             yield here, data, offset[here, None] + np.arange(size)
         if left.any():
             raise MemoryError(f"{left.sum()} accesses lie outside of every array")
-        log.append((address, size, who))
+        log.append((address, size, who, *more))
 
     def load(self, address, size, who):
         out = np.empty((len(address), size), np.uint8)
@@ -156,17 +163,17 @@ class Memory:
         return out
 
     def store(self, address, value, who):
-        for here, data, at in self.parts(address, value.shape[1], who, self.stores):
+        for here, data, at in self.parts(address, value.shape[1], who, self.stores, value):
             data[at] = value[here]
 
     def barrier(self, last=False):
         """RuntimeError for races since the last one; at the end also for those of blocks."""
-        check_races(self.loads, self.stores)
+        check_races(self.loads, self.stores, self.shared)
         for before, log in zip(self.before, (self.loads, self.stores)):
-            before += [(at, size, who // self.threads) for at, size, who in log]
+            before += [(at, size, who // self.threads, *more) for at, size, who, *more in log]
             log.clear()
         if last:
-            check_races(*self.before)
+            check_races(*self.before, self.shared)
 
 
 class Warps:
@@ -309,6 +316,16 @@ class Warps:
         byte = np.take_along_axis(given, (pick & 7).astype(int), 1)
         self.put(out, np.where(pick & 8, 0 - (byte >> 7), byte).astype(np.uint8).view(U32)[:, 0])
 
+    def do_lop3(self, name, out, a, b, c, table):
+        """Of bits a, b, c the table's bit 4a + 2b + c."""
+        need(name == ["lop3", "b32"])
+        a, b, c = (self.get(o, U32) for o in (a, b, c))
+        value = np.zeros_like(a)
+        for i in range(8):
+            if int(table, 0) >> i & 1:
+                value |= (a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c)
+        self.put(out, value)
+
     def do_setp(self, name, out, a, b):
         """Ordered: false where there is a NaN."""
         _, compare, kind = name
@@ -414,24 +431,35 @@ class Warps:
         self.put(out, old)
 
     def rows(self, name, operand):
-        """Places, [warp, thread, matrix], of the four bytes of 8 x 8 matrices of 16 bits that
-        a thread holds: thread 8 m + r gives where row r of matrix m is."""
-        need(name[1:] == ["sync", "aligned", "m8n8", "x4", "shared", "b16"])
+        """Places, [warp, matrix, row], of the rows of 8 x 8 matrices of 16 bits, and who uses
+        them, [warp, thread, matrix]: thread 8 m + r gives where row r of matrix m is."""
+        trans = ["trans"] * (name[0] == "ldmatrix" and "trans" in name)
+        need(name[1:] == ["sync", "aligned", "m8n8", "x4", *trans, "shared", "b16"])
         rows, who = self.places("shared", operand, 16)
         if (rows % 16).any():
             raise MemoryError("a row of 16 bytes is not aligned")
-        rows, thread = rows.reshape(-1, 4, 8), np.arange(32)
-        at = (rows[:, :, thread // 4] + 4 * (thread % 4)).swapaxes(1, 2).ravel()
-        return at, who.repeat(4)
+        return rows.reshape(-1, 4, 8), who.repeat(4)
+
+    def in_rows(self, rows):
+        """Places of the four bytes that a thread holds of each matrix: two neighbours of a row."""
+        thread = np.arange(32)
+        return (rows[:, :, thread // 4] + 4 * (thread % 4)).swapaxes(1, 2).ravel()
 
     def do_ldmatrix(self, name, out, address):
-        at, who = self.rows(name, address)
-        self.fill(NAMES.findall(out), U32, self.memory["shared"].load(at, 4, who).reshape(-1, 16))
+        rows, who = self.rows(name, address)
+        if "trans" not in name:
+            data = self.memory["shared"].load(self.in_rows(rows), 4, who)
+        else:  # two neighbours of a column
+            thread = np.arange(32)
+            halves = [(rows[:, :, 2 * (thread % 4) + k] + 2 * (thread // 4)).swapaxes(1, 2).ravel()
+                      for k in (0, 1)]
+            data = np.concatenate([self.memory["shared"].load(at, 2, who) for at in halves], 1)
+        self.fill(NAMES.findall(out), U32, data.reshape(-1, 16))
 
     def do_stmatrix(self, name, address, given):
-        at, who = self.rows(name, address)
+        rows, who = self.rows(name, address)
         data = self.bytes_of(NAMES.findall(given), U32)
-        self.memory["shared"].store(at, data.reshape(-1, 4), who)
+        self.memory["shared"].store(self.in_rows(rows), data.reshape(-1, 4), who)
 
 
 def run(text, kernel, arguments, places, threads, shared=0):
@@ -442,14 +470,15 @@ def run(text, kernel, arguments, places, threads, shared=0):
     scratch = np.full((len(places), shared), 0xFF, np.uint8)
     arrays = [(t.data_ptr(), t.numel() * t.element_size()) for t in tensors]
     memory = {"global": Memory(arrays, threads),
-              "shared": Memory([(scratch.ctypes.data, scratch.nbytes)], threads)}
+              "shared": Memory([(scratch.ctypes.data, scratch.nbytes)], threads, shared=True)}
     program, parameters = parsed(text, kernel), []
     if len(arguments) != len(program.parameters):
         raise RuntimeError(f"{len(arguments)} arguments for {len(program.parameters)} parameters")
     for a, size in zip(arguments, program.parameters):
-        if isinstance(a, np.generic) and a.itemsize != size:
-            raise RuntimeError(f"an argument of {a.itemsize} bytes for a parameter of {size}")
-        parameters.append((a.data_ptr() if hasattr(a, "data_ptr") else a, size))
+        if isinstance(a, ctypes._SimpleCData) and ctypes.sizeof(a) != size:
+            raise RuntimeError(f"an argument of {ctypes.sizeof(a)} bytes for a parameter of {size}")
+        value = a.data_ptr() if hasattr(a, "data_ptr") else getattr(a, "value", a)
+        parameters.append((value or 0, size))
     groups = [range(w, w + 1) for w in range(threads // 32)] if shared else [range(threads // 32)]
     groups = [Warps(program, parameters, memory, scratch, np.asarray(places, U32), threads, warps)
               for warps in groups]

@@ -324,16 +324,25 @@ class Fused:
 
     def __init__(self, seed=0, sample=0, backend="auto", normal=None):
         self.draw, self.backend = {"seed": seed, "sample": sample, "backend": backend}, backend
-        self.normal, self.kept = normal, threading.local()
+        self.normal, self.kept, self.tables = normal, threading.local(), {}
+
+    def _uploaded(self, table, device):
+        """A schedule's coefficients on a device, once an engine: a loop that has run before
+        uploads nothing, so that a CUDA graph can capture it whole."""
+        key = str(device), table.shape, table.tobytes()
+        if key not in self.tables:
+            self.tables[key] = _table(table, device)
+        return self.tables[key]
 
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
         op = lookup(step, denoise)
-        table, names = op.coefficients(clip, **parameters), (*op.operands, "z")
+        given, names = op.coefficients(clip, **parameters), (*op.operands, "z")
+        table = None
 
         def move(k, *u):
             nonlocal table
-            if isinstance(table, np.ndarray):  # one upload a schedule
-                table = _table(table, getattr(u[0], "device", "cpu"))
+            if table is None:
+                table = self._uploaded(given, getattr(u[0], "device", "cpu"))
             row = table if table.ndim == 1 or getattr(k, "shape", None) == () \
                 and not isinstance(k, np.generic) else table[k]
             z = (self.normal(tuple(u[0].shape), k, tag),) if self.normal and op.noise else ()
@@ -342,13 +351,14 @@ class Fused:
 
     def correct(self, step, rule, x, s, k, tag):
         """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a sample, kept
-        on the device. float32 z is kept for the step; 16 bits would round it: it is drawn again."""
+        on the device. A CPU keeps float32 z for the step. 16 bits would round it, and a GPU makes
+        it sooner than it reads it: there z is drawn again."""
         import torch
         draw, tensor = self.draw | {"step": k, "tag": tag}, hasattr(x, "is_cuda")
         kind, z = (type(x), str(x.dtype), x.shape, getattr(x, "device", "cpu")), None
         if self.normal:
             z = self.normal(tuple(x.shape), k, tag)
-        elif "float32" in kind[1]:
+        elif "float32" in kind[1] and not (tensor and x.is_cuda):
             if getattr(self.kept, "kind", None) != kind:
                 self.kept.kind, self.kept.z = kind, (torch if tensor else np).empty_like(x)
             z = self.kept.z

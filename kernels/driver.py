@@ -9,8 +9,6 @@ import sys
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-
 
 class Kernel(NamedTuple):
     """A function that the driver has loaded, and what a launch of it needs.
@@ -27,12 +25,17 @@ class Kernel(NamedTuple):
 
 @cache
 def _library():
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    """The driver, each function's arguments as C takes them; no result but the error's number."""
+    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    pointer, number = ctypes.c_void_p, ctypes.c_uint
+    library.cuCtxPushCurrent_v2.argtypes = [pointer]
+    library.cuCtxPopCurrent_v2.argtypes = [pointer]
+    library.cuLaunchKernel.argtypes = [pointer, *[number] * 7, *[pointer] * 3]
+    return library
 
 
-def _call(name, *arguments):
-    """A function of the driver. RuntimeError in the driver's own words where it fails."""
-    error = getattr(_library(), name)(*arguments)
+def _check(name, error):
+    """RuntimeError in the driver's own words, where a function of it failed."""
     if error:
         words = ctypes.c_char_p()
         _library().cuGetErrorString(error, ctypes.byref(words))
@@ -42,57 +45,57 @@ def _call(name, *arguments):
 @cache
 def _context(index):
     """The device's primary context, which torch and CuPy use too."""
-    device = ctypes.c_int()
-    context = ctypes.c_void_p()
-    _call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(index))
-    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    library, device, context = _library(), ctypes.c_int(), ctypes.c_void_p()
+    _check("cuDeviceGet", library.cuDeviceGet(ctypes.byref(device), index))
+    _check("cuDevicePrimaryCtxRetain",
+           library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
     return context
 
 
 def load(device, cubin, name, threads, shared):
     """The Kernel of that name in machine code; it stays loaded."""
-    module = ctypes.c_void_p()
-    function = ctypes.c_void_p()
-    _call("cuCtxPushCurrent_v2", _context(device.index))
+    library, module, function = _library(), ctypes.c_void_p(), ctypes.c_void_p()
+    _check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(_context(device.index)))
     try:
-        _call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(cubin))
-        _call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+        _check("cuModuleLoadData", library.cuModuleLoadData(ctypes.byref(module), cubin))
+        _check("cuModuleGetFunction",
+               library.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
     finally:
-        _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+        library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     return Kernel(function.value, threads, shared)
 
 
-def _packed(argument):
-    """A tensor's address, a null pointer for None, a NumPy number as C's own."""
-    if argument is None:
-        return ctypes.c_void_p()
-    if isinstance(argument, np.generic):
-        return np.ctypeslib.as_ctypes_type(argument.dtype)(argument)
-    return ctypes.c_void_p(argument.data_ptr())
+def packed(argument):
+    """An argument as C takes it: a tensor's address, a null pointer for None, else a number."""
+    if argument is None or hasattr(argument, "data_ptr"):
+        return ctypes.c_void_p(argument.data_ptr() if argument is not None else None)
+    return argument
 
 
 def prepare(device, kernel, blocks, arguments):
-    """launch(*last): the kernel on `blocks` blocks, on the device's current stream.
+    """launch(counter=None, step=0): the kernel on `blocks` blocks, on the device's current stream.
 
-    arguments: tensors, None and NumPy numbers, in the kernel's order; `last` are those after
-    them, which may change from call to call. What is launched is held by launch.
+    arguments: tensors, None and ctypes numbers, in the kernel's order, up to its last two: a
+    step counter, a tensor or None, and a step. These alone may change from call to call.
+    launch holds what it launches.
     """
     import torch
-    context = _context(device.index)
-    fixed = [_packed(a) for a in arguments]
-    addresses = [ctypes.addressof(value) for value in fixed]
-    function = ctypes.c_void_p(kernel.function)
-    shape = [ctypes.c_uint(n) for n in (blocks, 1, 1, kernel.threads, 1, 1, kernel.shared)]
+    library, context = _library(), _context(device.index)
+    address, number = ctypes.c_void_p(), ctypes.c_uint32()
+    null = ctypes.c_void_p()
+    values = [*map(packed, arguments), address, number, null, null]  # Triton's own two come last
+    pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+    shape = blocks, 1, 1, kernel.threads, 1, 1, kernel.shared
+    before = ctypes.byref(ctypes.c_void_p())
 
-    def launch(*last):
-        changing = [_packed(a) for a in last]
-        every = [*addresses, *map(ctypes.addressof, changing)]
-        pointers = (ctypes.c_void_p * len(every))(*every)
-        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
-        _call("cuCtxPushCurrent_v2", context)
-        try:
-            _call("cuLaunchKernel", function, *shape, stream, pointers, None)
-        finally:
-            _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
-    launch.holds = fixed, arguments, kernel
+    def launch(counter=None, step=0):
+        address.value = None if counter is None else counter.data_ptr()
+        number.value = step
+        stream = torch.cuda.current_stream(device).cuda_stream
+        _check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(context))
+        error = library.cuLaunchKernel(kernel.function, *shape, stream, pointers, None)
+        library.cuCtxPopCurrent_v2(before)
+        if error:
+            _check("cuLaunchKernel", error)
+    launch.holds = values, arguments
     return launch

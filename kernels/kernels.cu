@@ -1,7 +1,7 @@
 // The noise contract and the affine update, one source for two machines: NVRTC compiles it for
 // the GPU, a C++ compiler for the CPU. Contraction must be off in both.
 //   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,  z = normal(seed, sample, element, step, tag)
-// The macros STORAGE, OPERANDS, DRAWS, CLIP and SUMS choose a variant. With CLIP, u1 is first
+// The macros STORAGE, OPERANDS, DRAWS, CLIP, SUMS, and on a GPU ALIGNED, choose a variant. With CLIP, u1 is first
 // replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares of the result e are added up
 // a row: 1 stores nothing else, 2 the loss's gradient ((2*w)*e)*c0, 3 e.
 #ifdef __CUDACC_RTC__
@@ -10,14 +10,28 @@ typedef unsigned long long u64;
 typedef long long i64;
 #define FN __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_PACKS _Pragma("unroll 4")
 FN float as_float(u32 i) { return __uint_as_float(i); }
 FN u32 as_uint(float f) { return __float_as_uint(f); }
 // sqrt.rn without its range check: 1e-7 < x < 46 here, and the check costs seven instructions
+FN float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+// two constants would make two instructions of it
+FN u32 and_or(u32 w, u32 keep, u32 set) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(w), "r"(keep), "r"(set));
+    return r;
+}
 FN float root(float x) {
     float y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     float s = x * y, h = y * .5f;
     return __fmaf_rn(__fmaf_rn(-s, s, x), h, s);
+}
+// left to itself the compiler adds 0 to the high half of every product in a loop
+FN u64 mul32(u64 a, u32 m) {
+    u64 product;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"((u32)a), "r"(m));
+    return product;
 }
 #else
 #include <math.h>
@@ -31,9 +45,26 @@ typedef int64_t i64;
 FN float as_float(u32 i) { float f; memcpy(&f, &i, 4); return f; }
 FN u32 as_uint(float f) { u32 i; memcpy(&i, &f, 4); return i; }
 FN float root(float x) { return sqrtf(x); }
+FN u32 and_or(u32 w, u32 keep, u32 set) { return (w & keep) | set; }
+// a machine without the instruction: libm's function takes twice as long as float64 does, which
+// rounds the same wherever the noise is
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+enum { HAS_FMA = 1 };
+#else
+enum { HAS_FMA = 0 };
+#endif
+#ifdef LIBM_FMA
+#define HAS_FMA 1
+#endif
+FN float fused(float x, float y, float z) {
+    return HAS_FMA ? __builtin_fmaf(x, y, z) : (float)((double)x * y + z);
+}
 
 // eight, four or two counters at once: 64-bit products of the low halves. GCC would take three
 // instructions for one if it were left to find them.
+#if defined(__F16C__) && !defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #if defined(__AVX512F__)
 #include <immintrin.h>
 enum { LANES = 8 };
@@ -52,9 +83,10 @@ enum { LANES = 2 };
 #endif
 typedef u64 Lanes __attribute__((vector_size(8 * LANES)));
 typedef u32 Words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef u64 Pairs __attribute__((vector_size(8 * LANES), aligned(4), may_alias));
 FN Lanes mul32(Lanes a, u32 m) { return (Lanes)MUL_LOW(a, m); }
-#endif
 FN u64 mul32(u64 a, u32 m) { return (u64)(u32)a * m; }
+#endif
 
 // ---- the noise contract (minidiff/noise.py) ----
 
@@ -73,36 +105,35 @@ template <class W> FN void philox(W &c0, W &c1, W &c2, W &c3, u32 k0, u32 k1) {
 
 FN float horner(float, float p) { return p; }
 template <class... C> FN float horner(float x, float p, float c, C... rest) {
-    return horner(x, p * x + c, rest...);
+    return horner(x, fused(p, x, c), rest...);
 }
 
 FN float radius(u32 w) {
-    float u = (float)w * 0x1p-32f + 0x1p-33f;
-    int i = (int)as_uint(u);
-    i = i < 0x3f7fffff ? i : 0x3f7fffff;  // an integer minimum: a float one stops GCC's SIMD
-    int e = (i - 0x3f2aaaab) & (int)0xff800000;
-    float t = as_float((u32)(i - e)) - 1.f;
-    float p = horner(t, -.280527225337371f, .30777078035381056f, -.2799161311212554f,
-                     .32831921841281836f, -.40022337369302013f, .5001563777039499f,
-                     -.666663962746524f, .9999987215778645f);
-    return root(((t * t) * p - 2.f * t) + (float)e * (float)(-2 * 0.693147180559945309417 * 0x1p-23));
+    int i = (int)as_uint((float)w);
+    int m = (int)and_or((u32)i, 0x7fffff, 0x4f000000);
+    int e = m - i;
+    e = e < 1 << 28 ? e : 1 << 28;
+    e = e > 0 ? e : 0;
+    float t = fused(as_float((u32)m), -0x1p-31f, 2.f);  // exact, and so the same unfused
+    float p = horner(t, .005525609944015741f, -.012809298001229763f, .018886156380176544f,
+                     -.005654762499034405f, .01648067869246006f, .030460314825177193f,
+                     .08340802788734436f, .2499976009130478f);
+    return root(fused((float)e, 1.6525916635146132e-07f, fused(t * t, p, t)));
 }
 
 FN void cos_sin(u32 w, float &c, float &s) {
-    u32 q = (w + (1u << 29)) >> 30;
-    float a = (float)(int)(w - (q << 30)) * (float)(1.57079632679489661923 * 0x1p-30);
-    float a2 = a * a;
-    float p = horner(a2, -.00019515283191224998f, .008332160761852269f, -.16666654609548479f);
-    u32 sin = as_uint(((p * a2) * a) + a);
-    u32 cos = as_uint(horner(a2, -.0013591853552147096f, .04165577704174116f,
-                             -.49999884745877027f, 1.f));
-    u32 swap = (cos ^ sin) & (0u - (q & 1));
-    c = as_float(cos ^ swap ^ (((q + 1) & 2) << 30));
-    s = as_float(sin ^ swap ^ ((q & 2) << 30));
+    float g = as_float(and_or(w, 0x7ffffe, 0x40000001)) - 3.f;
+    float y = g * g;
+    float sin = horner(y, -3.6274606827646494e-05f, .0024905067402869463f, -.0807456523180008f,
+                       .7853981852531433f) * g;
+    float cos = horner(y, -.0003189094422850758f, .015850016847252846f, -.30842435359954834f, 1.f);
+    bool exchanged = (int)(w << 1) < 0;  // bit 30
+    c = exchanged ? sin : cos;
+    s = exchanged ? cos : sin;
 }
 
 FN void pair(u32 w0, u32 w1, float &z0, float &z1) {
-    float r = radius(w0), c, s;
+    float r = as_float(as_uint(radius(w0)) ^ (w1 & 1u << 31)), c, s;
     cos_sin(w1, c, s);
     z0 = r * c;
     z1 = r * s;
@@ -185,13 +216,28 @@ FN float stored(const float *c, float e) {
 #define PACK (16 / (int)sizeof(STORAGE))
 struct alignas(16) Pack { STORAGE e[PACK]; };
 
+// Elements of a row from x on: a whole pack where rows are aligned, else `count` of them.
+FN Pack read(const STORAGE *x, int count) {
+    if (ALIGNED) return *(const Pack *)x;
+    Pack p;
+    UNROLL for (int e = 0; e < PACK; e++)
+        if (e < count) p.e[e] = x[e];
+    return p;
+}
+
+FN void write(STORAGE *x, Pack p, int count) {
+    if (ALIGNED) *(Pack *)x = p;
+    else UNROLL for (int e = 0; e < PACK; e++)
+        if (e < count) x[e] = p.e[e];
+}
+
 // One axis of blocks (grid.y ends at 65,535): block = (row tile, column tile). A block is
 // blockDim.x >> columns rows by 1 << columns threads, each with `packs` packs of its row.
 // coef is [batch, WIDTH] (per_sample) or [rows, WIDTH], whose row is the step's, clamped.
 extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
         const STORAGE *u2, const STORAGE *u3, double *sums, const float *coef, int per_sample,
         i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 tag, int columns, int packs,
-        u32 column_tiles, int aligned, const i64 *counter, u32 step) {
+        u32 column_tiles, const i64 *counter, u32 step) {
     i64 tile = blockIdx.x / column_tiles;
     i64 b = tile * (blockDim.x >> columns) + (threadIdx.x >> columns);
     i64 pack = ((i64)(blockIdx.x % column_tiles) * packs << columns)
@@ -200,21 +246,22 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
     if (per_sample) row = b < batch ? b : 0;
     float c[WIDTH];
     UNROLL for (int k = 0; k < WIDTH; k++) c[k] = coef[row * WIDTH + k];
-    const STORAGE *u[4] = {u0 + b * size, u1 + b * size, u2 + b * size, u3 + b * size};
-    out += b * size;
+    i64 j = pack * PACK, left = b < batch ? size - j : 0;
+    const STORAGE *u[4] = {u0 + b * size + j, u1 + b * size + j, u2 + b * size + j,
+                           u3 + b * size + j};
+    out += b * size + j;
+    u32 quad = (u32)(j / 4);
+    const int stride = PACK << columns;
+    u64 mine = left > 0 ? (u64)(left + stride - 1) / PACK >> columns : 0;
+    packs = mine < packs ? (int)mine : packs;
     double squares = 0;
-    for (int n = 0; n < packs && b < batch; n++, pack += 1 << columns) {
-        i64 j = pack * PACK;
-        int count = size - j < PACK ? (int)(size - j) : PACK;
-        if (count <= 0) break;
+    UNROLL_PACKS for (int n = 0; n < packs; n++) {
+        int count = left < PACK ? (int)left : PACK;
         Pack in[OPERANDS + 1], result;
-        UNROLL for (int k = 0; k < OPERANDS; k++)
-            if (aligned) in[k] = *(const Pack *)(u[k] + j);
-            else UNROLL for (int e = 0; e < PACK; e++)
-                if (e < count) in[k].e[e] = u[k][j + e];
+        UNROLL for (int k = 0; k < OPERANDS; k++) in[k] = read(u[k], count);
         float z[PACK], q[PACK];
         UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++) {
-            u64 w0 = pack * (PACK / 4) + v, w1 = sample + b, w2 = now, w3 = tag;
+            u64 w0 = quad + v, w1 = sample + b, w2 = now, w3 = tag;
             philox(w0, w1, w2, w3, (u32)seed, (u32)(seed >> 32));
             pair((u32)w0, (u32)w1, z[4 * v], z[4 * v + 1]);
             pair((u32)w2, (u32)w3, z[4 * v + 2], z[4 * v + 3]);
@@ -224,14 +271,15 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
             UNROLL for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
             float sum = affine(c, value, DRAWS ? z[e] : 0.f);
             result.e[e] = STORAGE::store(stored(c, sum));
-            q[e] = e < count ? sum * sum : 0.f;
+            q[e] = ALIGNED || e < count ? sum * sum : 0.f;
         }
         UNROLL for (int e = 0; e < PACK && SUMS; e += 4)
             squares += (q[e] + q[e + 1]) + (q[e + 2] + q[e + 3]);
-        if (SUMS == 1) continue;
-        if (aligned) *(Pack *)(out + j) = result;
-        else UNROLL for (int e = 0; e < PACK; e++)
-            if (e < count) out[j + e] = result.e[e];
+        if (SUMS != 1) write(out, result, count);
+        UNROLL for (int k = 0; k < OPERANDS; k++) u[k] += stride;
+        out += stride;
+        quad += stride / 4;
+        left -= stride;
     }
     if (SUMS) {  // a row's threads are neighbours: a warp adds up before it touches memory
         int lanes = columns < 5 ? 1 << columns : 32;
@@ -296,42 +344,51 @@ static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n, f
     }
 }
 
-// z for `rows` rows from b, elements j ... j+n of each. Meanwhile the operands come to the cache:
-// else a core computes and waits for memory in turn.
+// The words of LANES counters from i on: w0 w2 of one after the other in `even`, w1 w3 in `odd`.
+FN void draw(const Job &job, Lanes quad, Lanes sample, u32 *even, u32 *odd, i64 i) {
+    Lanes c2 = quad * 0 + (u32)job.step, c3 = quad * 0 + (u32)job.tag;
+    philox(quad, sample, c2, c3, (u32)job.seed, (u32)(job.seed >> 32));
+    *(Pairs *)(even + 2 * i) = (Pairs)((quad & 0xffffffff) | c2 << 32);
+    *(Pairs *)(odd + 2 * i) = (Pairs)((sample & 0xffffffff) | c3 << 32);
+}
+
+// Operands and result of LANES counters come to the cache while words are made: else a core
+// computes and waits for memory in turn.
+FN void fetch(const Job &job, i64 start) {
+    for (i64 line = 0; line < 4 * LANES * (i64)sizeof(STORAGE); line += 64) {
+        for (int k = 0; k < OPERANDS; k++) __builtin_prefetch((const char *)(job.u[k] + start) + line);
+        if (SUMS != 1) __builtin_prefetch((const char *)(job.out + start) + line, 1);
+    }
+}
+
+// z for `rows` rows from b, elements j ... j+n of each
 static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
-    u32 quad[QUADS], sample[QUADS], w[4][QUADS];
+    u32 quad[QUADS], sample[QUADS], even[2 * QUADS], odd[2 * QUADS];
     const i64 quads = (n + 3) / 4, total = rows * quads, start = b * job.size + j;
-    if (quads == 1)
-        for (i64 r = 0; r < rows; r++) quad[r] = (u32)(j / 4), sample[r] = (u32)(job.sample + b + r);
-    else
+    if (rows == 1) {
+        Lanes c0, c1;
+        for (int l = 0; l < LANES; l++) c0[l] = (u64)(j / 4 + l), c1[l] = (u32)(job.sample + b);
+        for (i64 i = 0; i < total; i += LANES, c0 += (u64)LANES) {
+            fetch(job, start + 4 * i);
+            draw(job, c0, c1, even, odd, i);
+        }
+    } else {
         for (i64 r = 0; r < rows; r++)
             for (i64 q = 0; q < quads; q++) {
                 quad[r * quads + q] = (u32)(j / 4 + q);
                 sample[r * quads + q] = (u32)(job.sample + b + r);
             }
-    for (i64 i = 0; i < total; i += LANES) {
-        for (i64 line = 0; line < 4 * LANES * (i64)sizeof(STORAGE); line += 64) {
-            for (int k = 0; k < OPERANDS; k++)
-                __builtin_prefetch((const char *)(job.u[k] + start + 4 * i) + line);
-            if (SUMS != 1) __builtin_prefetch((const char *)(job.out + start + 4 * i) + line, 1);
+        for (i64 i = 0; i < total; i += LANES) {
+            fetch(job, start + 4 * i);
+            draw(job, __builtin_convertvector(*(const Words *)(quad + i), Lanes),
+                  __builtin_convertvector(*(const Words *)(sample + i), Lanes), even, odd, i);
         }
-        Lanes c0 = __builtin_convertvector(*(const Words *)(quad + i), Lanes);
-        Lanes c1 = __builtin_convertvector(*(const Words *)(sample + i), Lanes);
-        Lanes c2 = c0 * 0 + (u32)job.step, c3 = c0 * 0 + (u32)job.tag;
-        philox(c0, c1, c2, c3, (u32)job.seed, (u32)(job.seed >> 32));
-        *(Words *)(w[0] + i) = __builtin_convertvector(c0, Words);
-        *(Words *)(w[1] + i) = __builtin_convertvector(c1, Words);
-        *(Words *)(w[2] + i) = __builtin_convertvector(c2, Words);
-        *(Words *)(w[3] + i) = __builtin_convertvector(c3, Words);
     }
     if (n == 2)  // half of each quad, and no gap
-        for (i64 i = 0; i < total; i++) pair(w[0][i], w[1][i], z[2 * i], z[2 * i + 1]);
+        for (i64 i = 0; i < total; i++) pair(even[2 * i], odd[2 * i], z[2 * i], z[2 * i + 1]);
     else {
 #pragma omp simd
-        for (i64 i = 0; i < total; i++) {
-            pair(w[0][i], w[1][i], z[4 * i], z[4 * i + 1]);
-            pair(w[2][i], w[3][i], z[4 * i + 2], z[4 * i + 3]);
-        }
+        for (i64 i = 0; i < 2 * total; i++) pair(even[i], odd[i], z[2 * i], z[2 * i + 1]);
         if (n % 4)  // close the gap after each row's last quad
             for (i64 r = 1; r < rows; r++)
                 for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
@@ -369,6 +426,8 @@ static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i
         sums[r * stride] = total + ((q[0] + q[1]) + q[2]);
     }
 }
+
+extern "C" int minidiff_has_fma() { return HAS_FMA; }
 
 extern "C" void minidiff_update(const Job *given) {
     const Job job = *given;

@@ -1,8 +1,7 @@
 """The CUDA C file on the GPU: compiled by NVRTC through CuPy, launched by CUDA's driver."""
 
+from ctypes import c_int, c_int64, c_uint32, c_uint64
 from functools import cache
-
-import numpy as np
 
 try:
     import torch
@@ -13,7 +12,7 @@ from . import driver
 from .on_host import SOURCE, macros
 
 NAME, TAKES = "cupy", "cuda"
-PACKS = 4     # packs of 16 bytes a thread
+PACKS = 8     # packs of 16 bytes a thread
 THREADS = 256
 
 
@@ -28,9 +27,9 @@ def missing():
     return None if cupy.cuda.is_available() else "no CUDA device"
 
 
-def options(*variant):
-    """NVRTC's options for one variant of the kernel, on_host.macros."""
-    return "--std=c++17", "--fmad=false", *macros(*variant)
+def options(aligned, *variant):
+    """NVRTC's options for one variant of the kernel: on_host.macros, and 16-byte accesses."""
+    return "--std=c++17", "--fmad=false", f"-DALIGNED={int(aligned)}", *macros(*variant)
 
 
 @cache
@@ -57,21 +56,20 @@ def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag)
     columns, packs, column_tiles = tile(size, 16 // item)
     aligned = size * item % 16 == 0 and all(t.data_ptr() % 16 == 0 for t in (out, *operands))
     squares = out.new_empty(batch, dtype=torch.float64) if sums else None
-    variant = str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums
+    variant = aligned, str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums
     blocks = -(-batch // (THREADS >> columns)) * column_tiles
     launch = driver.prepare(out.device, compiled(out.device, variant), blocks, (
-        out, *operands, *[None] * (4 - len(operands)), squares, coef, np.int32(per_sample),
-        np.int64(len(coef)), np.int64(batch), np.int64(size), np.uint64(seed),
-        np.uint32(sample), np.uint32(tag), np.int32(columns), np.int32(packs),
-        np.uint32(column_tiles), np.int32(aligned)))
+        out, *operands, *[None] * (4 - len(operands)), squares, coef, c_int(per_sample),
+        c_int64(len(coef)), c_int64(batch), c_int64(size), c_uint64(seed), c_uint32(sample),
+        c_uint32(tag), c_int(columns), c_int(packs), c_uint32(column_tiles)))
 
     def run(step):
         if sums:
             squares.zero_()
         if isinstance(step, int):
-            launch(None, np.uint32(step))
+            launch(None, step)
         else:
-            launch(step, np.uint32(0))
+            launch(step)
         return squares
     return run
 

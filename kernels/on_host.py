@@ -100,6 +100,11 @@ def _function(flags, dtype, *variant):
     return library(macros(str(dtype).removeprefix("torch."), *variant), flags).minidiff_update
 
 
+def has_fma():
+    """Whether the CPU has fused multiply-adds, as the compiler sees it."""
+    return bool(library(macros("float32", 0, True, False), NATIVE).minidiff_has_fma())
+
+
 def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
     """run(step): see on_numpy.update."""
     (batch, size), (rows, width) = out.shape, coef.shape

@@ -5,10 +5,9 @@ A program owns a tile of ROWS samples by COLUMNS quads. Philox multiplies 32 by 
 in one instruction; a quad's four normals are joined so that a thread stores 16 bytes.
 """
 
+import ctypes
 import os
 from functools import cache, partial
-
-import numpy as np
 
 try:
     import torch
@@ -23,7 +22,7 @@ from . import driver
 NAME = "triton"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 TAKES = "cpu" if INTERPRET else "cuda"
-QUADS = 512   # quads a program, about: 16 elements a thread of 128
+QUADS = 1024  # quads a program, about: 32 elements a thread of 128, where noise is most of it
 WARPS = 4
 
 
@@ -43,6 +42,7 @@ def missing():
 
 if triton:
     LOG, SIN, COS = (tl.constexpr(p) for p in (noise.LOG, noise.SIN, noise.COS))
+    LOG_SCALE = tl.constexpr(noise.LOG_SCALE)
 
     @triton.jit
     def philox(c0, c1, c2, c3, k0, k1):
@@ -58,19 +58,44 @@ if triton:
         return c0, c1, c2, c3
 
     @triton.jit
-    def horner(x, C: tl.constexpr, N: tl.constexpr):
-        p = x * C[0] + C[1]
-        for k in tl.static_range(2, N):
-            p = p * x + C[k]
+    def fma(x, y, z, INTERPRETED: tl.constexpr):
+        if INTERPRETED:  # older interpreters round twice; float64 does not, wherever noise is
+            return (x.to(tl.float64) * y + z).to(tl.float32)
+        return tl.fma(x, y, z)
+
+    @triton.jit
+    def horner(x, C: tl.constexpr, N: tl.constexpr, INTERPRETED: tl.constexpr):
+        p = tl.zeros_like(x) + C[0]
+        for k in tl.static_range(1, N):
+            p = fma(p, x, tl.zeros_like(x) + C[k], INTERPRETED)
         return p
 
     @triton.jit
+    def and_or(w, keep, bits, INTERPRETED: tl.constexpr):
+        if INTERPRETED:
+            return (w & keep) | bits
+        # two constants would make two instructions of it
+        return tl.inline_asm_elementwise("lop3.b32 $0, $1, $2, $3, 0xEA;", "=r,r,r,r",
+                                         [w, keep, bits], dtype=tl.int32, is_pure=True, pack=1)
+
+    @triton.jit
+    def clamped_difference(m, i, INTERPRETED: tl.constexpr):
+        """max(min(m - i, 2^28), 0), which one instruction of sm_90 does in this order."""
+        if INTERPRETED:
+            return tl.maximum(tl.minimum(m - i, 1 << 28), 0)
+        return tl.inline_asm_elementwise(
+            "{ .reg .s32 d; sub.s32 d, $1, $2; min.s32 d, d, 268435456; max.s32 $0, d, 0; }",
+            "=r,r,r", [m, i], dtype=tl.int32, is_pure=True, pack=1)
+
+    @triton.jit
     def radius(w, INTERPRETED: tl.constexpr):
-        u = w.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
-        i = tl.minimum(u.to(tl.int32, bitcast=True), 0x3F7FFFFF)
-        e = (i - 0x3F2AAAAB) & -0x800000
-        t = (i - e).to(tl.float32, bitcast=True) - 1.
-        v = ((t * t) * horner(t, LOG, 8) - 2. * t) + e.to(tl.float32) * -1.6525916589735634e-07
+        i = w.to(tl.float32).to(tl.int32, bitcast=True)
+        m = and_or(i, 0x7FFFFF, 0x4F000000, INTERPRETED)
+        scale = tl.zeros_like(w).to(tl.float32) - 4.656612873077393e-10
+        t = fma(m.to(tl.float32, bitcast=True), scale, 2., INTERPRETED)  # exact, fused or not
+        e = clamped_difference(m, i, INTERPRETED).to(tl.float32)
+        v = fma(t * t, horner(t, LOG, 8, INTERPRETED), t, INTERPRETED)
+        v = fma(e, tl.zeros_like(e) + LOG_SCALE, v, INTERPRETED)
         if INTERPRETED:
             return tl.sqrt_rn(v)
         # sqrt.rn without its range check: 1e-7 < v < 46
@@ -80,27 +105,30 @@ if triton:
             "fma.rn.f32 $0, y, h, s; }", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
 
     @triton.jit
-    def cos_sin(w):
-        q = (w + 0x20000000) >> 30
-        a = (w - (q << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
-        a2 = a * a
-        sin = (((horner(a2, SIN, 3) * a2) * a) + a).to(tl.uint32, bitcast=True)
-        cos = horner(a2, COS, 4).to(tl.uint32, bitcast=True)
-        swap = (cos ^ sin) & (0 - (q & 1))
-        cos = cos ^ swap ^ (((q + 1) & 2) << 30)
-        sin = sin ^ swap ^ ((q & 2) << 30)
-        return cos.to(tl.float32, bitcast=True), sin.to(tl.float32, bitcast=True)
+    def cos_sin(w, INTERPRETED: tl.constexpr):
+        g = and_or(w.to(tl.int32, bitcast=True), 0x7FFFFE, 0x40000001, INTERPRETED)
+        g = g.to(tl.float32, bitcast=True) - 3.
+        y = g * g
+        sin = horner(y, SIN, 4, INTERPRETED) * g
+        cos = horner(y, COS, 4, INTERPRETED)
+        exchanged = (w << 1).to(tl.int32, bitcast=True) < 0  # bit 30
+        return tl.where(exchanged, sin, cos), tl.where(exchanged, cos, sin)
+
+    @triton.jit
+    def pair(w0, w1, INTERPRETED: tl.constexpr):
+        r = radius(w0, INTERPRETED).to(tl.uint32, bitcast=True) ^ (w1 & 0x80000000)
+        r = r.to(tl.float32, bitcast=True)
+        cos, sin = cos_sin(w1, INTERPRETED)
+        return r * cos, r * sin
 
     @triton.jit
     def normal4(quad, sample, step, tag, k0, k1, INTERPRETED: tl.constexpr):
         """[rows, quads, 2, 2]: z0 z1 z2 z3 of each quad."""
         quad, sample = tl.broadcast(quad, sample)
         w0, w1, w2, w3 = philox(quad, sample, step, tag, k0, k1)
-        r0 = radius(w0, INTERPRETED)
-        r1 = radius(w2, INTERPRETED)
-        c0, s0 = cos_sin(w1)
-        c1, s1 = cos_sin(w3)
-        return tl.join(tl.join(r0 * c0, r1 * c1), tl.join(r0 * s0, r1 * s1))
+        z0, z1 = pair(w0, w1, INTERPRETED)
+        z2, z3 = pair(w2, w3, INTERPRETED)
+        return tl.join(tl.join(z0, z2), tl.join(z1, z3))
 
     # integers as they are: one that is 1 would become a constant, and that a kernel of its own
     @triton.jit(do_not_specialize=["rows", "batch", "size", "packs", "tiles", "k0", "k1", "sample",
@@ -170,11 +198,11 @@ if triton:
             tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
 
-def tile(size, v):
-    """(ROWS, COLUMNS, column tiles): powers of two, about QUADS quads together."""
+def tile(size, v, quads):
+    """(ROWS, COLUMNS, column tiles): powers of two, about so many quads together."""
     packs = -(-size // (4 * v))
-    columns = min(triton.next_power_of_2(packs), QUADS // v)
-    return QUADS // v // columns, columns, -(-packs // columns)
+    columns = min(triton.next_power_of_2(packs), quads // v)
+    return quads // v // columns, columns, -(-packs // columns)
 
 
 def signed(word):
@@ -183,7 +211,12 @@ def signed(word):
 
 def number(value):
     """An integer as wide as Triton takes it."""
-    return np.int32(value) if -1 << 31 <= value < 1 << 31 else np.int64(value)
+    return (ctypes.c_int32 if -1 << 31 <= value < 1 << 31 else ctypes.c_int64)(value)
+
+
+def plain(argument):
+    """An argument as Triton's own launcher takes it."""
+    return getattr(argument, "value", argument)
 
 
 def load(device, found):
@@ -198,12 +231,12 @@ kept = {}
 
 def compiled(device, arguments, options):
     """The kernel for such arguments, kept by all that Triton makes a difference of."""
-    kinds = [a.itemsize if isinstance(a, np.generic) else (a.dtype, a.data_ptr() % 16 == 0)
+    kinds = [(a.dtype, a.data_ptr() % 16 == 0) if hasattr(a, "data_ptr") else type(a)
              for a in arguments]
     key = device, *kinds, *options.values()
     if key not in kept:
-        plain = [int(a) if isinstance(a, np.generic) else a for a in arguments]
-        kept[key] = load(device, kernel.warmup(*plain, grid=(1,), **options))
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            kept[key] = load(device, kernel.warmup(*map(plain, arguments), grid=(1,), **options))
     return kept[key]
 
 
@@ -213,7 +246,8 @@ def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag)
     if INTERPRET and out.dtype == torch.bfloat16:
         return partial(rounded, *case)
     (batch, size), v = out.shape, 4 // out.element_size()
-    rows, columns, tiles = tile(size, v)
+    mostly_noise = draws and len(operands) <= 2  # else registers would not do for so many
+    rows, columns, tiles = tile(size, v, QUADS if mostly_noise else QUADS // 2)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
     blocks = -(-batch // rows) * tiles
@@ -224,24 +258,30 @@ def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag)
         signed(sample), signed(tag)
     arguments = [*u, sum_of_tile, coef, *map(number, numbers)]
     options = {"OPERANDS": len(operands), "DRAWS": int(draws), "CLIP": int(clips), "SUMS": sums,
-               "PER_SAMPLE": per_sample, "COUNTED": False, "ALIGNED": aligned, "V": v,
-               "ROWS": rows, "COLUMNS": columns, "INTERPRETED": INTERPRET, "num_warps": WARPS,
+               "PER_SAMPLE": per_sample, "ALIGNED": aligned, "V": v, "ROWS": rows,
+               "COLUMNS": columns, "INTERPRETED": INTERPRET, "num_warps": WARPS,
                "enable_fp_fusion": False}
     launches = {}
 
+    def launch(counted, counter, step):
+        """A number's kernel and a counter's differ; without a counter coef's place is given."""
+        if counted not in launches:
+            how = options | {"COUNTED": counted}
+            every = [*arguments, counter, ctypes.c_int32()]
+            launches[counted] = driver.prepare(
+                out.device, compiled(out.device, every, how), blocks, arguments)
+        launches[counted](counter, step)
+
+    def interpreted(counted, counter, step):
+        kernel[blocks,](*map(plain, arguments), counter, signed(step), COUNTED=counted, **options)
+
+    how = interpreted if INTERPRET else launch
+
     def run(step):
-        counted = not isinstance(step, int)
-        last = (step, np.int32(0)) if counted else (coef, np.int32(signed(step)))
-        how = options | {"COUNTED": counted}
-        if INTERPRET:
-            plain = [int(a) if isinstance(a, np.generic) else a for a in (*arguments, *last)]
-            kernel[blocks,](*plain, **how)
+        if isinstance(step, int):
+            how(False, coef, step)
         else:
-            if counted not in launches:
-                with torch.cuda.device(out.device if out.is_cuda else -1):
-                    found = compiled(out.device, [*arguments, *last], how)
-                launches[counted] = driver.prepare(out.device, found, blocks, arguments)
-            launches[counted](*last, None, None)  # and two pointers of Triton's own
+            how(True, step, 0)
         return sum_of_tile.sum(1) if sums else None
     return run
 

@@ -73,6 +73,8 @@ def parser():
         (run_check, "compare every op on every backend with NumPy, bit for bit",
          " --backend host --json check.json", dtype | own | written | {
              "--backend": some(BACKENDS, "only this one; it must be able to run"),
+             "--stages": {"action": "store_true", "help": "print one counter's noise stage by "
+                          "stage, words to normals and an update, for whoever writes a kernel"},
              "--op": some((*OPS, "norms", "noise_norms", "dsm_loss"))}),
         (run_bench, "time every kernel, whole samplers and growth against what users write today, "
          "after a gate", " --op langevin --elements 1048576", own | written | {
@@ -235,9 +237,11 @@ def run_check(args):
     import torch
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    from .bench import check
+    from .bench import check, stages
     from .bench.own import Own
     from .kernels import FLOATS
+    if args.stages:
+        return print(stages.shown(args.seed))
     device(args)
     dtypes = args.dtype or FLOATS
     if args.kernel:
@@ -278,9 +282,11 @@ def run_bench(args):
 def run_info(args):
     """Versions, devices, backends."""
     from .bench.machine import machine
-    from .kernels import BACKENDS, missing
+    from .kernels import BACKENDS, missing, on_host
     found = machine() | {"device": device(args)} | {
         name: missing(name) or "runs" for name in args.backend or BACKENDS}
+    if found.get("host") == "runs" and not on_host.has_fma():
+        found["host"] = "runs, its noise by float64: this CPU has no fused multiply-add"
     for key, value in found.items():
         print(f"{key:<14}{value}")
     if args.json:

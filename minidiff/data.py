@@ -2,6 +2,7 @@
 
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def dequantized(x, levels, seed=0, step=0):
     return dequantize(np.round((x + 1) * (levels - 1) / 2), u, levels)
 
 
+@lru_cache(maxsize=2)  # an epoch's iterations share one
 def _order(n, seed, step=0):
     """A random permutation of n, a function of seed and step."""
     return np.argsort(noise.words((n,), seed, step=step, tag=noise.ORDER)[:, 0, 0], kind="stable")

@@ -5,12 +5,27 @@
               for element j of a flattened sample; a quad never spans two samples
     words   = Philox4x32-10(counter, key)                                [Philox]
     uniform = float32(word) * 2^-32 + 2^-33, in (0, 1]
-    normals: words (w0, w1) -> (r cos theta, r sin theta), (w2, w3) likewise,
-              r = sqrt(-2 ln u(w_even)), theta = 2 pi w_odd / 2^32     [Box-Muller]
+    normals: words (w0, w1) -> (z0, z1), (w2, w3) -> (z2, z3)            [Box-Muller]
+              r = sqrt(-2 ln u) from the even word, the angle from the odd one
 
-Every float operation below is a float32 product, sum or square root that IEEE 754 rounds
-correctly, in the order written, with no contraction: any machine that keeps the order
-returns the same bits. The polynomial constants belong to the contract.
+The order, in float32, where fma(x, y, z) is x*y + z rounded once:
+
+    i = bits(float32(w));  m = (i & 0x7fffff) | 0x4f000000      w's mantissa, as a float in
+    t = 2 - 2^-31 * float_of(m)                                 [2^31, 2^32): t in (0, 1], exact
+    e = max(min(m - i, 2^28), 0)                                what the exponent lacks to 2^31
+    r = sqrt(fma(float32(e), LOG_SCALE, fma(t*t, P(t), t)))     P = LOG, by Horner in fma
+
+    g = float_of((w & 0x7ffffe) | 0x40000001) - 3               an odd multiple of 2^-22
+    y = g*g;  sin = S(y) * g;  cos = C(y)                       of pi/4 g: S = SIN, C = COS
+    bit 30 of w exchanges cos and sin, bit 31 changes r's sign; z0 = r*cos, z1 = r*sin
+
+So u is w / 2^32; 2^-33 for the word 0; 1/2 for the last 128 words, which float32 rounds to 2^32.
+The angle is the middle of one of 2^24 equal parts of a turn. To flip bit 31 negates both
+normals, to flip bit 30 exchanges them: odd moments vanish exactly, and |z| <= 6.7637 is never 0.
+
+Every float operation is a product, a difference, an fma or a square root that IEEE 754 rounds
+correctly, in the order written, and nothing else is contracted: any machine that keeps the order
+returns the same bits. The polynomials' constants belong to the contract.
 """
 
 from operator import index
@@ -24,13 +39,12 @@ CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
-# -2 ln(1 + t) = t*t*P(t) - 2t on [-1/3, 1/3]; highest power first
-LOG = (-.280527225337371, .30777078035381056, -.2799161311212554, .32831921841281836,
-       -.40022337369302013, .5001563777039499, -.666663962746524, .9999987215778645)
-SIN = -.00019515283191224998, .008332160761852269, -.16666654609548479
-COS = -.0013591853552147096, .04165577704174116, -.49999884745877027, 1.
-LOG_SCALE = -2 * float(np.log(2.)) * 2.**-23
-ANGLE_SCALE = np.pi / 2 * 2.**-30
+# each constant is a float32; highest power first
+LOG = (.005525609944015741, -.012809298001229763, .018886156380176544, -.005654762499034405,
+       .01648067869246006, .030460314825177193, .08340802788734436, .2499976009130478)
+SIN = -3.6274606827646494e-05, .0024905067402869463, -.0807456523180008, .7853981852531433
+COS = -.0003189094422850758, .015850016847252846, -.30842435359954834, 1.
+LOG_SCALE = 1.6525916635146132e-07  # 2 ln 2 a binary exponent, which e counts in 2^23
 MASK = 0xFFFFFFFF
 
 
@@ -76,40 +90,52 @@ def to_uniform(word, xp=np):
     return xp.asarray(word, dtype=xp.float32) * 2.**-32 + 2.**-33
 
 
-def horner(coefficients, x):
-    """The float32 polynomial, a product and a sum a power, highest power first."""
+def fma(x, y, z, xp=np):
+    """float32 x*y + z rounded once, of float32 numbers.
+
+    By way of float64, where the product is exact. Two roundings, to float64 and to float32, are
+    one wherever the noise is: tests/test_noise.py counts every case.
+    """
+    x, y, z = (xp.asarray(v, dtype=xp.float64) for v in (x, y, z))
+    return xp.asarray(x * y + z, dtype=xp.float32)
+
+
+def horner(coefficients, x, xp=np):
+    """The float32 polynomial, an fma a power, highest power first."""
     value = coefficients[0]
     for c in coefficients[1:]:
-        value = value * x + c
+        value = fma(value, x, c, xp)
     return value
 
 
 def radius(word, xp=np):
-    """r = sqrt(-2 ln u): the binary exponent apart, then a polynomial in t = m - 1."""
-    i = xp.clip(to_uniform(word, xp).view(xp.int32), None, 0x3F7FFFFF)  # u < 1
-    e = (i - 0x3F2AAAAB) & -0x800000  # m in [2/3, 4/3)
-    t = (i - e).view(xp.float32) - 1.
-    v = ((t * t) * horner(LOG, t) - 2. * t) + xp.asarray(e, dtype=xp.float32) * LOG_SCALE
+    """r = sqrt(-2 ln u): the binary exponent apart, then a polynomial in the mantissa."""
+    i = xp.asarray(word, dtype=xp.float32).view(xp.int32)
+    m = (i & 0x7FFFFF) | 0x4F000000
+    t = 2. - m.view(xp.float32) * 2.**-31
+    e = xp.clip(m - i, 0, 1 << 28)
+    v = fma(xp.asarray(e, dtype=xp.float32), LOG_SCALE, fma(t * t, horner(LOG, t, xp), t, xp), xp)
     # by float64, which changes no bit: torch's own float32 root is not always the nearest
     return xp.asarray(xp.sqrt(xp.asarray(v, dtype=xp.float64)), dtype=xp.float32)
 
 
 def cos_sin(word, xp=np):
-    """cos and sin of 2 pi word / 2^32; the quadrant is taken off the integer, exactly."""
-    word = xp.asarray(word, dtype=xp.int64)
-    q = word + (1 << 29) >> 30  # 4 is quadrant 0 again
-    a = xp.asarray(word - (q << 30), dtype=xp.float32) * ANGLE_SCALE
-    a2 = a * a
-    sin, cos = ((horner(SIN, a2) * a2) * a) + a, horner(COS, a2)
-    odd = q & 1 == 1
-    cos, sin = xp.where(odd, sin, cos), xp.where(odd, cos, sin)
-    return xp.where((q == 1) | (q == 2), -cos, cos), xp.where((q == 2) | (q == 3), -sin, sin)
+    """cos and sin of the first quarter of a turn, or exchanged, as bit 30 of the word says."""
+    word = xp.asarray(word, dtype=xp.int32)
+    g = ((word & 0x7FFFFE) | 0x40000001).view(xp.float32) - 3.
+    y = g * g
+    sin = horner(SIN, y, xp) * g
+    cos = horner(COS, y, xp)
+    exchanged = (word >> 30 & 1) == 1
+    return xp.where(exchanged, sin, cos), xp.where(exchanged, cos, sin)
 
 
 def to_normal(w, xp=np):
     """Four words (..., 4) to four standard normals: Box-Muller on (w0, w1) and (w2, w3)."""
     r = radius(w[..., ::2], xp)
-    cos, sin = cos_sin(w[..., 1::2], xp)
+    angle = w[..., 1::2]
+    r = xp.where((angle >> 31 & 1) == 1, -r, r)
+    cos, sin = cos_sin(angle, xp)
     return xp.stack((r * cos, r * sin), -1).reshape(w.shape)
 
 

@@ -25,6 +25,11 @@ CPU = [name for name in ("numpy", "host") if kernels.missing(name) is None]
 MISSING = [name for name in kernels.BACKENDS if kernels.missing(name)]
 
 
+def named(value):
+    """A case's name without an address, the same in every process."""
+    return getattr(value, "__name__", str(value))
+
+
 # ---- arrays ----
 
 @pytest.mark.parametrize("x, words", [
@@ -402,7 +407,7 @@ def test_counter_words_are_integers():
     (sde.forward_sde_step, {"sde": sde.VP(), "t": -.1, "dt": .1}, "t must"),
     (sde.reverse_sde_step, {"sde": sde.VP(), "t": 1.1, "dt": .1}, "t must"),
     (sde.pf_ode_step, {"sde": sde.VE(), "t": np.nan, "dt": .1}, "t must"),
-    (sde.reverse_sde_step, {"sde": sde.SubVP(), "t": .5, "dt": 0.}, "dt must")], ids=str)
+    (sde.reverse_sde_step, {"sde": sde.SubVP(), "t": .5, "dt": 0.}, "dt must")], ids=named)
 def test_parameters_out_of_their_range(step, parameters, words):
     with pytest.raises(ValueError, match=words):
         coefficients(step, **parameters)
@@ -436,7 +441,7 @@ def test_the_reference_refuses_what_a_kernel_does(op):
     (langevin.rho_levels, (5, 2., 1., -7.), "rho must"),
     (langevin.rho_levels, (5, 2., 1., np.nan), "rho must"),
     (langevin.step_sizes, ([2., 1.], -1.), "eps must"),
-    (ddpm.cosine_betas, (0,), "n must"), (ddpm.cosine_betas, (10, 1.), "beta must")], ids=str)
+    (ddpm.cosine_betas, (0,), "n must"), (ddpm.cosine_betas, (10, 1.), "beta must")], ids=named)
 def test_schedules_out_of_their_range(f, arguments, words):
     with pytest.raises(ValueError, match=words):
         f(*arguments)

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff import noise
-from minidiff.bench import emulate, ptx, words
-from minidiff.bench.check import LARGE, check_words, compare, last_normals
+from minidiff.bench import emulate, ptx, stages
+from minidiff.bench.check import LARGE, check_words, compare, last_normals, ulps
 from minidiff.bench.device_check import ROOTS
 from minidiff.kernels import driver, on_cupy, on_host, on_numpy, on_triton
 
@@ -46,9 +45,15 @@ VARIANTS = [
     ("float16", 2, 0, 0, "sample", 1024, 1), ("float16", 4, 1, 1, "sample", 7, 0),
     ("float32", 1, 1, "sums", "sample", 1024, 1), ("bfloat16", 1, 0, "sums", "call", 1024, 1),
     ("float16", 0, 1, "sums", "call", 1024, 1)]
-MACROS = [(dtype, *variant) for dtype in on_host.STORAGE for variant in (
+MACROS = [(True, dtype, *variant) for dtype in on_host.STORAGE for variant in (
     (0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1),
     (1, 1, 0, 2), (1, 0, 0, 1), (0, 1, 0, 1))]
+WRITTEN = 18  # fused multiply-adds of two normals: the radius' 10, its root's 2, the angle's 6
+# Issue slots an element may take on sm_90, where rows are aligned: what was counted, and a little
+SLOTS = {("triton", "float32"): (32.3, 36., 39.), ("triton", "bfloat16"): (32.2, 37.3, 41.8),
+         ("cuda", "float32"): (31.8, 34.5, 37.4), ("cuda", "bfloat16"): (31.3, 35.3, 39.5)}
+HALF_RATE = re.compile("(LOP3|IADD3|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|VIADDMNMX|I2FP|"
+                       "F2FP|PLOP3|IABS|POPC)$")
 
 
 def machine_code(cubin, function):
@@ -71,6 +76,26 @@ def disassembled(cubin, function):
             ("local", r"\b(LDL|STL)"), ("double", r"\bD(ADD|MUL|FMA)|F64"), ("fma", r"\bFFMA"),
             ("root", r"\bMUFU\.RSQ"), ("load16", r"\bLDG\.E\.(EF\.)?128"),
             ("store16", r"\bSTG\.E\.(EF\.)?128"), ("store", r"\bSTG"))}
+
+
+def slots(code, elements):
+    """Issue slots an element: one an instruction, or two for each that takes the pipe of integers
+    and logic, which is half as wide, if those are more."""
+    names = [re.sub(r"^@!?U?P\d+ ", "", line).split()[0].split(".")[0] for line in code]
+    return max(len(names), 2 * sum(bool(HALF_RATE.match(name)) for name in names)) / elements
+
+
+def longest_loop(cubin):
+    """The instructions of the longest loop of `update`."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        sass = subprocess.run([TOOL, "-sass", "-fun", "update", file.name], check=True,
+                              capture_output=True, text=True).stdout
+    code = [(int(at, 16), line) for at, line in
+            re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
+    jumps = [(int(m[1], 16), at) for at, line in code if (m := re.search(r"BRA .*?(0x\w+)", line))]
+    first, last = max(jumps, key=lambda jump: jump[1] - jump[0])
+    return [line for at, line in code if first <= at <= last]
 
 
 def roots(code):
@@ -163,9 +188,12 @@ def triton_runs():
         sums = (2 if operands and draws else 1) if clip == "sums" else 0
         lines = differs(on_triton, dtype, operands, draws, clip == 1, sums, rows, (37, size))
         assert on_triton.kernel.options["ALIGNED"] == bool(aligned)
-        variants.append(disassembled(on_triton.kernel.compiled.asm["cubin"], "kernel") | {
-            "differs": lines, "elements": 512 * 4 // (32 * on_triton.WARPS),
-            "options": on_triton.kernel.options})
+        cubin, found = on_triton.kernel.compiled.asm["cubin"], on_triton.kernel.options
+        tile = found["ROWS"] * found["COLUMNS"] * 4 * found["V"]
+        elements = tile // (32 * on_triton.WARPS)
+        variants.append(disassembled(cubin, "kernel") | {
+            "differs": lines, "elements": elements, "options": on_triton.kernel.options,
+            "slots": slots(machine_code(cubin, "kernel")[0], elements)})
     # numbers that are 1 or divisible by 16; rows of odd lengths; arrays that are not aligned
     for shape in ((1, 1), (3, 1), (1, 4), (16, 2), (16, 16), (1, 4099), (2, 5000), (600, 2)):
         for shift in (0, 1):
@@ -176,17 +204,17 @@ def triton_runs():
         others += differs(on_triton, "float32", 1, 1, 0, 0, "call", shape, ones=True)
     others += differs(on_triton, "float32", 2, 1, 0, 0, "end", (3, 5))
     others += [row for row in check_words("triton", 10_000) if not row["passed"]]
-    w = np.random.default_rng(2).integers(0, 2**32, 100_000, np.uint32)
-    w[:4] = 0, 1, 2**31, 2**32 - 1
-    if (words.triton_radius(w).view(np.int32) != noise.radius(w).view(np.int32)).any():
-        others.append("radius")
+    w = np.random.default_rng(2).integers(0, 2**32, (100_000, 2), np.uint32)
+    w[:4, 0] = 0, 1, 2**31, 2**32 - 1
+    if ulps(stages.stages("triton", w), stages.stages("numpy", w)).any():
+        others.append("stages")
     barriers = [unnoticed("float32", 1, 1, 0, 2, "call", (3, 1024)),
                 unnoticed("float32", 2, 1, 0, 0, "call", (3, 1023))]
     emulate.blocks = lambda n: [n - 1]
     others += [shape for shape in LARGE if last_differs(on_triton, shape)]
-    radii = words._radii.compiled.asm["cubin"]
+    found = stages._stages.compiled.asm["cubin"]
     print(json.dumps({"variants": variants, "others": others, "barriers": barriers, "roots": roots(
-        machine_code(radii, "_radii")[0]), "radii": disassembled(radii, "_radii")}))
+        machine_code(found, "_stages")[0]), "stages": disassembled(found, "_stages")}))
 
 
 @pytest.fixture(scope="module")
@@ -239,23 +267,23 @@ def test_triton_moves_16_bytes_at_a_time(from_triton):
 
 @needs_triton
 def test_triton_contracts_nothing(from_triton):
-    """Two FFMA a square root, which are its rounding, and not one elsewhere."""
+    """The fused multiply-adds that are written, and not one elsewhere."""
     for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
-        assert found["fma"] == 2 * found["root"], (variant, found)
+        assert found["fma"] == WRITTEN * found["root"], (variant, found)
         assert found["root"] == variant[2] * found["elements"] // 2, (variant, found)
         assert found["options"]["enable_fp_fusion"] is False
-    radii = from_triton["radii"]
-    assert radii["root"] and radii["fma"] == 2 * radii["root"], radii
 
 
 @needs_triton
-def test_triton_takes_47_to_59_instructions_an_element(from_triton):
+def test_triton_keeps_to_its_slots(from_triton):
     """Noise with up to two operands, aligned; and under 13 without noise."""
     for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         dtype, operands, draws, clip, rows, size, aligned = variant
-        each = found["instructions"] / found["elements"]
-        if aligned and operands <= 2 and not clip:
-            assert 47 < each < 59 if draws else each < 13, (variant, each)
+        if aligned and not draws and not clip and operands <= 2:
+            assert found["slots"] < 13, (variant, found["slots"])
+        if aligned and draws and not clip and rows == "call":
+            ceiling = SLOTS["triton", dtype][operands]
+            assert ceiling - 1 < found["slots"] <= ceiling, (variant, found["slots"])
 
 
 # ---- CUDA C ----
@@ -266,11 +294,44 @@ def test_triton_takes_47_to_59_instructions_an_element(from_triton):
 def test_nvrtc(variant):
     """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
     found = disassembled(emulate.compiled_by_nvrtc(variant, cubin=True), "update")
-    dtype, operands, draws, clip, *sums = variant
+    _, dtype, operands, draws, clip, *sums = variant
     assert not (found["stack"] or found["local"] or found["shared"]), found
     assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
     assert found["store16"] or sums and not (operands and draws), found
-    assert found["fma"] == 2 * found["root"] and bool(found["root"]) == bool(draws), found
+    assert found["fma"] == WRITTEN * found["root"] and bool(found["root"]) == bool(draws), found
+
+
+def cuda_slots(dtype, operands):
+    """Issue slots an element of the loop over packs, four of them unrolled."""
+    cubin = emulate.compiled_by_nvrtc((True, dtype, operands, 1, 0), cubin=True)
+    return slots(longest_loop(cubin), 4 * 16 // (4 if dtype == "float32" else 2))
+
+
+@needs_nvrtc
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_c_keeps_to_its_slots(dtype):
+    for operands, ceiling in enumerate(SLOTS["cuda", dtype]):
+        found = cuda_slots(dtype, operands)
+        assert ceiling - 1 < found <= ceiling, (operands, found)
+
+
+@needs_nvrtc
+@needs_triton
+@pytest.mark.parametrize("better, plain", [
+    ('asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"((u32)a), "r"(m));',
+     "product = (u64)(u32)a * m;"),
+    ('asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(w), "r"(keep), "r"(set));',
+     "r = (w & keep) | set;")], ids=["product", "logic"])
+def test_a_slower_form_is_over_its_slots(monkeypatch, tmp_path, better, plain):
+    text = on_host.SOURCE.read_text()
+    assert text.count(better) == 1
+    slower = tmp_path / "kernels.cu"
+    slower.write_text(text.replace(better, plain))
+    monkeypatch.setattr(on_cupy, "SOURCE", slower)
+    emulate.compiled_by_nvrtc.cache_clear()
+    assert cuda_slots("float32", 0) > SLOTS["cuda", "float32"][0]
+    emulate.compiled_by_nvrtc.cache_clear()
 
 
 @needs_nvrtc
@@ -298,11 +359,12 @@ def test_nvrtc_s_words_and_large_arrays(cupy_here, monkeypatch):
 @needs_nvrtc
 def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     """So the runs above would see a device's compiler at it."""
-    options = on_cupy.options("float32", 2, True, False)
+    options = on_cupy.options(True, "float32", 2, True, False)
     assert "--fmad=false" in options and not any("fast" in o for o in options)
     case = on_cupy, "float32", 2, 1, 0, 0, "call", (9, 64)
     assert not differs(*case)
-    monkeypatch.setattr(on_cupy, "options", lambda *v: ["--std=c++17", *on_host.macros(*v)])
+    monkeypatch.setattr(on_cupy, "options", lambda aligned, *v: [
+        "--std=c++17", f"-DALIGNED={int(aligned)}", *on_host.macros(*v)])
     emulate.compiled_by_nvrtc.cache_clear()
     with pytest.raises(RuntimeError, match=r"^(add|mul)\.f32 .*not written"):
         differs(*case)
@@ -312,35 +374,36 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
 class Driver:
     """A driver that notes what it was asked for, what each argument of a launch held included."""
 
-    def __init__(self, error=0):
-        self.error, self.seen = error, []
+    def __init__(self, kinds, error=0):
+        self.kinds, self.error, self.seen = kinds, error, []
 
-    def __getattr__(self, name):
-        def call(*given):
-            if name == "cuLaunchKernel":
-                function, *shape, stream, pointers, extra = given
-                held = [ctypes.cast(at, ctypes.POINTER(kind))[0]
-                        for at, kind in zip(pointers, self.kinds, strict=True)]
-                given = function.value, [n.value for n in shape], stream.value, held, extra
-                self.seen.append((name, *given))
-                return self.error
-            if name == "cuGetErrorString":
-                given[1]._obj.value = b"out of luck"
-            if name == "cuDevicePrimaryCtxRetain":
-                given[0]._obj.value = 100 + given[1].value
-            if name == "cuDeviceGet":
-                given[0]._obj.value = given[1].value
-            if name.startswith("cuCtxP"):
-                self.seen.append((name, getattr(given[0], "value", None)))
-            return 0
-        return call
+    def cuLaunchKernel(self, function, *more):
+        *shape, stream, pointers, extra = more
+        held = [ctypes.cast(at, ctypes.POINTER(kind))[0] for at, kind in zip(pointers, self.kinds)]
+        self.seen.append(("launched", function, shape, stream, held, extra))
+        return self.error
+
+    def cuCtxPushCurrent_v2(self, context):
+        self.seen.append(("entered", context.value))
+
+    def cuCtxPopCurrent_v2(self, context):
+        self.seen.append(("left",))
+
+    def cuDeviceGet(self, device, index):
+        device._obj.value = index
+
+    def cuDevicePrimaryCtxRetain(self, context, device):
+        context._obj.value = 100 + device.value
+
+    def cuGetErrorString(self, error, words):
+        words._obj.value = b"out of luck"
 
 
 @pytest.fixture
 def nvidia(monkeypatch):
-    """nvidia(error=0): a Driver in the place of NVIDIA's."""
-    def make(error=0):
-        found = Driver(error)
+    """nvidia(kinds, error=0): a Driver in the place of NVIDIA's."""
+    def make(*given):
+        found = Driver(*given)
         monkeypatch.setattr(driver, "_library", lambda: found)
         monkeypatch.setattr(driver, "_context", driver._context.__wrapped__)  # not a kept one
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(
@@ -351,29 +414,28 @@ def nvidia(monkeypatch):
 
 def test_a_launch_is_on_the_tensors_device_and_stream(nvidia):
     """Grid, block, shared memory and every argument; the context that was current is again."""
-    found, x, counter = nvidia(), torch.zeros(3), torch.zeros((), dtype=torch.int64)
-    found.kinds = [ctypes.c_void_p] * 2 + [ctypes.c_uint64, ctypes.c_int32, ctypes.c_void_p,
-                                          ctypes.c_uint32]
+    pointer, step = ctypes.c_void_p, ctypes.c_uint32
+    found = nvidia([pointer, pointer, ctypes.c_uint64, ctypes.c_int32, pointer, step, pointer])
+    x, counter = torch.zeros(3), torch.zeros((), dtype=torch.int64)
     launch = driver.prepare(torch.device("cuda:1"), driver.Kernel(42, 256, 16), 9,
-                            (x, None, np.uint64(2**64 - 1), np.int32(-5)))
-    for last, held in (((None, np.uint32(2**32 - 1)), (None, 2**32 - 1)),
-                       ((counter, np.uint32(0)), (counter.data_ptr(), 0))):
+                            (x, None, ctypes.c_uint64(2**64 - 1), ctypes.c_int32(-5)))
+    for last, held in (((), (None, 0)), ((None, 2**32 - 1), (None, 2**32 - 1)),
+                       ((counter,), (counter.data_ptr(), 0))):
         found.seen.clear()
         launch(*last)
         assert found.seen == [
-            ("cuCtxPushCurrent_v2", 101),
-            ("cuLaunchKernel", 42, [9, 1, 1, 256, 1, 1, 16], 8,
-             [x.data_ptr(), None, 2**64 - 1, -5, *held], None),
-            ("cuCtxPopCurrent_v2", None)]
+            ("entered", 101),
+            ("launched", 42, [9, 1, 1, 256, 1, 1, 16], 8,
+             [x.data_ptr(), None, 2**64 - 1, -5, *held, None], None),
+            ("left",)]
 
 
 def test_a_launch_that_fails_says_so_in_the_drivers_words(nvidia):
-    found = nvidia(error=2)
-    found.kinds = [ctypes.c_void_p]
+    found = nvidia([ctypes.c_void_p], 2)
     launch = driver.prepare(torch.device("cuda:0"), driver.Kernel(1, 32), 1, (torch.zeros(1),))
     with pytest.raises(RuntimeError, match="^cuLaunchKernel: out of luck$"):
         launch()
-    assert found.seen[-1][0] == "cuCtxPopCurrent_v2"
+    assert found.seen[-1] == ("left",)
 
 
 def test_contraction_is_off_in_cupys_kernels(monkeypatch):
@@ -382,8 +444,9 @@ def test_contraction_is_off_in_cupys_kernels(monkeypatch):
         cuda=SimpleNamespace(Device=lambda i: nullcontext(seen.append(i))),
         RawKernel=lambda *given: (seen.append(given), SimpleNamespace(
             kernel=SimpleNamespace(ptr=11)))[1]))
-    variant = "float16", 1, True, False, 2
-    assert on_cupy.compiled.__wrapped__(torch.device("cuda:1"), variant)[:2] == (11, on_cupy.THREADS)
+    variant = False, "float16", 1, True, False, 2
+    kernel = on_cupy.compiled.__wrapped__(torch.device("cuda:1"), variant)
+    assert (kernel.function, kernel.threads) == (11, on_cupy.THREADS)
     options = on_cupy.options(*variant)
     assert seen == [1, (on_cupy.SOURCE.read_text(), "update", options)]
     assert "--fmad=false" in options
@@ -392,7 +455,7 @@ def test_contraction_is_off_in_cupys_kernels(monkeypatch):
 @needs_nvrtc
 @needs_triton
 @pytest.mark.parametrize("more, name", [(ROOTS, "roots"), (ROOTS, "products"), (ROOTS, "specials"),
-                                        (words.WORDS, "words")])
+                                        (stages.SOURCE, "words"), (stages.SOURCE, "stages")])
 def test_nvrtc_takes_what_the_device_check_adds(more, name):
     cubin = emulate.compiled_by_nvrtc(MACROS[0], more, cubin=True)
     assert disassembled(cubin, name)["instructions"] > 20
@@ -413,7 +476,7 @@ def test_the_root_is_that_of_sqrt_rn(from_triton):
     own, rn = (machine_code(cubin, name)[0] for name in ("own", "rn"))
     assert roots(own) == roots(rn) and len(roots(rn)) == 1, (own, rn)
     assert {*from_triton["roots"]} == {*roots(rn)}
-    assert len(from_triton["roots"]) == from_triton["radii"]["root"]
+    assert len(from_triton["roots"]) == from_triton["stages"]["root"]
     low, = re.findall(r"IADD3 R\d+, R\d+, -(0x\w+), RZ", "\n".join(rn))
     span, = re.findall(r"ISETP.GT.U32.AND P0, PT, R\d+, (0x\w+), PT", "\n".join(rn))
     least, most = (int(np.float32(v).view(np.uint32)) for v in (1e-7, 46))

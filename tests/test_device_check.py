@@ -16,8 +16,9 @@ from minidiff.bench import device_check, emulate
 from minidiff.bench.check import normals_at
 from minidiff.kernels import on_triton
 
-ON_A_GPU = ("device", "square_root", "rates", "launches", "side_stream", "graph_replay",
-            "corrector_replay", "large", "sanitizer")
+ON_A_GPU = ("device", "square_root", "rates", "launches", "side_stream", "threads",
+            "graph_replay", "corrector_replay", "whole_samplers", "training", "large",
+            "sanitizer")
 SMALL = """
 from minidiff.bench import device_check
 if __name__ == "__main__":
@@ -75,8 +76,8 @@ def large():
 
 
 CHECKS = pytest.mark.parametrize("part", [
-    device_check.counters, device_check.side_stream, device_check.graph_replay,
-    device_check.corrector_replay, large], ids=lambda f: f.__name__)
+    device_check.counters, device_check.side_stream, device_check.threads,
+    device_check.graph_replay, device_check.corrector_replay, large], ids=lambda f: f.__name__)
 
 
 @CHECKS

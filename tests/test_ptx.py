@@ -127,6 +127,10 @@ def test_matrices_go_to_shared_memory_and_back():
         ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r5, %r6, %r7, %r8}, [%r3];
         st.global.u32 [%rd2], %r6;"""
     assert (run(body, shared=512) == 8 + np.arange(32) // 4).all()
+    column, row = np.divmod(np.arange(32), 4)  # transposed: two neighbours of a column
+    low = np.where(column % 2, 0, 8 + 2 * row)
+    assert (run(body.replace("x4.shared", "x4.trans.shared"), shared=512)
+            == low + (np.where(column % 2, 0, 9 + 2 * row) << 16)).all()
 
 
 def test_fma_rounds_once():
@@ -179,6 +183,15 @@ def test_a_barrier_and_its_lack():
     for lack in ("", "bar.arrive 0, 64;", "bar.warp.sync -1;"):
         with pytest.raises(RuntimeError, match="race" if not lack else "not written"):
             run(NEIGHBOUR.replace("bar.sync 0;", lack), threads=64, shared=256)
+
+
+def test_warps_may_store_the_same_in_shared_memory():
+    """As Triton's sums across warps do; not in global memory, and not two values."""
+    body = "mov.u32 %r4, global_smem; st.shared.u32 [%r4], {}; bar.sync 0; ld.shared.u32 %r7, " \
+        "[%r4]; st.global.u32 [%rd2], %r7;"
+    assert (run(body.format(5), threads=64, shared=256) == 5).all()
+    with pytest.raises(RuntimeError, match="race"):
+        run(body.format("%r1"), threads=64, shared=256)
 
 
 def test_threads_that_part_meet_again_before_they_shuffle():
@@ -236,6 +249,7 @@ def test_what_was_never_written_is_a_nan(write):
 
 def test_arguments_are_held_to_the_parameters():
     words = torch.zeros(32, dtype=torch.int32)
-    for arguments in ((words,), (words, 7, 7), (words, np.int64(7)), (words, np.int16(7))):
+    for arguments in ((words,), (words, 7, 7), (words, ctypes.c_int64(7)),
+                      (words, ctypes.c_int16(7))):
         with pytest.raises(RuntimeError, match="argument"):
             ptx.run(f"{HEAD}ret;\n}}", "kernel", arguments, range(1), 32)
