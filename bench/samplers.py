@@ -144,7 +144,8 @@ def captured(make, n, wait):
     with torch.cuda.graph(graph):
         *_, last = islice(make(), n)
     graph.replay()
-    if not torch.equal(last, want):
+    same = (last == want) | (last.isnan() & want.isnan())  # a network nobody trained may blow up
+    if not same.all():
         raise RuntimeError("a CUDA graph leaves another state than its loop; nothing was timed")
     return lambda: (first, once(graph.replay, wait) / n)
 

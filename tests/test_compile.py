@@ -406,8 +406,8 @@ def nvidia(monkeypatch):
         found = Driver(*given)
         monkeypatch.setattr(driver, "_library", lambda: found)
         monkeypatch.setattr(driver, "_context", driver._context.__wrapped__)  # not a kept one
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(
-            cuda_stream=7 + device.index))
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7 + index,
+                            raising=False)
         return found
     return make
 
