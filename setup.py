@@ -11,7 +11,7 @@ if "develop" in sys.argv and "bdist_wheel" not in sys.argv:
 os.makedirs(".build", exist_ok=True)
 setup(
     name="minidiff",
-    version="0.1.0",
+    version="0.2.0",
     description="Score-based generative modelling from scratch, with kernels that return "
                 "NumPy's bits",
     python_requires=">=3.11",

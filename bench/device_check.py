@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,12 +193,15 @@ def square_root():
 def all_stages():
     """Radius, cos, sin and normals of every float that a word can become and of every angle,
     against NumPy's; where they are emulated, of one in 64."""
-    found, words = {}, every_word()[::1 if CUDA else 64]
-    for name in compiled():
-        found[name] = sum(int((stages(name, part).view(np.int32)
-                               != stages("numpy", part).view(np.int32)).sum())
-                          for part in np.split(words, range(2**22, len(words), 2**22)))
-    return {"passed": not any(found.values()), "words": len(words), "wrong": found}
+    words = every_word()[::1 if CUDA else 64]
+    wrong = dict.fromkeys(compiled(), 0)
+    parts = np.split(words, range(2**20, len(words), 2**20))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part, want in zip(parts, pool.map(partial(stages, "numpy"), parts), strict=True):
+            for name in wrong:
+                got = stages(name, part)
+                wrong[name] += int((got.view(np.int32) != want.view(np.int32)).sum())
+    return {"passed": not any(wrong.values()), "words": len(words), "wrong": wrong}
 
 
 def guarded(like, shift):

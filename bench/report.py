@@ -83,7 +83,7 @@ def _updates(rows):
     for r in best.values():
         copy = r["fraction_of_copy"]
         yield _line([r["op"], "x".join(map(str, r["shape"])), r["dtype"], r["backend"],
-                     f"{r['seconds'] / r['elements'] * 1e9:.2f}", f"{copy:.2f}" if copy else "-",
+                     f"{r['seconds'] / r['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-",
                      *(_times(r, p) for p in peers)])
 
 
@@ -113,7 +113,7 @@ def table(rows):
     from .growth import show_growth
     m, grown = rows[0]["machine"], [r for r in rows if r["kind"] == "growth"]
     versions = ", ".join(f"{k} {v}" for k, v in m.items() if k not in
-                         ("processor", "cores", "gpu", "python", "system", "spin", "minidiff"))
+                         ("processor", "cores", "gpu", "python", "system", "spin"))
     yield f"{m['processor']}, {m['cores']} cores, GPU {m['gpu']}; Python {m['python']}, {versions}."
     yield from ("", *_updates(rows), *_samplers(rows))
     if grown:

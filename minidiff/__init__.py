@@ -14,4 +14,4 @@
 These need NumPy alone, RK45 SciPy. `minidiff.kernels` runs the same steps fused, bit for bit.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

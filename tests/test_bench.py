@@ -2,8 +2,11 @@
 
 import json
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from minidiff.__main__ import main
 from minidiff.bench import clock, growth, report, run, samplers, suite, sums
@@ -144,6 +147,21 @@ def test_a_sampler_with_other_states_is_not_timed(monkeypatch):
         x + (backend == "host") for x in good(name, backend, *a)))
     with pytest.raises(RuntimeError, match="nothing was timed"):
         samplers.gate("ancestral", "host")
+
+
+def test_a_graph_that_leaves_another_state_is_not_timed(monkeypatch):
+    """The loop captured against itself uncaptured; what is no number is no difference."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    runs = []
+
+    def make(step):
+        runs.append(step)
+        return iter([torch.full((2,), k * float(step)) for k in range(5)])
+    repeat = samplers.captured(lambda: make("nan"), 4, lambda: None)
+    assert len(runs) == 2 and len(repeat()) == 2
+    with pytest.raises(RuntimeError, match="another state than its loop; nothing was timed"):
+        samplers.captured(lambda: make(len(runs)), 4, lambda: None)
 
 
 def test_an_update_holds_its_output_alone(monkeypatch):
