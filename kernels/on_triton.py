@@ -132,7 +132,7 @@ if triton:
 
     # integers as they are: one that is 1 would become a constant, and that a kernel of its own
     @triton.jit(do_not_specialize=["rows", "batch", "size", "packs", "tiles", "k0", "k1", "sample",
-                                   "step", "tag"])
+                                   "tag", "step"], do_not_specialize_on_alignment=["counter"])
     def kernel(out, u0, u1, u2, u3, sums, coef, rows, batch, size, packs, tiles,
                k0, k1, sample, tag, counter, step, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
                CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
