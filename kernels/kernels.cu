@@ -344,10 +344,16 @@ static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n, f
     }
 }
 
-// The words of LANES counters from i on: w0 w2 of one after the other in `even`, w1 w3 in `odd`.
-FN void draw(const Job &job, Lanes quad, Lanes sample, u32 *even, u32 *odd, i64 i) {
+// The words of LANES counters from i on: w0 w2 of one after the other in `even`, w1 w3 in `odd`;
+// of half a quad w0 alone, and w1.
+FN void draw(const Job &job, Lanes quad, Lanes sample, u32 *even, u32 *odd, i64 i, bool half) {
     Lanes c2 = quad * 0 + (u32)job.step, c3 = quad * 0 + (u32)job.tag;
     philox(quad, sample, c2, c3, (u32)job.seed, (u32)(job.seed >> 32));
+    if (half) {
+        *(Words *)(even + i) = __builtin_convertvector(quad, Words);
+        *(Words *)(odd + i) = __builtin_convertvector(sample, Words);
+        return;
+    }
     *(Pairs *)(even + 2 * i) = (Pairs)((quad & 0xffffffff) | c2 << 32);
     *(Pairs *)(odd + 2 * i) = (Pairs)((sample & 0xffffffff) | c3 << 32);
 }
@@ -370,10 +376,15 @@ static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
         for (int l = 0; l < LANES; l++) c0[l] = (u64)(j / 4 + l), c1[l] = (u32)(job.sample + b);
         for (i64 i = 0; i < total; i += LANES, c0 += (u64)LANES) {
             fetch(job, start + 4 * i);
-            draw(job, c0, c1, even, odd, i);
+            draw(job, c0, c1, even, odd, i, n == 2);
         }
     } else {
-        for (i64 r = 0; r < rows; r++)
+        if (quads == 1)  // a loop that the compiler makes vectors of
+            for (i64 r = 0; r < rows; r++) {
+                quad[r] = (u32)(j / 4);
+                sample[r] = (u32)(job.sample + b + r);
+            }
+        else for (i64 r = 0; r < rows; r++)
             for (i64 q = 0; q < quads; q++) {
                 quad[r * quads + q] = (u32)(j / 4 + q);
                 sample[r * quads + q] = (u32)(job.sample + b + r);
@@ -381,18 +392,16 @@ static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
         for (i64 i = 0; i < total; i += LANES) {
             fetch(job, start + 4 * i);
             draw(job, __builtin_convertvector(*(const Words *)(quad + i), Lanes),
-                  __builtin_convertvector(*(const Words *)(sample + i), Lanes), even, odd, i);
+                 __builtin_convertvector(*(const Words *)(sample + i), Lanes), even, odd, i,
+                 n == 2);
         }
     }
-    if (n == 2)  // half of each quad, and no gap
-        for (i64 i = 0; i < total; i++) pair(even[2 * i], odd[2 * i], z[2 * i], z[2 * i + 1]);
-    else {
+    const i64 pairs = n == 2 ? total : 2 * total;  // half of each quad leaves no gap
 #pragma omp simd
-        for (i64 i = 0; i < 2 * total; i++) pair(even[i], odd[i], z[2 * i], z[2 * i + 1]);
-        if (n % 4)  // close the gap after each row's last quad
-            for (i64 r = 1; r < rows; r++)
-                for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
-    }
+    for (i64 i = 0; i < pairs; i++) pair(even[i], odd[i], z[2 * i], z[2 * i + 1]);
+    if (n % 4 && n != 2)  // close the gap after each row's last quad
+        for (i64 r = 1; r < rows; r++)
+            for (i64 i = 0; i < n; i++) z[r * n + i] = z[r * 4 * quads + i];
 }
 
 // `rows` rows from b, elements j ... j+n of each (a whole row unless rows is 1)
