@@ -13,7 +13,7 @@ The order, in float32, where fma(x, y, z) is x*y + z rounded once:
     i = bits(float32(w));  m = (i & 0x7fffff) | 0x4f000000      w's mantissa, as a float in
     t = 2 - 2^-31 * float_of(m)                                 [2^31, 2^32): t in (0, 1], exact
     e = max(min(m - i, 2^28), 0)                                what the exponent lacks to 2^31
-    r = sqrt(fma(float32(e), LOG_SCALE, fma(t*t, P(t), t)))     P = LOG, by Horner in fma
+    r = sqrt(fma(LOG_SCALE, float32(e), fma(t*t, P(t), t)))     P = LOG, by Horner in fma
 
     g = float_of((w & 0x7ffffe) | 0x40000001) - 3               an odd multiple of 2^-22
     y = g*g;  sin = S(y) * g;  cos = C(y)                       of pi/4 g: S = SIN, C = COS
@@ -93,15 +93,17 @@ def to_uniform(word, xp=np):
 def fma(x, y, z, xp=np):
     """float32 x*y + z rounded once, of float32 numbers.
 
-    By way of float64, where the product is exact. Two roundings, to float64 and to float32, are
-    one wherever the noise is: tests/test_noise.py counts every case.
+    In float64, where the product is exact. Two roundings, to float64 and to float32, are one
+    wherever the noise is: tests/test_noise.py counts every case.
     """
-    x, y, z = (xp.asarray(v, dtype=xp.float64) for v in (x, y, z))
-    return xp.asarray(x * y + z, dtype=xp.float32)
+    total = xp.asarray(x, dtype=xp.float64) * xp.asarray(y, dtype=xp.float64)
+    total += z
+    return xp.asarray(total, dtype=xp.float32)
 
 
 def horner(coefficients, x, xp=np):
     """The float32 polynomial, an fma a power, highest power first."""
+    x = xp.asarray(x, dtype=xp.float64)
     value = coefficients[0]
     for c in coefficients[1:]:
         value = fma(value, x, c, xp)
@@ -114,7 +116,8 @@ def radius(word, xp=np):
     m = (i & 0x7FFFFF) | 0x4F000000
     t = 2. - m.view(xp.float32) * 2.**-31
     e = xp.clip(m - i, 0, 1 << 28)
-    v = fma(xp.asarray(e, dtype=xp.float32), LOG_SCALE, fma(t * t, horner(LOG, t, xp), t, xp), xp)
+    mantissa = fma(t * t, horner(LOG, t, xp), t, xp)
+    v = fma(LOG_SCALE, xp.asarray(e, dtype=xp.float32), mantissa, xp)
     # by float64, which changes no bit: torch's own float32 root is not always the nearest
     return xp.asarray(xp.sqrt(xp.asarray(v, dtype=xp.float64)), dtype=xp.float32)
 
@@ -126,15 +129,15 @@ def cos_sin(word, xp=np):
     y = g * g
     sin = horner(SIN, y, xp) * g
     cos = horner(COS, y, xp)
-    exchanged = (word >> 30 & 1) == 1
+    exchanged = (word & 0x40000000) != 0
     return xp.where(exchanged, sin, cos), xp.where(exchanged, cos, sin)
 
 
 def to_normal(w, xp=np):
     """Four words (..., 4) to four standard normals: Box-Muller on (w0, w1) and (w2, w3)."""
     r = radius(w[..., ::2], xp)
-    angle = w[..., 1::2]
-    r = xp.where((angle >> 31 & 1) == 1, -r, r)
+    angle = xp.asarray(w[..., 1::2], dtype=xp.int32)
+    r = xp.where(angle < 0, -r, r)  # bit 31
     cos, sin = cos_sin(angle, xp)
     return xp.stack((r * cos, r * sin), -1).reshape(w.shape)
 
