@@ -103,7 +103,7 @@ def draw(folder, rows):
     form, files = form_rows(rows), []
     best = min((r for r in form if r["speedup"]), key=lambda r: r["seconds"] / r["elements"],
                default=None)
-    if best and len({r["elements"] for r in form}) > 2:
+    if best and len({r["elements"] for r in form}) > 1:
         files.append(speedups(folder / f"speedup-{where}.png", form, best["backend"]))
     if any(r["kind"] == "sampler" and r["speedup"] for r in rows):
         files.append(samplers(folder / f"samplers-{where}.png",
