@@ -25,6 +25,7 @@ __all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "bind", "coeffi
            "dsm_loss", "missing", "noise_norms", "normal", "norms", "update"]
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 FLOATS = "float32", "bfloat16", "float16"
+SCHEDULES = 64  # tables that an engine keeps on its device; a loop has up to four
 
 
 @cache
@@ -184,7 +185,8 @@ def bind(operands, coef, **kw):
     """f(step): this `update` on these very arrays, its arguments checked once; f returns out.
 
     For loops whose buffers stay: a call on the host costs about a microsecond. coef is copied;
-    f takes a number, or a counter where `step` was one. ValueError for arrays that are not dense.
+    one thread at a time may call f. It takes a number, or a counter where `step` was one.
+    ValueError for arrays that are not dense.
     """
     return _bind([*operands], coef, True, **kw)
 
@@ -327,10 +329,13 @@ class Fused:
         self.normal, self.kept, self.tables = normal, threading.local(), {}
 
     def _uploaded(self, table, device):
-        """A schedule's coefficients on a device, once an engine: a loop that has run before
-        uploads nothing, so that a CUDA graph can capture it whole."""
+        """A schedule's coefficients on a device, the last SCHEDULES of an engine: a loop that has
+        run before uploads nothing, so that a CUDA graph can capture it whole. The graph reads
+        them for as long as it is replayed: keep the engine, and use it for no more than that."""
         key = str(device), table.shape, table.tobytes()
         if key not in self.tables:
+            while len(self.tables) >= SCHEDULES:
+                self.tables.pop(next(iter(self.tables)))
             self.tables[key] = _table(table, device)
         return self.tables[key]
 

@@ -1,9 +1,9 @@
 // The noise contract and the affine update, one source for two machines: NVRTC compiles it for
 // the GPU, a C++ compiler for the CPU. Contraction must be off in both.
 //   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,  z = normal(seed, sample, element, step, tag)
-// The macros STORAGE, OPERANDS, DRAWS, CLIP, SUMS, and on a GPU ALIGNED, choose a variant. With CLIP, u1 is first
-// replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares of the result e are added up
-// a row: 1 stores nothing else, 2 the loss's gradient ((2*w)*e)*c0, 3 e.
+// The macros STORAGE, OPERANDS, DRAWS, CLIP, SUMS, and on a GPU ALIGNED, choose a variant. With
+// CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares of the
+// result e are added up a row: 1 stores nothing else, 2 the loss's gradient ((2*w)*e)*c0, 3 e.
 #ifdef __CUDACC_RTC__
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -13,7 +13,6 @@ typedef long long i64;
 #define UNROLL_PACKS _Pragma("unroll 4")
 FN float as_float(u32 i) { return __uint_as_float(i); }
 FN u32 as_uint(float f) { return __float_as_uint(f); }
-// sqrt.rn without its range check: 1e-7 < x < 46 here, and the check costs seven instructions
 FN float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 // two constants would make two instructions of it
 FN u32 and_or(u32 w, u32 keep, u32 set) {
@@ -21,6 +20,7 @@ FN u32 and_or(u32 w, u32 keep, u32 set) {
     asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(w), "r"(keep), "r"(set));
     return r;
 }
+// sqrt.rn without its range check: 1e-7 < x < 46 here, and the check costs seven instructions
 FN float root(float x) {
     float y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -362,7 +362,8 @@ FN void draw(const Job &job, Lanes quad, Lanes sample, u32 *even, u32 *odd, i64 
 // computes and waits for memory in turn.
 FN void fetch(const Job &job, i64 start) {
     for (i64 line = 0; line < 4 * LANES * (i64)sizeof(STORAGE); line += 64) {
-        for (int k = 0; k < OPERANDS; k++) __builtin_prefetch((const char *)(job.u[k] + start) + line);
+        for (int k = 0; k < OPERANDS; k++)
+            __builtin_prefetch((const char *)(job.u[k] + start) + line);
         if (SUMS != 1) __builtin_prefetch((const char *)(job.out + start) + line, 1);
     }
 }
@@ -373,7 +374,10 @@ static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
     const i64 quads = (n + 3) / 4, total = rows * quads, start = b * job.size + j;
     if (rows == 1) {
         Lanes c0, c1;
-        for (int l = 0; l < LANES; l++) c0[l] = (u64)(j / 4 + l), c1[l] = (u32)(job.sample + b);
+        for (int l = 0; l < LANES; l++) {
+            c0[l] = (u64)(j / 4 + l);
+            c1[l] = (u32)(job.sample + b);
+        }
         for (i64 i = 0; i < total; i += LANES, c0 += (u64)LANES) {
             fetch(job, start + 4 * i);
             draw(job, c0, c1, even, odd, i, n == 2);
@@ -429,7 +433,8 @@ static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i
         double total = 0;
 #pragma omp simd reduction(+ : total)
         for (i64 i = 0; i < n / 4 * 4; i += 4)
-            total += (e[i] * e[i] + e[i + 1] * e[i + 1]) + (e[i + 2] * e[i + 2] + e[i + 3] * e[i + 3]);
+            total += (e[i] * e[i] + e[i + 1] * e[i + 1])
+                + (e[i + 2] * e[i + 2] + e[i + 3] * e[i + 3]);
         float q[3] = {0, 0, 0};
         for (i64 i = n / 4 * 4; i < n; i++) q[i % 4] = e[i] * e[i];
         sums[r * stride] = total + ((q[0] + q[1]) + q[2]);

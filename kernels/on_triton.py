@@ -222,7 +222,8 @@ def plain(argument):
 def load(device, found):
     """What Triton compiled, as the driver's kernel."""
     of = found.metadata
-    assert not of.global_scratch_size, "Triton wants memory that the launch does not give"
+    if of.global_scratch_size or of.shared > 48 << 10:
+        raise RuntimeError("Triton's kernel wants memory that the launch does not give")
     return driver.load(device, found.asm["cubin"], of.name, 32 * of.num_warps, of.shared)
 
 
@@ -231,8 +232,9 @@ kept = {}
 
 def compiled(device, arguments, options):
     """The kernel for such arguments, kept by all that Triton makes a difference of."""
+    *others, counter, _ = arguments
     kinds = [(a.dtype, a.data_ptr() % 16 == 0) if hasattr(a, "data_ptr") else type(a)
-             for a in arguments]
+             for a in others] + [counter.dtype]
     key = device, *kinds, *options.values()
     if key not in kept:
         with torch.cuda.device(device if device.type == "cuda" else -1):

@@ -241,6 +241,8 @@ def run_check(args):
     from .bench.own import Own
     from .kernels import FLOATS
     if args.stages:
+        if args.backend or args.kernel or args.op or args.dtype or args.json:
+            raise ValueError("--stages prints one counter of the contract and takes --seed alone")
         return print(stages.shown(args.seed))
     device(args)
     dtypes = args.dtype or FLOATS
@@ -286,7 +288,8 @@ def run_info(args):
     found = machine() | {"device": device(args)} | {
         name: missing(name) or "runs" for name in args.backend or BACKENDS}
     if found.get("host") == "runs" and not on_host.has_fma():
-        found["host"] = "runs, its noise by float64: this CPU has no fused multiply-add"
+        found["host"] = "runs, its noise by float64 and so at less than half the speed: this " \
+                        "CPU has no fused multiply-add"
     for key, value in found.items():
         print(f"{key:<14}{value}")
     if args.json:

@@ -47,7 +47,9 @@ def dequantized(x, levels, seed=0, step=0):
 @lru_cache(maxsize=2)  # an epoch's iterations share one
 def _order(n, seed, step=0):
     """A random permutation of n, a function of seed and step."""
-    return np.argsort(noise.words((n,), seed, step=step, tag=noise.ORDER)[:, 0, 0], kind="stable")
+    order = np.argsort(noise.words((n,), seed, step=step, tag=noise.ORDER)[:, 0, 0], kind="stable")
+    order.flags.writeable = False  # one for all who ask
+    return order
 
 
 def _uniform(shape, seed):

@@ -480,6 +480,12 @@ def test_an_engine_uploads_a_schedule_once():
     again = [*sample.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
     assert before and before == {k: table.data_ptr() for k, table in engine.tables.items()}
     assert torch.equal(first, again)
+    many = engine(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 5))
+    for eps in np.linspace(.1, .2, 2 * kernels.SCHEDULES):  # bounded, and each its own
+        one = engine(langevin.langevin_step, 2, eps=eps)(0, x, -x)
+        assert torch.equal(one, update([x, -x], coefficients(langevin.langevin_step, eps=eps),
+                                       tag=2, backend="torch"))
+    assert len(engine.tables) == kernels.SCHEDULES and many(4, x, -x).isfinite().all()
 
 
 # ---- blocks, threads, instruction sets, sizes ----

@@ -4,8 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from minidiff import kernels, noise
 from minidiff.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -97,3 +100,47 @@ def test_a_kernel_file_must_hold_what_is_asked_of_it(tmp_path, refused):
     refused("--backend", argv=["check", "--kernel", str(file), "--backend", "host"])
 
 
+
+
+STAGES = """\
+seed 0, sample 7, step 3, tag 16, elements 0 to 3
+  word 0            0b08def0       185130736
+  word 1            86fd0335      2264728373
+  word 2            bb9face6      3147803878
+  word 3            a97958b0      2843302064
+  radius of word 0  40207d39        2.507643
+  cos of word 1     3f3b8860      0.73254967
+  sin of word 1     3f2e433f       0.6807136
+  z0                bfeb21ef      -1.8369731
+  z1                bfda7e8a      -1.7069867
+  update with z0    bf7590f8      -0.9592433
+  update with z1    bf6d3f45     -0.92674667
+  radius of word 2  3f49d08f       0.7883386
+  cos of word 3     3f432e29       0.7624231
+  sin of word 3     3f25a6f6       0.6470789
+  z2                bf19de41      -0.6010476
+  z3                bf02970b     -0.51011723
+  update with z2    bf267790      -0.6502619
+  update with z3    bf20a5c3      -0.6275293
+update: (0.5 x + 2 s) + 0.25 z at x = 1, s = -0.5
+"""
+
+
+def test_check_shows_a_counter_stage_by_stage(capsys, refused):
+    assert main(["check", "--stages"]) == 0
+    assert capsys.readouterr().out == STAGES
+    assert main(["check", "--stages", "--seed", "1"]) == 0
+    assert capsys.readouterr().out != STAGES
+    for more in (["--backend", "host"], ["--json", "x.json"], ["--op", "normal"],
+                 ["--dtype", "float32"], ["--kernel", "mine.py"]):
+        refused("--stages", "--seed alone", argv=["check", "--stages", *more])
+
+
+def test_every_backend_makes_the_update_that_check_shows(place):
+    backend, device = place
+    x, s = (torch.full((1, 4), v, device=device) for v in (1., -.5))
+    counter = {"seed": 0, "sample": 7, "step": 3, "tag": noise.CORRECTOR, "backend": backend}
+    for line, out in (("update with z", kernels.update([x, s], [.5, 2., .25], **counter)),
+                      ("z", kernels.normal((1, 4), device=device, **counter))):
+        shown = re.findall(rf"(?m)^  {line}\d +(\w+)", STAGES)
+        assert [f"{b:08x}" for b in out.cpu().numpy().view(np.uint32).ravel()] == shown

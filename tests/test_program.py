@@ -27,6 +27,15 @@ ROOT = Path(__file__).parents[1]
 
 # ---- the package ----
 
+def test_info_says_where_a_cpu_has_no_fused_multiply_add(monkeypatch, capsys):
+    if reason := kernels.missing("host"):
+        pytest.skip(f"host: {reason}")
+    for has, words in ((True, "host          runs\n"), (False, "no fused multiply-add\n")):
+        monkeypatch.setattr(kernels.backend("host"), "has_fma", lambda has=has: has)
+        assert main(["info"]) == 0
+        assert words in capsys.readouterr().out
+
+
 def test_import_needs_numpy_alone_and_is_quick():
     code = ("import sys, time; import numpy; t = time.perf_counter(); import minidiff, "
             "minidiff.noise, minidiff.sample, minidiff.kernels; t = time.perf_counter() - t\n"
