@@ -143,7 +143,8 @@ def normals_at(rows, quads, seed, sample=0, tag=0):
 
 
 def last_normals(out, seed, sample):
-    """The end of out's last rows, and the float32 normals that belong there, as tensors."""
+    """The end of out's last rows, and the float32 normals that belong there, as tensors, both
+    of `kernels.normal`."""
     import torch
     batch, size = out.shape
     rows = range(batch - min(batch, 3 if size < 8 else 1), batch)

@@ -228,8 +228,8 @@ def counters():
                 (x, clean_x), (s, _) = (guarded(v, shift) for v in u)
                 out, clean = guarded(torch.full_like(u[0], torch.nan), shift)
                 step = torch.tensor(2, device=DEVICE)
-                ok = [same(update([x, s], table, out=o, seed=SEED, step=step, tag=TAG,
-                                  backend=name), want) for o in (out, x)]
+                ok = [same(update([x, s], table, out=o, rows="step", seed=SEED, step=step,
+                                  tag=TAG, backend=name), want) for o in (out, x)]
                 good[f"{name} {dtype} {shape} {shift}"] = all(ok) and clean() and clean_x()
     return {"passed": all(good.values()), "cases": len(good),
             "failures": [k for k, v in good.items() if not v]}
@@ -308,7 +308,8 @@ def graph_replay():
             step = torch.zeros((), dtype=torch.int64, device=DEVICE)
 
             def one(x=x, d=d, step=step, name=name, device_table=device_table):
-                update([x, d], device_table, seed=SEED, step=step, tag=TAG, out=x, backend=name)
+                update([x, d], device_table, rows="step", seed=SEED, step=step, tag=TAG, out=x,
+                       backend=name)
                 step.add_(1)
             good[f"{name} {dtype}"] = same(replayed(one, x, x0, step), want)
     return {"passed": all(good.values()), **good}

@@ -10,14 +10,15 @@ dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
 
 import inspect
 import runpy
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .. import noise
 from ..kernels import OPS
 from .check import COUNTER, SHAPES, SUMS, cases, compare, sum_cases, sum_rows, sums_of
+from .timed import normals, require_same
 
 
 def short(e):
@@ -57,11 +58,15 @@ class Own:
         v = v if isinstance(v, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(v))
         return v.to(self.device) if self.arrays == "torch" else v.cpu().numpy()
 
+    def takes_z(self, name):
+        """Whether a function is handed its noise, rather than drawing it."""
+        return "z" in inspect.signature(self.functions[name]).parameters
+
     def bind(self, name, u, coef, parameters):
         """The op's function with its arguments, as a call without any."""
         import torch
         op, first = OPS.get(name), u[0]
-        have = dict(zip(op.operands if op else ("s" if name == "dsm_loss" else "x",), u))
+        have = dict(zip(self.operands(name), u))
         coef = coef.cpu().numpy() if isinstance(coef, torch.Tensor) else np.asarray(coef)
         coef = coef.astype(np.float32)
         if op and op.denoise:
@@ -70,13 +75,36 @@ class Own:
                  "shape": tuple(first.shape), **COUNTER}
         wanted = inspect.signature(self.functions[name]).parameters
         if "z" in wanted:
-            have["z"] = noise.normal(tuple(first.shape), **COUNTER)
+            have["z"] = normals(tuple(first.shape), **COUNTER)
         missing = [n for n, w in wanted.items() if n not in have and w.default is w.empty
                    and w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)]
         if missing:
             raise ValueError(f"{name}: unknown argument {missing[0]!r}; there are z, "
                              f"{', '.join(have)}")
         return partial(self.functions[name], **{n: self.give(have[n]) for n in wanted if n in have})
+
+    def operands(self, name):
+        """The names of a function's operands."""
+        if name in OPS:
+            return OPS[name].operands
+        return ("s",) if name == "dsm_loss" else ("x",)
+
+    def renew(self, call, name, u, step):
+        """Other operands, and noise of another step, in the very arrays of a call."""
+        import torch
+        have, given = dict(zip(self.operands(name), u)), call.keywords
+        if "z" in given:
+            have["z"] = normals(tuple(u[0].shape), **COUNTER | {"step": step})
+        if "out" in given:
+            have["out"] = torch.full_like(u[0], torch.nan)
+        for n, v in have.items():
+            array = given.get(n)
+            if isinstance(array, np.ndarray):
+                array[...] = v.cpu().numpy()
+            elif array is not None:
+                array.copy_(v)
+        if "step" in given:
+            given["step"] = step
 
     def results(self, call, count):
         """What a call returns, as `count` CPU tensors."""
@@ -90,6 +118,27 @@ class Own:
             raise TypeError(f"returned {len(got)} results, not {count}")
         return [v.detach().cpu() if isinstance(v, torch.Tensor) else
                 torch.from_numpy(np.asarray(v)) for v in got]
+
+    @contextmanager
+    def named(self):
+        """What the user's function raises becomes a RuntimeError that names the file."""
+        try:
+            yield
+        except (Exception, SystemExit) as e:
+            raise RuntimeError(f"{self.file}: {short(e)}") from e
+
+    def timed(self, call):
+        """A call for the clock."""
+        def f():
+            with self.named():
+                return call()
+        return f
+
+    def require(self, name, call, want, when="nothing was timed"):
+        """RuntimeError unless a call returns NumPy's results, whole."""
+        with self.named():
+            got = self.results(call, len(want))
+        require_same(name, self.file, got, want, when)
 
     def check(self, dtypes=("float32",), seed=0):
         """Rows as check's: each function on every case of its op."""

@@ -93,7 +93,9 @@ def numpy_rng(w):
     term = np.empty_like(out)
     if clip is not None:
         score, u[1] = u[1], np.empty_like(out)
-    rest = list(zip(u, c))[not w.noise:]
+    rest = list(zip(u, c))
+    if not w.noise:  # into out goes a term that is multiplied anyway
+        first, scale = rest.pop(next((k for k, v in enumerate(c) if v != 1), 0))
 
     def f(z=None):
         if clip is not None:
@@ -101,7 +103,7 @@ def numpy_rng(w):
             np.add(np.multiply(score, clip[1], out=u[1]), term, out=u[1])
             np.clip(u[1], *clip[2:], out=u[1])
         if not w.noise:
-            np.multiply(u[0], c[0], out=out)
+            np.multiply(first, scale, out=out)
         elif z is None:
             rng.standard_normal(out=out, dtype=np.float32)
         else:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from .machine import machine
 from .peers import PEERS
+from .rows import label
 from .run import FORM
 
 RESULTS = Path(__file__).parent / "results"
 START, END = "<!-- bench: start -->", "<!-- bench: end -->"
-KEYS = "kind", "op", "backend", "dtype", "shape", "network", "against"
+KEYS = "kind", "op", "backend", "dtype", "shape", "network", "against", "given_z"
 
 
 def save(target, rows):
@@ -43,7 +44,8 @@ def load(file):
         raise ValueError(f"{file}: not a list of rows that bench wrote ({e})") from e
     if not good or len(good) < len(rows):
         raise ValueError(f"{file}: not a list of rows that bench wrote")
-    return [{"kind": "update", "shape": [r["elements"]], "reason": None} | r for r in good]
+    return [{"kind": "update", "shape": [r["elements"]], "reason": None, "given_z": False} | r
+            for r in good]
 
 
 def newest(folder=RESULTS):
@@ -74,7 +76,7 @@ def _updates(rows):
     ours = [r for r in rows if r["kind"] == "update" and r["backend"] not in PEERS and r["seconds"]]
     best = {}
     for r in ours:
-        key = r["op"], r["dtype"], tuple(r["shape"])
+        key = r["op"], r["dtype"], tuple(r["shape"]), r["given_z"]
         best[key] = min(r, best.get(key, r), key=lambda r: r["seconds"])
     peers = [p for p in PEERS if any(p in r["speedup"] for r in ours)]
     yield _line(["op", "shape", "dtype", "backend", "ns an element", "of copy",
@@ -82,7 +84,7 @@ def _updates(rows):
     yield _line(["---"] * (6 + len(peers)))
     for r in best.values():
         copy = r["fraction_of_copy"]
-        yield _line([r["op"], "x".join(map(str, r["shape"])), r["dtype"], r["backend"],
+        yield _line([r["op"], "x".join(map(str, r["shape"])), r["dtype"], label(r),
                      f"{r['seconds'] / r['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-",
                      *(_times(r, p) for p in peers)])
 
@@ -170,7 +172,8 @@ def slower(old, new):
         now, low, error = (v / (drift or 1.) for v in (b["seconds"], b["quartiles"][0], _error(b)))
         rise, noise = now - a["seconds"], 4 * (_error(a)**2 + error**2)**.5
         if a["backend"] not in PEERS and low > a["quartiles"][1] and rise > noise:
-            lines.append(f"slower: {' '.join(k for k in _key(b) if k != 'None')}: "
+            known = [k for k in _key(b) if k not in ("None", "False")]
+            lines.append(f"slower: {' '.join(known)}: "
                          f"{a['seconds'] * 1e6:.1f} -> {now * 1e6:.1f} us, "
                          f"{100 * rise / a['seconds']:.0f} % (noise "
                          f"{100 * noise / a['seconds']:.0f} %)")
@@ -197,5 +200,6 @@ def compare(old, new):
 def form_rows(rows):
     """Rows of the update x' = a x + b s + c z in float32, 1024 wide or one row, by size."""
     own = [r for r in rows if r["kind"] == "update" and r["op"] == FORM.name
-           and r["dtype"] == "float32" and r["shape"][-1] in (1024, r["elements"])]
+           and r["dtype"] == "float32" and not r["given_z"]
+           and r["shape"][-1] in (1024, r["elements"])]
     return sorted(own, key=lambda r: r["elements"])

@@ -21,14 +21,21 @@ def row_of(op, backend, dtype, shape, **more):
             "elements": int(np.prod(shape)), "shape": list(shape), "seconds": None,
             "quartiles": None, "rounds": None, "bytes": None, "gb_per_s": None,
             "fraction_of_copy": None, "matches_reference": None, "speedup": {},
-            "predicted_seconds": None, "reason": None, "machine": machine(),
+            "predicted_seconds": None, "reason": None, "given_z": False, "machine": machine(),
             "date": time.strftime("%Y-%m-%d")} | more
 
 
 def add_speedups(rows):
-    """Each contract backend's speedup over each peer of these rows, never over another backend."""
-    peers = {r["backend"]: r["seconds"] for r in rows if r["backend"] in PEERS and r["seconds"]}
+    """Each contract backend's speedup over each peer of these rows, never over another backend.
+    What is given z has less to do: it races the peers that are given z too."""
     for row in rows:
         if row["backend"] not in PEERS and row["seconds"]:
-            row["speedup"] = {name: s / row["seconds"] for name, s in peers.items()}
+            row["speedup"] = {
+                r["backend"]: r["seconds"] / row["seconds"] for r in rows
+                if r["backend"] in PEERS and r["seconds"] and r["given_z"] == row["given_z"]}
     return rows
+
+
+def label(row):
+    """Who a row is of, and whether its noise was handed to it."""
+    return row["backend"] + ", z given" * row["given_z"]

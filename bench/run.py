@@ -1,21 +1,31 @@
 """Gate, then clock: medians of one interleaved run, contract backends beside peers."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from ..kernels import BACKENDS, OPS, bind, missing, update
+from ..kernels import BACKENDS, OPS, bind, missing
 from .check import CLIP, COUNTER, check_op
-from .clock import SECONDS, clock, summary
+from .clock import SECONDS
 from .peers import PEERS
-from .rows import ELEMENTS, add_speedups, row_of, shape_of
+from .rows import ELEMENTS, add_speedups, label, row_of, shape_of
 from .schedulers import SCHEDULERS
 from .schedulers import check as check_scheduler
 from .sums import bench_sums
+from .timed import (
+    AFTER,
+    CHUNK,
+    expected_update,
+    refresh,
+    require_possible,
+    require_same,
+    times_of,
+    yardsticks,
+)
 from .work import Work
 
 FORM = next(op for op in OPS.values() if op.noise and len(op.operands) == 2 and not op.denoise)
-SEEN = 1 << 16  # elements at either end of a peer's result that are compared
 
 
 def kernels_of():
@@ -85,33 +95,20 @@ def check_peer(name, f, work):
         check_scheduler(work.op.step, [t[:4] for t in work.u])
         return None if work.noise else True
     z = torch.randn_like(work.out) if work.noise else None
-    result, end = f(z).view(-1), slice(None, SEEN)
-    for part in (end, slice(-SEEN, None)):
-        v = [t.view(-1)[part].double() for t in work.u]
+    result = f(z)
+    eps = torch.finfo(result.dtype).eps
+    for part in torch.arange(len(result)).split(max(1, CHUNK // max(1, result[:1].numel()))):
+        rows = slice(part[0], part[-1] + 1)
+        v = [t[rows].double() for t in work.u]
         if work.clip is not None:
             v[1] = (work.clip[0] * v[0] + work.clip[1] * v[1]).clamp(*work.clip[2:])
-        v += [] if z is None else [z.view(-1)[part].double()]
+        v += [] if z is None else [z[rows].double()]
         terms = [c_k * v_k for c_k, v_k in zip(work.c, v)]
         # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
-        bound = 2 * len(terms) * torch.finfo(result.dtype).eps * sum(t.abs() for t in terms)
-        if not ((result[part].double() - sum(terms)).abs() <= bound).all():
+        bound = 2 * len(terms) * eps * sum(t.abs() for t in terms)
+        if not ((result[rows].double() - sum(terms)).abs() <= bound).all():
             raise RuntimeError(f"peer {name} computes another {work.op.name} than the reference")
     return None if work.noise else True
-
-
-def check_timed(name, result, work, coef, sample=0, **draw):
-    """RuntimeError unless the first and last rows of what is timed are the reference's bits."""
-    import torch
-    rows = max(1, SEEN // work.out[0].numel())
-    for start in {0, max(0, len(work.out) - rows)}:
-        part = slice(start, start + rows)
-        want = torch.empty_like(work.out[part], device="cpu")
-        update([u[part].cpu() for u in work.u], coef, out=want, backend="numpy",
-               sample=sample + start, **draw)
-        got, bits = result[part].cpu(), torch.int32 if want.element_size() == 4 else torch.int16
-        if got.dtype != want.dtype or not torch.equal(got.view(bits), want.view(bits)):
-            raise RuntimeError(f"{work.op.name}: {name} does not return the reference's bits at "
-                               f"{tuple(work.out.shape)}; nothing was timed")
 
 
 def moved(name, work):
@@ -123,40 +120,90 @@ def moved(name, work):
     return size * (len(work.u) + 1)
 
 
+def mine(own, op, work, coef, parameters):
+    """A user's function on operands of its own, which it may overwrite, checked whole."""
+    if op.name == "normal" and own.takes_z("normal"):
+        raise ValueError(f"{own.file}: a normal that is given z has nothing to do; draw it from "
+                         "seed, sample, step and tag")
+    call = own.bind(op.name, [u.clone() for u in work.u] or [work.out.clone()], coef, parameters)
+    own.require(op.name, call, [expected_update(work.u, coef, work.out, **COUNTER)])
+    return call
+
+
+def peers_given_z(names, op, work, dtype, device):
+    """{(name, True): call} of the peers that can be handed z, as one more operand."""
+    import torch
+    z = torch.randn_like(work.out)
+    given = replace(work, u=[*work.u, z])
+    here = [n for n in names if n in PEERS and n != "diffusers" and not lacks(n, op, dtype, device)]
+    calls = {n: PEERS[n].make(given) for n in here}
+    for name, f in calls.items():
+        check_peer(name, f, given)
+    return given, {(name, True): f for name, f in calls.items()}
+
+
+def check_after(op, work, coef, ours, own, user, seed):
+    """RuntimeError unless all that was timed still computes, of fresh data in its own memory."""
+    refresh(work.u, seed + 1)
+    want = expected_update(work.u, coef, work.out, step=1)
+    for name, f in ours.items():
+        work.out.fill_(float("nan"))
+        require_same(op.name, name, [f(1)], [want], AFTER)
+    if user:
+        own.renew(user, op.name, work.u or [work.out], 1)
+        want = expected_update(work.u, coef, work.out, **COUNTER | {"step": 1})
+        own.require(op.name, user, [want], AFTER)
+
+
 def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, width=1024,
               seconds=SECONDS):
-    """Rows of an op at one size: peers are checked on the very tensors that are then timed."""
+    """Rows of an op at one size: all are checked on the very tensors that are then timed."""
     work, coef, p = case(op, elements, dtype, device, seed, width)
-    functions, found, refused = {}, dict(matches), {}
+    ours, functions, found, refused, user = {}, {}, dict(matches), {}, None
+    want = expected_update(work.u, coef, work.out) if matches else None
     for name in names:
         if reason := lacks(name, op, dtype, device):
             refused[name] = reason
-            continue
-        functions[name] = call(name, work, coef)
-        if name in PEERS:
-            found[name] = check_peer(name, functions[name], work)
+        elif name in PEERS:
+            functions[name, False] = PEERS[name].make(work)
+            found[name] = check_peer(name, functions[name, False], work)
         else:
+            ours[name] = bind(work.u, coef, out=work.out, backend=name)
+            functions[name, False] = partial(ours[name], 0)
             work.out.fill_(float("nan"))
-            check_timed(name, functions[name](), work, coef)
+            require_same(op.name, name, [ours[name](0)], [want])
+    copied, fills = work.out.clone(), set()
+    works = {False: work}
+    extra = {"copy": lambda: work.out.copy_(copied)}
     if own and op.name in own.functions:
-        functions[own.file] = f = own.bind(op.name, work.u or [work.out], coef, p)
-        check_timed(own.file, *own.results(f, 1), work, coef, **COUNTER)
-    size, copied = work.out.numel() * work.out.element_size(), work.out.clone()
-    fills = {PEERS[n].fill for n in functions if n in PEERS} if op.noise else ()
-    extra = {"copy": lambda: work.out.copy_(copied)} | {f: f(work.out) for f in fills}
-    times = {name: summary(t) for name, t in
-             clock(functions | extra, device, seconds).items()}
+        user, given = mine(own, op, work, coef, p), own.takes_z(op.name)
+        functions[own.file, given] = own.timed(user)
+        extra |= yardsticks(work.out)
+        if given:
+            works[True], calls = peers_given_z(names, op, work, dtype, device)
+            functions |= calls
+    if op.noise:
+        fills = {PEERS[n].fill for n, _ in functions if n in PEERS}
+        extra |= {f: f(work.out) for f in fills}
+    times = times_of(functions | extra, device, seconds)
+    check_after(op, work, coef, ours, own, user, seed)
+    size = work.out.numel() * work.out.element_size()
     copy_rate = 2 * size / times["copy"]["seconds"]
     rows = [row_of(op.name, n, dtype, work.out.shape, reason=r) for n, r in refused.items()]
-    for name in functions:
-        bytes_, t = moved(name, work), times[name]
-        row = row_of(op.name, name, dtype, work.out.shape, **t, bytes=bytes_,
+    for (name, given), t in ((key, times[key]) for key in functions):
+        bytes_ = moved(name, works[given])
+        if user and name == own.file:
+            bytes_ += given * (4 * work.out.numel() - size)  # its z is float32
+            writes = not works[given].u
+            require_possible(op.name, name, t, bytes_, writes, size, times)
+        row = row_of(op.name, name, dtype, work.out.shape, **t, bytes=bytes_, given_z=given,
                      gb_per_s=bytes_ / t["seconds"] / 1e9,
                      fraction_of_copy=bytes_ / t["seconds"] / copy_rate,
-                     matches_reference=found.get(name, True), copy_gb_per_s=copy_rate / 1e9)
+                     matches_reference=True if given else found.get(name, True),
+                     copy_gb_per_s=copy_rate / 1e9)
         if name in PEERS:
-            drawn = times[PEERS[name].fill]["seconds"] if op.noise else 0.
-            row["predicted_seconds"] = PEERS[name].passes(work) * size / copy_rate + drawn
+            drawn = times[PEERS[name].fill]["seconds"] if works[given].noise else 0.
+            row["predicted_seconds"] = PEERS[name].passes(works[given]) * size / copy_rate + drawn
         rows.append(row)
     return add_speedups(rows)
 
@@ -189,15 +236,17 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
 
 def show(rows):
     """Rows of updates as a table; what was not measured, and why, below it."""
-    lines = [f"{'op':<16}{'backend':<15}{'dtype':<9}{'elements':>10}{'width':>6}{'ns/element':>11}"
-             f"{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  speedup over"]
+    wide = max([15, *(len(label(r)) + 1 for r in rows)])
+    lines = [f"{'op':<16}{'backend':<{wide}}{'dtype':<9}{'elements':>10}{'width':>6}"
+             f"{'ns/element':>11}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  speedup over"]
     number = lambda v, form: format(v, form) if v is not None else "-"
     for r in (r for r in rows if r["seconds"]):
         n, bits = r["elements"], {True: "same", None: "-"}[r["matches_reference"]]
         over = ", ".join(f"{p} {v:.1f}x" for p, v in r["speedup"].items())
         predicted = r["predicted_seconds"] and r["predicted_seconds"] / n * 1e9
-        lines.append(f"{r['op']:<16}{r['backend']:<15}{r['dtype']:<9}{n:>10}{r['shape'][-1]:>6}"
-                     f"{r['seconds'] / n * 1e9:>11.2f}{number(r['gb_per_s'], '.1f'):>7}"
+        lines.append(f"{r['op']:<16}{label(r):<{wide}}{r['dtype']:<9}{n:>10}"
+                     f"{r['shape'][-1]:>6}{r['seconds'] / n * 1e9:>11.2f}"
+                     f"{number(r['gb_per_s'], '.1f'):>7}"
                      f"{number(r['fraction_of_copy'], '.2f'):>8}{number(predicted, '.2f'):>10}"
                      f"  {bits:<5} {over}".rstrip())
     not_here = dict.fromkeys(f"not measured: {r['backend']}, {r['op']}: {r['reason']}"

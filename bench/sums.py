@@ -4,15 +4,27 @@ from functools import partial
 
 import torch
 
+from .. import noise
 from ..kernels import BACKENDS, Fused, dsm_loss, noise_norms, norms
 from ..langevin import langevin_step
 from ..sample import Reference
 from ..solvers import snr_step_size
-from .check import check_sums
-from .clock import SECONDS, clock, summary
+from .check import COUNTER, check_sums
+from .clock import SECONDS
 from .peers import PEERS
 from .rows import ELEMENTS, add_speedups, row_of, shape_of
+from .timed import (
+    AFTER,
+    expected_sums,
+    in_parts,
+    refresh,
+    require_possible,
+    require_same,
+    times_of,
+    yardsticks,
+)
 
+TAG = noise.CORRECTOR
 SUMS = "norms", "noise_norms", "dsm_loss", "corrector"
 
 
@@ -48,45 +60,60 @@ def compiled(f):
     return torch.compile(f, dynamic=False, fullgraph=True)
 
 
-def check_corrector(name, f, s, normal=None):
-    """RuntimeError unless f(x, s) of the first rows is the reference's correction: float32 rounds
-    its terms, and the norms in their coefficients, by less than 2^-20 of them."""
+def check_corrector(name, f, s, z=None):
+    """RuntimeError unless f(x, s) is the reference's correction, whole, with its own noise or with
+    z: float32 rounds its terms, and the norms in their coefficients, by less than 2^-20 of them."""
     x = torch.ones_like(s)
-    got, (x64, s64) = f(x.clone(), s), (u.cpu().double().numpy() for u in (x, s))
-    want = Reference(normal=normal).correct(langevin_step, snr_step_size, x64, s64, 0, 0)
-    slack = max(2.**-20, 4 * torch.finfo(s.dtype).eps) * (3 + abs(want))
-    if not (abs(got.cpu().double().numpy() - want) <= slack).all():
-        raise RuntimeError(f"corrector: {name} does not follow the reference; nothing was timed")
+    got = f(x.clone(), s)
+    eps = max(2.**-20, 4 * torch.finfo(s.dtype).eps)
+
+    def part(rows):
+        x64, s64 = (u[rows].cpu().double().numpy() for u in (x, s))
+        normal = None if z is None else lambda *_: z[rows].cpu().double().numpy()
+        op = Reference(sample=rows.start, normal=normal)
+        want = op.correct(langevin_step, snr_step_size, x64, s64, 0, TAG)
+        return (abs(got[rows].cpu().double().numpy() - want) <= eps * (3 + abs(want))).all()
+    if not all(in_parts(part, *s.shape)):
+        raise RuntimeError(f"corrector: {name} does not follow the reference; what was timed is "
+                           "not reported")
 
 
 def checked(name, f, x, s, draw):
     """A peer's correction as a call, after a look at one with an explicit z."""
-    z = torch.randn_like(s[:64])
-    check_corrector(name, lambda x, s: f(x, s, z), s[:64], lambda *_: z.cpu().double().numpy())
+    z = torch.randn_like(s)
+    check_corrector(name, lambda x, s: f(x, s, z), s, z)
     return lambda: f(x, s, draw())
 
 
+def corrector(name):
+    """A backend's correction, a function of x and s."""
+    return partial(Fused(backend=name).correct, langevin_step, snr_step_size, k=0, tag=TAG)
+
+
 def sums_case(op, elements, dtype, device):
-    """(backend name -> call, {peer: call}, bytes, operand, coef of dsm_loss)."""
+    """({backend: call}, {(peer, whether z is given): call}, bytes, operand, coef of dsm_loss)."""
     shape = shape_of(elements)
     x, s, z = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in "xsz")
     coef, fresh = torch.rand((shape[0], 3), device=device), partial(torch.randn_like, s)
+    given = lambda: z
     forms = {"torch_eager": (corrected, fresh), "torch_inplace": (corrected_inplace, z.normal_),
              "torch_compile": (compiled(corrected), z.normal_)}
+    loss = partial(loss_and_gradient, s, coef)
     ours, peers, passes = {
         "norms": (lambda name: partial(norms, s, backend=name),
-                  {"torch_eager": lambda: s.norm(dim=1)}, 1),
+                  {("torch_eager", False): lambda: s.norm(dim=1)}, 1),
         "noise_norms": (lambda name: partial(noise_norms, s, backend=name),
-                        {"torch_eager": lambda: torch.randn_like(s).norm(dim=1),
-                         "torch_inplace": lambda: z.normal_().norm(dim=1)}, 0),
+                        {("torch_eager", False): lambda: torch.randn_like(s).norm(dim=1),
+                         ("torch_inplace", False): lambda: z.normal_().norm(dim=1),
+                         ("torch_eager", True): lambda: z.norm(dim=1)}, 0),
         "dsm_loss": (lambda name: partial(dsm_loss, s, coef, backend=name),
-                     {"torch_eager": partial(loss_and_gradient, s, coef, fresh),
-                      "torch_inplace": partial(loss_and_gradient, s, coef, z.normal_),
-                      "torch_compile": partial(loss_and_gradient, s, coef, z.normal_,
-                                               compiled(composed))}, 2),
-        "corrector": (lambda name: partial(Fused(backend=name).correct, langevin_step,
-                                           snr_step_size, x.clone(), s, 0, 0),
-                      {name: checked(name, f, x.clone(), s, draw)
+                     {("torch_eager", False): partial(loss, fresh),
+                      ("torch_inplace", False): partial(loss, z.normal_),
+                      ("torch_compile", False): partial(loss, z.normal_, compiled(composed)),
+                      ("torch_eager", True): partial(loss, given),
+                      ("torch_compile", True): partial(loss, given, compiled(composed))}, 2),
+        "corrector": (lambda name: partial(corrector(name), x.clone(), s),
+                      {(name, False): checked(name, f, x.clone(), s, draw)
                        for name, (f, draw) in forms.items()}, 4)}[op]
     return ours, peers, passes * s.nbytes, s, coef
 
@@ -102,26 +129,54 @@ def bench_sums(op, names, elements=None, dtype="float32", device="cpu", own=None
             raise RuntimeError(f"{op}: {name} does not return the reference's sums; nothing was "
                                "timed")
     for n in elements or ELEMENTS:
-        make, peers, size, s, coef = sums_case(op, n, dtype, device)
-        peers = {name: f for name, f in peers.items() if name in named
-                 and not PEERS[name].lacks(None, dtype, device != "cpu")}
-        functions = {name: make(name) for name in names} | peers
-        for name in names if op == "corrector" else ():
-            check_corrector(name, partial(Fused(backend=name).correct, langevin_step,
-                                          snr_step_size, k=0, tag=0), s[:64])
-        if own and op in own.functions:
-            functions[own.file] = own.bind(op, [s], coef, {})
-        copied, out = s.clone(), s.clone()
-        times = clock(functions | {"copy": lambda a=copied, b=out: b.copy_(a)}, device,
-                      seconds)
-        copy_rate = 2 * s.nbytes / summary(times["copy"])["seconds"]
-        found = []
-        for name in functions:
-            t, peer = summary(times[name]), name in peers
-            rate = None if peer else size / t["seconds"]
-            found.append(row_of(op, name, dtype, s.shape, **t, bytes=None if peer else size,
-                                gb_per_s=rate and rate / 1e9,
-                                fraction_of_copy=rate and rate / copy_rate,
-                                matches_reference=None if peer else True))
-        rows += add_speedups(found)
+        rows += sums_at(op, names, named, n, dtype, device, own, seed, seconds)
     return rows
+
+
+def sums_at(op, names, named, elements, dtype, device, own, seed, seconds):
+    """Rows of one size, checked whole before the clock and after it."""
+    make, peers, size, s, coef = sums_case(op, elements, dtype, device)
+    user = None
+    if own and op in own.functions:
+        user, given = own.bind(op, [s.clone()], coef, {}), own.takes_z(op)
+    peers = {(name, z): f for (name, z), f in peers.items()
+             if name in named and not PEERS[name].lacks(None, dtype, device != "cpu")
+             and (not z or user and given)}
+    ours = {name: make(name) for name in names}
+
+    def check(when, **counter):
+        if op == "corrector":
+            for name in names:
+                check_corrector(name, corrector(name), s)
+            return
+        want = expected_sums(op, s, coef)
+        for name, f in ours.items():
+            got = f()
+            require_same(op, name, got if isinstance(got, tuple) else (got,), want, when)
+        if user:
+            want = expected_sums(op, s, coef, **COUNTER | counter)
+            own.require(op, user, want, when)
+    check("nothing was timed")
+    functions = {(name, False): f for name, f in ours.items()} | peers
+    copied, out = s.clone(), s.clone()
+    extra = {"copy": lambda: out.copy_(copied)}
+    if user:
+        functions[own.file, given] = own.timed(user)
+        extra |= yardsticks(s)
+    times = times_of(functions | extra, device, seconds)
+    refresh([s], seed + 1)
+    if user:
+        own.renew(user, op, [s], 1)
+    check(AFTER, step=1)
+    copy_rate, found = 2 * s.nbytes / times["copy"]["seconds"], []
+    for name, z in functions:
+        t, peer = times[name, z], name not in ours and not (user and name == own.file)
+        moved = size + z * 4 * s.numel()  # z is float32
+        if user and name == own.file:
+            require_possible(op, name, t, moved, False, s.nbytes, times)
+        rate = None if peer else moved / t["seconds"]
+        found.append(row_of(op, name, dtype, s.shape, **t, bytes=None if peer else moved,
+                            given_z=z, gb_per_s=rate and rate / 1e9,
+                            fraction_of_copy=rate and rate / copy_rate,
+                            matches_reference=None if peer else True))
+    return add_speedups(found)

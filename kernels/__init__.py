@@ -18,13 +18,14 @@ from operator import index
 import numpy as np
 
 from ..affine import coefficients
-from ..noise import MASK
+from ..noise import MASK, PERTURBATION, PREDICTOR, PRIOR
 from .table import OPS, Op, lookup
 
 __all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "bind", "coefficients",
            "dsm_loss", "missing", "noise_norms", "normal", "norms", "update"]
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 FLOATS = "float32", "bfloat16", "float16"
+ROWS = None, "sample", "step"  # what the rows of coef may be said to be
 SCHEDULES = 64  # tables that an engine keeps on its device; a loop has up to four
 
 
@@ -91,6 +92,10 @@ def _real(name, u):
     if u.requires_grad:
         raise RuntimeError(f"{name} requires grad and this records none: pass it detached, or "
                            "call torch.ops.minidiff, by import minidiff.kernels.torch_ops")
+    dual = torch.autograd.forward_ad
+    if dual._current_level >= 0 and dual.unpack_dual(u).tangent is not None:
+        raise RuntimeError(f"{name} carries a forward-mode tangent, which would be lost: pass it "
+                           "detached, or take the derivative of the reference's step")
 
 
 def _accept(arrays, names, chosen):
@@ -124,6 +129,15 @@ def _writable(out, t, operands, names):
             raise ValueError(f"out overlaps {name} in part: pass that array itself or a new one")
 
 
+def _changed(out):
+    """What tells autograd that a tensor was written: a graph that had saved it then refuses to
+    go back, as after torch's own in-place forms. None for what is no tensor."""
+    if out is None or isinstance(out, np.ndarray):
+        return None
+    from torch.autograd.graph import increment_version
+    return increment_version
+
+
 def _like(given, t):
     """A result in the kind of what was given."""
     return t.numpy() if isinstance(given, np.ndarray) else t
@@ -141,27 +155,32 @@ def _table(coef, device):
     return coef.to(device, torch.float32).contiguous()
 
 
-def _step(step, like):
-    """The step as an unsigned integer; a step counter as a tensor."""
-    if isinstance(step, (int, np.generic)) or not hasattr(step, "shape"):
+def _step(step, like, rows=None):
+    """The step as an unsigned integer; a step counter as a tensor, as is a number that chooses
+    one of rows."""
+    number = isinstance(step, (int, np.generic)) or not hasattr(step, "shape")
+    if number and rows != "step":
         return index(step) & MASK
     import torch
-    step = torch.as_tensor(step)
+    if number:
+        step = torch.from_numpy(np.asarray(index(step))).to(like.device)
+    if not isinstance(step, torch.Tensor):
+        step = torch.from_numpy(step)
     if step.shape or step.dtype != torch.int64 or step.device != like.device:
         raise ValueError("a step counter must be a 0-d int64 array or tensor on the operands' "
                          f"device, got {step.dtype} {tuple(step.shape)} on {step.device}")
     return step
 
 
-def _prepare(module, out, operands, coef, widths, counter, per_sample=False, sums=0):
+def _prepare(module, out, operands, coef, widths, counter, rows="sample", sums=0):
     """Check coef; returns run(step), which gives the sums of squares a sample, float64, or None.
 
-    counter: seed, sample, tag, and a step for its kind. per_sample: rows of coef are samples
-    also beside a step counter. sums: 1 stores nothing, 2 the gradient ((2*w)*e)*c0, 3 e itself.
+    counter: seed, sample, tag. rows: of coef, one a sample, or a table that the step chooses from.
+    sums: 1 stores nothing, 2 the gradient ((2*w)*e)*c0, 3 e itself.
     """
-    batch, shape, (seed, sample, tag, step) = len(out), tuple(coef.shape), counter
+    batch, shape, (seed, sample, tag) = len(out), tuple(coef.shape), counter
     draw = index(seed) & (1 << 64) - 1, index(sample) & MASK, index(tag) & MASK
-    table = not per_sample and not isinstance(step, int)
+    table = rows == "step"
     if not shape or shape[-1] not in widths:
         raise ValueError(f"coef has shape {shape}: its last axis must be "
                          f"{' or '.join(map(str, widths))} long")
@@ -191,9 +210,11 @@ def bind(operands, coef, **kw):
     return _bind([*operands], coef, True, **kw)
 
 
-def _bind(operands, coef, again, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
-          names=(), per_sample=False):
+def _bind(operands, coef, again, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None,
+          backend="auto", names=(), rows=None):
     """See bind; where it is called but once, operands may be copied and coef need not be."""
+    if rows not in ROWS:
+        raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")
     given, k = operands + ([] if out is None else [out]), len(operands)
     if k > 4:
         raise ValueError(f"at most 4 operands, got {k}")
@@ -201,26 +222,33 @@ def _bind(operands, coef, again, *, seed=0, sample=0, step=0, tag=0, out=None, b
         raise ValueError("out is needed where there is no operand")
     names = [*(names or (f"operands[{i}]" for i in range(k))), "out"]
     tensors, module = _accept(given, names, backend)
-    like, inputs, first = tensors[0], tensors[:k], _step(step, tensors[0])
+    like, inputs, first = tensors[0], tensors[:k], _step(step, tensors[0], rows)
     for name, u, t in zip(names, given, tensors) if again else ():
         if t.data_ptr() != (u.ctypes.data if isinstance(u, np.ndarray) else u.data_ptr()):
             raise ValueError(f"{name} must be contiguous and writeable to be bound")
     target = like.new_empty(like.shape) if out is None else tensors[k]
+    seen = again or out is not None  # what is written may have been read before
     if out is None:
         out = _like(given[0], target)
     else:
         _writable(out, target, inputs, names)
     widths = (k, k + 1, k + 4, k + 5)[:4 if k > 1 else 2] if k else (1,)
     coef = _table(coef, like.device)
+    if coef.dim() == 2 and rows is None and not isinstance(first, int):
+        raise ValueError('coef has rows and step is a counter: say rows="step" where it chooses '
+                         'one of them, rows="sample" where each sample has its own')
     run = _prepare(module, target, inputs, coef.clone() if again else coef, widths,
-                   (seed, sample, tag, first), per_sample)
+                   (seed, sample, tag), rows)
+    changed = _changed(out) if seen else None
 
     def launch(step):
-        step = _step(step, like)
+        step = _step(step, like, rows)
         if isinstance(step, int) != isinstance(first, int):
             raise ValueError("bound with a number for its step, f takes numbers; with a counter, "
                              "counters")
         run(step)
+        if changed:
+            changed(out)
         return out
     return launch
 
@@ -231,22 +259,24 @@ def update(operands, coef, *, step=0, **kw):
     operands: none (then `out` gives the shape) to four arrays of one shape, dtype (float32,
       bfloat16, float16) and device; the first axis is the samples.
     coef: (K,), or (K + 1,) where the last multiplies the noise; with four more, p0, p1, lo, hi,
-      u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a sample. A
-      table (N, ...), or one row, when `step` is a 0-d int64 array or tensor, which then selects
-      the row (clamped to 0 ... N - 1) and is the noise's step: nothing waits for it on a GPU.
+      u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a sample.
     seed, sample, step, tag: the noise's counter (minidiff.noise); sample is the first row's id.
+      step is a number or a step counter, a 0-d int64 array or tensor that a GPU reads when it
+      comes to it: nothing waits.
+    rows: what the rows of coef are. "sample": one a sample. "step": a table (N, ...) of which
+      step chooses one, clamped to 0 ... N - 1. Beside a counter it must be said.
     out: where to write; may be an operand itself (in place), may not overlap one otherwise.
-    backend: "auto" or a name; names: the operands', for messages; per_sample: rows of coef are
-      samples also beside a step counter.
+    backend: "auto" or a name; names: the operands', for messages.
     Returns out. TypeError, ValueError and RuntimeError say which argument and why.
     """
     return _bind([*operands], coef, False, step=step, **kw)(step)
 
 
-def normal(shape, dtype="float32", device=None, *, out=None, **kw):
+def normal(shape, dtype="float32", device=None, *, tag=PRIOR, out=None, **kw):
     """z ~ N(0, I): an array of `shape`, NumPy, or a torch tensor where `device` is given.
 
-    Keywords as in `update`: seed, sample, step, tag, backend; `out` is filled if given.
+    Keywords as in `update`: seed, sample, step, tag, backend; `out` is filled if given. The tag
+    is PRIOR's, so that no op, which has another, draws the same again.
     """
     if out is not None and tuple(out.shape) != tuple(shape):
         raise ValueError(f"out has shape {tuple(out.shape)}, not {tuple(shape)}")
@@ -257,60 +287,65 @@ def normal(shape, dtype="float32", device=None, *, out=None, **kw):
         if dtype not in FLOATS:
             raise TypeError(f"dtype must be one of {', '.join(FLOATS)}, got {dtype}")
         out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-    return update([], [1.], out=out, **kw)
+    return update([], [1.], tag=tag, out=out, **kw)
 
 
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,): squares a quad in float32, quads in float64."""
     (u,), module = _accept([x], ["x"], backend)
-    run = _prepare(module, u, [u], u.new_ones(1).float(), (1,), (0, 0, 0, 0), sums=1)
+    run = _prepare(module, u, [u], u.new_ones(1).float(), (1,), (0, 0, 0), sums=1)
     return _like(x, run(0).sqrt().float())
 
 
-def noise_norms(like, *, seed=0, sample=0, step=0, tag=0, out=None, backend="auto"):
+def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, backend="auto"):
     """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z itself goes to
     `out`, if given, and else nowhere."""
     (u, *t), module = _accept([like] if out is None else [like, out], ["like", "out"], backend)
     if t:
         _writable(out, *t, (), ())
-    run = _prepare(module, *(t or [u]), [], u.new_ones(1).float(), (1,),
-                   (seed, sample, tag, step := _step(step, u)), True, 3 if t else 1)
-    return _like(like, run(step).sqrt().float())
+    run = _prepare(module, *(t or [u]), [], u.new_ones(1).float(), (1,), (seed, sample, tag),
+                   sums=3 if t else 1)
+    squares = run(_step(step, u))
+    if changed := _changed(out):
+        changed(out)
+    return _like(like, squares.sqrt().float())
 
 
-def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=0, backend="auto"):
+def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="auto"):
     """Denoising score matching, value and gradient in one pass, its noise drawn again.
 
         e = c0*s + cz*z,  value = sum_b w_b |e_b|^2,  gradient = ((2*w)*e)*c0
 
     s: (batch, ...), the network's output; coef: rows (c0, cz, w), (batch, 3) or (3,). With
     (c0, cz) = coefficients(score_matching.residual, sigma=sigma) and w = weight / (2 batch) the
-    value is score_matching.denoising. Returns (float32 scalar, gradient of s's dtype).
+    value is score_matching.denoising. The noise is that of apply("perturb", ...) with the same
+    seed, sample, step and tag. Returns (float32 scalar, gradient of s's dtype).
     """
     (u,), module = _accept([s], ["s"], backend)
     table, gradient, step = _table(coef, u.device), u.new_empty(u.shape), _step(step, u)
-    run = _prepare(module, gradient, [u], table, (3,), (seed, sample, tag, step), True, sums=2)
+    run = _prepare(module, gradient, [u], table, (3,), (seed, sample, tag), sums=2)
     value = (table[..., 2].double() * run(step)).sum().float()
     return _like(s, value)[()], _like(s, gradient)
 
 
 # ---- the reference's steps on them ----
 
-def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=0, out=None, backend="auto",
-          **parameters):
+def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=None, out=None,
+          backend="auto", **parameters):
     """A step of the reference, fused: its name in OPS or the function, operands without z.
 
-    parameters: the step's own, floats, or arrays (batch,) for one a sample. clip: (lo, hi) for
-    a row with a denoise stage.
+    parameters: the step's own, numbers, or arrays (batch,) for one a sample, whatever `step` is.
+    clip: (lo, hi) for a row with a denoise stage. tag: by default what the op draws for, `Op.tag`.
 
-    Example: apply("perturb", x0, a=a, sigma=sigma, seed=0, step=iteration, tag=PERTURBATION)
+    Example: apply("perturb", x0, a=a, sigma=sigma, seed=0, step=iteration)
     """
     op = lookup(op)
     if len(operands) != len(op.operands):
         raise TypeError(f"{op.name} takes {', '.join(op.operands) or 'no operand'}, "
                         f"got {len(operands)} operands")
-    return update(operands, op.coefficients(clip, **parameters), seed=seed, sample=sample,
-                  step=step, tag=tag, out=out, backend=backend, names=op.operands)
+    tag = op.tag if tag is None else tag
+    return update(operands, op.coefficients(clip, **parameters), rows="sample", seed=seed,
+                  sample=sample, step=step, tag=tag, out=out, backend=backend, names=op.operands)
 
 
 class Fused:
@@ -348,10 +383,11 @@ class Fused:
             nonlocal table
             if table is None:
                 table = self._uploaded(given, getattr(u[0], "device", "cpu"))
-            row = table if table.ndim == 1 or getattr(k, "shape", None) == () \
-                and not isinstance(k, np.generic) else table[k]
+            counts = getattr(k, "shape", None) == () and not isinstance(k, np.generic)
+            row = table if table.ndim == 1 or counts else table[k]
+            rows = "step" if counts else None
             z = (self.normal(tuple(u[0].shape), k, tag),) if self.normal and op.noise else ()
-            return update((*u, *z), row, step=k, tag=tag, names=names, **self.draw)
+            return update((*u, *z), row, rows=rows, step=k, tag=tag, names=names, **self.draw)
         return move
 
     def correct(self, step, rule, x, s, k, tag):
@@ -369,8 +405,9 @@ class Fused:
             z = self.kept.z
         z_norm = norms(z, backend=self.backend) if self.normal else noise_norms(x, out=z, **draw)
         xp = torch if tensor and x.is_cuda else np  # NumPy's steps are short, on a CPU
-        eps = xp.asarray(rule(*(xp.asarray(v, dtype=xp.float64)
-                                for v in (z_norm, norms(s, backend=self.backend)))))
+        there = x.device if xp is torch else "cpu"
+        eps = xp.asarray(rule(*(xp.asarray(v, dtype=xp.float64, device=there)
+                                for v in (z_norm, norms(s, backend=self.backend)))), device=there)
         rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()], -1)
         return update([x, s] if z is None else [x, s, z], rows, out=x, names="xsz",
-                      per_sample=True, **draw)
+                      rows="sample", **draw)

@@ -28,6 +28,27 @@ STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SMALL = 1 << 15  # elements below which one thread is faster than waking two
 
 
+class _Threads:
+    """How many threads may work. A fork copies none but its own: where OpenMP had others before
+    it, a child that called on them would wait for ever, so it works alone."""
+
+    woken = False
+    lost = False  # this process is such a child
+
+    @classmethod
+    def count(cls):
+        cls.woken = True
+        return 1 if cls.lost else torch.get_num_threads()
+
+    @classmethod
+    def forked(cls):
+        cls.lost = cls.lost or cls.woken
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Threads.forked)
+
+
 def macros(dtype, operands, draws, clips, sums=0):
     """The definitions that choose a variant of kernels.cu."""
     return (f"-DSTORAGE={STORAGE[dtype]}", f"-DOPERANDS={operands}", f"-DDRAWS={int(draws)}",
@@ -113,11 +134,13 @@ def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag)
     pointers = [u.data_ptr() for u in (out, *operands)] + [0] * (4 - len(operands))
     job = (ctypes.c_uint64 * 15)(  # struct Job
         *pointers, partial.ctypes.data if sums else 0, coef.data_ptr(), per_sample, batch, size,
-        seed, sample, 0, tag, torch.get_num_threads() if batch * size > SMALL else 1)
+        seed, sample, 0, tag, 1)
     job.memory = out, operands, coef, partial  # lives as long as what points to it
 
     def run(step):
         job[12] = step = int(step)
+        if batch * size > SMALL:
+            job[14] = _Threads.count()
         if rows > 1 and not per_sample:
             job[6] = coef.data_ptr() + 4 * width * max(0, min(step, rows - 1))
         function(job)

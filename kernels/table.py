@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .. import ddpm, langevin, score_matching, sde, solvers
+from .. import ddpm, langevin, noise, score_matching, sde, solvers
 from ..affine import operands, row
 from ..sde import EDM, VE, VP, SubVP
 
@@ -11,6 +11,11 @@ from ..sde import EDM, VE, VP, SubVP
 def white(z, /):
     """z ~ N(0, I) itself: an update with no operand."""
     return z
+
+
+# what a step draws for, where it is not a sampler's: streams that meet in one run stay apart
+TAGS = {white: noise.PRIOR, sde.perturb: noise.PERTURBATION,
+        sde.forward_sde_step: noise.FORWARD, ddpm.forward_step: noise.FORWARD}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Op:
     def noise(self):
         """Whether the step draws z."""
         return "z" in operands(self.step)
+
+    @property
+    def tag(self):
+        """The noise's tag unless a caller names one."""
+        return TAGS.get(self.step, noise.PREDICTOR)
 
     def parameters(self, rng, batch=None):
         """Random parameters within `tried`; with a batch, one value a sample."""

@@ -2,9 +2,12 @@
 fake and autograd. For loops and CUDA graphs the launchers of minidiff.kernels cost less a call.
 
 A gradient with respect to coefficients is not defined; that of an update's operand k is c_k.
+Forward-mode derivatives are refused: what computes below autograd would lose a tangent unseen.
 """
 
 import torch
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 
 from . import dsm_loss, noise_norms, norms, update
 
@@ -19,8 +22,26 @@ def register(name, signature, run, fake, backward=None, save=None):
     for device in ("CPU", "CUDA"):
         LIB.impl(name, run, device)
     torch.library.register_fake(f"minidiff::{name}", fake, lib=LIB)
-    if backward:
-        torch.library.register_autograd(f"minidiff::{name}", backward, setup_context=save, lib=LIB)
+    if not backward:  # no derivative: the result is a constant, as of torch.randn_like
+        LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        return
+    # what torch.library.register_autograd registers, behind a look at tangents: below, none is seen
+    recorded = make_autograd_impl(getattr(torch.ops.minidiff, name).default, Info(backward, save))
+
+    def reverse_mode(keys, *inputs):
+        _no_tangent(name, inputs)
+        return recorded(keys, *inputs)
+    LIB.impl(name, reverse_mode, "Autograd", with_keyset=True)
+
+
+def _no_tangent(name, inputs):
+    """RuntimeError where an input is a dual number of torch.func.jvp or forward_ad."""
+    tensors = [u for v in inputs for u in (v if isinstance(v, (list, tuple)) else [v])]
+    if forward_ad._current_level >= 0 and any(
+            isinstance(u, torch.Tensor) and forward_ad.unpack_dual(u).tangent is not None
+            for u in tensors):
+        raise RuntimeError(f"torch.ops.minidiff.{name} has no forward-mode derivative: take "
+                           "torch.autograd.grad, or the derivative of the reference's step")
 
 
 def _dense(x, *_):
@@ -31,9 +52,10 @@ def _rows(x, *_):
     return x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-def _update(operands, coef, counter, *draw):
-    draw = dict(zip(DRAW, draw)) | ({} if counter is None else {"step": counter})
-    return update([u.detach() for u in operands], coef.detach(), **draw)
+def _update(operands, coef, counter, seed, sample, step, tag, rows=None):
+    step = step if counter is None else counter
+    return update([u.detach() for u in operands], coef.detach(), seed=seed, sample=sample,
+                  step=step, tag=tag, rows=rows)
 
 
 def _constant(coef):
@@ -42,15 +64,18 @@ def _constant(coef):
 
 
 def _update_save(ctx, inputs, output):
-    operands, coef, counter, *_ = inputs
+    operands, coef, counter, _, _, step, _, rows = inputs
     _constant(coef)
     ctx.n, clipped = len(operands), coef.shape[-1] - len(operands) > 3
+    ctx.step, ctx.chooses = step, rows == "step" and coef.dim() == 2
     ctx.save_for_backward(coef, counter, *(operands[:2] if clipped else ()))
 
 
 def _update_backward(ctx, g):
     coef, counter, *clipped = ctx.saved_tensors
-    if counter is not None and coef.dim() == 2:
+    if ctx.chooses and counter is None:
+        coef = coef[max(0, min(ctx.step, len(coef) - 1))]
+    elif ctx.chooses:
         coef = coef.index_select(0, counter.clamp(0, len(coef) - 1).reshape(1))
     c = [c_k.reshape(-1, *[1] * (g.dim() - 1)) for c_k in coef.to(g.device).float().unbind(-1)]
     gradients = [c_k * g for c_k in c[:ctx.n]]
@@ -59,7 +84,7 @@ def _update_backward(ctx, g):
         d = p0 * x + p1 * s
         inside = gradients[1] * ((d >= lo) & (d <= hi))
         gradients[:2] = gradients[0] + p0 * inside, p1 * inside
-    return [v.to(g.dtype) for v in gradients], *[None] * 6
+    return [v.to(g.dtype) for v in gradients], *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 def _norms_backward(ctx, g):
@@ -81,7 +106,8 @@ def _loss_backward(ctx, g, _):
     return g.to(gradient.dtype) * gradient, *[None] * 5
 
 
-register("update", f"(Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}) -> Tensor",
+register("update", f"(Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}, str? rows=None)"
+         " -> Tensor",
          _update, lambda operands, *_: _dense(operands[0]), _update_backward, _update_save)
 register("normal", f"(Tensor like, {COUNTER}) -> Tensor", lambda like, *draw: update(
     [], [1.], out=_dense(like), **dict(zip(DRAW, draw))), _dense)

@@ -63,13 +63,16 @@ def parser():
         (run_sample, "sample a trained network",
          " --model out/model.safetensors --family ddim --n 64 --out digits.npz", model | {
              "--n": one(64, "how many", type=positive),
+             "--units": one("model", "of x: the network's, [-1, 1], or those of the data",
+                            choices=("model", "data")),
              "--out": one("samples.npz", "where to write x")}),
         (run_eval, "measure a trained network on held-out data: its samples, or the likelihood",
          " --likelihood --model out/model.safetensors --out eval.json", model | written | {
              "--family": {"choices": FAMILIES, "help": "sampler (default ddim)"},
              "--n": one(360, "how many samples", type=positive),
              "--likelihood": {"action": "store_true", "help": "bits/dim by the probability flow"},
-             "--data": {"help": "a data set (default: the one it was trained on)"}}),
+             "--data": {"help": "a data set, which is scaled as the model's was (default: the one "
+                        "it was trained on)"}}),
         (run_check, "compare every op on every backend with NumPy, bit for bit",
          " --backend host --json check.json", dtype | own | written | {
              "--backend": some(BACKENDS, "only this one; it must be able to run"),
@@ -172,7 +175,7 @@ def run_train(args):
 
 
 def run_sample(args):
-    """Write x (n, *shape), float32, in [-1, 1]."""
+    """Write x (n, *shape), float32 in [-1, 1], or in the units of the data."""
     import numpy as np
     import torch
 
@@ -184,13 +187,17 @@ def run_sample(args):
         raise ValueError(f"--out {args.out}: samples are written as .npz")
     check_file("--out", args.out)
     net, saved = load_model(args.model, device(args))
+    if args.units == "data":
+        check_ends(args.model, saved)
     score = NetScore(net)
     *_, x = sample(score, saved["shape"], args.family, args.n, kernels, args.evaluations,
                    args.seed, device(args), args.backend)
-    x = Data(saved["data"], np.empty((0, *saved["shape"])), np.empty(0),
-             saved["levels"]).quantize(x.cpu().numpy())
+    data = Data(saved["data"], np.empty((0, *saved["shape"])), np.empty(0), saved["levels"],
+                saved["ends"])
+    x = data.quantize(x.cpu().numpy())
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{args.family}: samples are not finite")
+    x = data.in_own_units(x) if args.units == "data" else x
     out = Path(args.out if args.out.endswith(".npz") else args.out + ".npz")
     part = out.with_suffix(".part")
     with open(part, "wb") as f:
@@ -200,14 +207,24 @@ def run_sample(args):
           f"evaluations, torch {torch.__version__}")
 
 
+def check_ends(model, saved):
+    """ValueError where a model does not know the units of its data."""
+    if saved["ends"] is None:
+        raise ValueError(f"{model} was written before models kept the scale of their data, so "
+                         "that what it returns has no units: train it again")
+
+
 def run_eval(args):
     """bits/dim of held-out data, or how good samples are beside it."""
     from . import kernels
-    from .data import load
+    from .data import SETS, load
     from .demo import likelihood, measure
     from .train import load_model
     net, saved = load_model(args.model, device(args))
-    data = load(args.data or saved["data"], saved.get("seed", 0))
+    name = args.data or saved["data"]
+    if name not in ("digits", *SETS):
+        check_ends(args.model, saved)
+    data = load(name, saved.get("seed", 0), saved["ends"])
     own, of_model = ({k: m[k] for k in ("shape", "levels")} for m in (vars(data) | {
         "shape": list(data.shape)}, saved))
     if own != of_model:

@@ -15,6 +15,7 @@ from inspect import signature
 import numpy as np
 
 _INF = float("inf")
+SLACK = 2.**-20  # of a range, still rounding: EDM's rule in float32 misses its ends by 11 * 2^-24
 WHOLE = "n", "i", "n_steps", "n_corrector"
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
@@ -41,11 +42,13 @@ def order(p):
 
 
 def check_range(below=_INF, n=2, least=1, **ends):
-    """ValueError unless a whole n >= least and 0 < low <= high < below, of the two named."""
-    low, high = ends.values()
+    """(low, high), the two that are named, in float64. ValueError unless n >= least is whole and
+    0 < low <= high < below."""
+    low, high = map(float, ends.values())
     if not isinstance(n, (int, np.integer)) or n < least or not 0 < low <= high < below:
         ends_rise = f"0 < {' <= '.join(ends)} < {below:g}"
         raise ValueError(f"need a whole n >= {least} and {ends_rise}, got {n=}, {ends}")
+    return low, high
 
 
 def like(x, u, name="score"):
@@ -64,30 +67,54 @@ def schedule(values, name):
     return values
 
 
+def _wide(name, v):
+    """A parameter in float64 or int64: in fewer bits a formula would lose digits, or wrap."""
+    if hasattr(v, "data_ptr") or isinstance(v, (list, tuple)):
+        raise TypeError(f"{name} must be a number or a NumPy array, got a {type(v).__name__}")
+    kind = v.dtype.kind if isinstance(v, (np.generic, np.ndarray)) else ""
+    if kind not in tuple("fiu") or v.dtype == np.float64:
+        return v
+    if v.ndim:
+        return v.astype(np.float64 if kind == "f" else np.int64)
+    return float(v) if kind == "f" else int(v)
+
+
+def _shown(v):
+    """A number in few digits, or in all where they tell it from its neighbours."""
+    return f"{v:g}" if float(f"{v:g}") == v else repr(float(v))
+
+
 def check_domain(**parameters):
-    """ValueError naming the first parameter that is NaN, outside its range or not whole.
+    """The parameters in float64, as a step computes with them. ValueError names the first that is
+    NaN, outside its range or not whole.
 
     `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1; other names as DOMAIN says.
+    What misses a closed end by rounding alone, SLACK of the range, is put on it.
     """
     domain = DOMAIN | {"t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),
                        "i": (0, parameters.get("n", _INF) - 1, True, True)}
+    parameters = {name: _wide(name, v) for name, v in parameters.items()}
+    for name in [name for name in parameters if name in domain]:
+        low, high, low_in, high_in = domain[name]
+        v = np.asarray(parameters[name], np.float64)
+        whole = name in WHOLE
+        slack = 0. if whole or high == _INF else SLACK * (high - low)
+        good = (v >= low - slack if low_in else v > low) \
+            & (v <= high + slack if high_in else v < high)
+        if not good.all():
+            bad = v[~good].flat[0]
+            raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
+                             f"{']' if high_in else ')'}, got {_shown(bad)}")
+        if whole and np.asarray(parameters[name]).dtype.kind not in "iu":
+            raise ValueError(f"{name} must be a whole number, an int, got {parameters[name]}")
+        if slack and ((v < low) | (v > high)).any():
+            parameters[name] = np.clip(v, low, high) if v.ndim else min(max(float(v), low), high)
     for low, high in (("sigma_next", "sigma"), ("sigma", "sigma_prev"),
                       ("alpha_bar", "alpha_bar_prev")):
         if low in parameters and high in parameters and not (
                 np.asarray(parameters[low]) < np.asarray(parameters[high])).all():
             raise ValueError(f"{low} must be smaller than {high}")
-    for name, v in parameters.items():
-        if hasattr(v, "data_ptr") or isinstance(v, (list, tuple)):
-            raise TypeError(f"{name} must be a number or a NumPy array, got a {type(v).__name__}")
-    for name, (low, high, low_in, high_in) in domain.items():
-        v = np.asarray(parameters.get(name, ()), np.float64)
-        good = (v >= low if low_in else v > low) & (v <= high if high_in else v < high)
-        if not good.all():
-            bad = v[~good].flat[0]
-            raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
-                             f"{']' if high_in else ')'}, got {bad:g}")
-        if name in WHOLE and np.asarray(parameters.get(name, 0)).dtype.kind not in "iu":
-            raise ValueError(f"{name} must be a whole number, an int, got {parameters[name]}")
+    return parameters
 
 
 @np.errstate(all="ignore")  # what is not finite is refused
@@ -100,7 +127,7 @@ def coefficients(step, **parameters):
 
     Example: coefficients(langevin_step, eps=0.01) -> [1, 0.005, 0.1]
     """
-    check_domain(**parameters)
+    parameters = check_domain(**parameters)
     n = len(operands(step))
     rows = [step(*unit, **parameters) for unit in np.eye(n).tolist()]
     table = np.stack(np.broadcast_arrays(*rows), -1)

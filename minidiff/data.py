@@ -16,12 +16,14 @@ HELD_OUT = 360
 
 @dataclass(frozen=True)
 class Data:
-    """train, held: (n, *shape) float32; levels: grey levels between -1 and 1, or None."""
+    """train, held: (n, *shape) float32 on the model's scale, where `ends`, two numbers in the
+    data's own units, are -1 and 1; levels: grey levels between them, or None."""
 
     name: str
     train: np.ndarray
     held: np.ndarray
     levels: int | None = None
+    ends: tuple = (-1., 1.)
 
     @property
     def shape(self):
@@ -34,6 +36,15 @@ class Data:
             return x
         k = np.clip(np.floor((x + 1) * self.levels / 2), 0, self.levels - 1)
         return 2 * k / (self.levels - 1) - 1
+
+    def in_own_units(self, x):
+        """Samples on the model's scale in the data's units: grey levels as uint8 where they fit,
+        else float32."""
+        low, high = self.ends
+        x = low + (np.asarray(x, np.float64) + 1) / 2 * (high - low)
+        if self.levels and low >= 0 and high < 256:
+            return np.round(x).astype(np.uint8)
+        return x.astype(np.float32)
 
 
 def dequantized(x, levels, seed=0, step=0):
@@ -89,24 +100,25 @@ def digits():
 SETS = {"mixture": mixture, "moons": moons, "checkerboard": checkerboard}
 
 
-def load(name, seed=0):
+def load(name, seed=0, ends=None):
     """A data set by name (digits, mixture, moons, checkerboard) or the path of a .npz file.
 
     A file's array `x`, or else its first numeric one of two or more axes, (n, D), (n, H, W) or
-    (n, C, H, W), is scaled to [-1, 1]; uint8 counts as 256 grey levels. ValueError in one
-    line where a file cannot be used.
+    (n, C, H, W), is scaled: its smallest and largest numbers become -1 and 1, or else what `ends`
+    names, of the file a model was trained on: only on the model's own scale can it be measured.
+    uint8 counts as 256 grey levels. ValueError in one line where a file cannot be used.
     """
     if name == "digits":
-        x, levels = digits(), 17
+        x, levels, ends = digits(), 17, (0., 16.)
     elif name in SETS:
-        x, levels = SETS[name](8192 + HELD_OUT, seed), None
+        x, levels, ends = SETS[name](8192 + HELD_OUT, seed), None, (-1., 1.)
     else:
-        x, levels = _read(name)
+        x, levels, ends = _read(name, ends)
     x = x.astype(np.float32)[_order(len(x), seed)]
-    return Data(str(name), x[HELD_OUT:], x[:HELD_OUT], levels)
+    return Data(str(name), x[HELD_OUT:], x[:HELD_OUT], levels, ends)
 
 
-def _read(file):
+def _read(file, ends):
     if not str(file).endswith(".npz"):
         raise ValueError(f"{file}: neither digits, {', '.join(SETS)} nor a .npz file")
     if not Path(file).is_file():
@@ -130,14 +142,13 @@ def _read(file):
     if not np.isfinite(x).all():
         raise ValueError(f"{file}: holds NaN or inf")
     levels, low, high = (256, 0, 255) if x.dtype == np.uint8 else (None, x.min(), x.max())
-    with np.errstate(over="ignore"):
-        width = np.float64(high) - np.float64(low)
-    if not 0 < width < np.inf:
-        raise ValueError(f"{file}: every value is {low}" if low == high else
+    low, high = map(float, ends or (low, high))
+    if not 0 < high - low < np.inf:
+        raise ValueError(f"{file}: every value is {low:g}" if low == high else
                          f"{file}: values from {low} to {high} are too far apart")
-    x = (x - np.float64(low)) / (np.float64(high) - low) * 2 - 1
+    x = (x.astype(np.float64) - low) / (high - low) * 2 - 1
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):
         raise ValueError(f"{file}: images of {x.shape[2]} by {x.shape[3]}; height and width "
                          "must be even")
-    return x, levels
+    return x, levels, (low, high)

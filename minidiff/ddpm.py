@@ -12,8 +12,8 @@ from .score_matching import noise_prediction, posterior_mean
 
 def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):
     """beta_i from beta_min to beta_max, evenly, (n,). [DDPM sec. 4]"""
-    check_range(1, n, beta_min=beta_min, beta_max=beta_max)
-    return np.linspace(beta_min, beta_max, n)
+    low, high = check_range(1, n, beta_min=beta_min, beta_max=beta_max)
+    return np.linspace(low, high, n)
 
 
 def cosine_betas(n=1000, beta_max=.999):

@@ -129,7 +129,7 @@ def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="a
 def metadata(data, trainer):
     """What a model file says of itself."""
     return {"shape": list(data.shape), "data": data.name, "levels": data.levels,
-            "steps": trainer.steps, "seed": trainer.seed}
+            "ends": list(data.ends), "steps": trainer.steps, "seed": trainer.seed}
 
 
 def table(rows, reference):

@@ -12,16 +12,18 @@ def langevin_step(x, s, z, /, eps):
 
 def noise_levels(n=10, sigma_max=1., sigma_min=.01):
     """n levels from sigma_max down to sigma_min, a geometric sequence. [SMLD sec. 4.1]"""
-    check_range(n=n, sigma_min=sigma_min, sigma_max=sigma_max)
-    return np.geomspace(sigma_max, sigma_min, n)
+    low, high = check_range(n=n, sigma_min=sigma_min, sigma_max=sigma_max)
+    return np.geomspace(high, low, n)
 
 
 def rho_levels(n, sigma_max, sigma_min, rho=7.):
     """(smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho, n levels that fall and crowd
-    at the small end, rho > 0. [EDM: Karras et al. 2022, eq. 5]"""
-    check_range(n=n, least=2, sigma_min=sigma_min, sigma_max=sigma_max)
-    check_domain(rho=rho)
-    return np.linspace(sigma_max**(1 / rho), sigma_min**(1 / rho), n)**rho
+    at the small end, both ends exact, rho > 0. [EDM: Karras et al. 2022, eq. 5]"""
+    low, high = check_range(n=n, least=2, sigma_min=sigma_min, sigma_max=sigma_max)
+    rho = check_domain(rho=rho)["rho"]
+    levels = np.linspace(high**(1 / rho), low**(1 / rho), n)**rho
+    levels[[0, -1]] = high, low
+    return levels
 
 
 def falling(levels, name="sigmas"):
@@ -38,5 +40,5 @@ def step_sizes(sigmas, eps=2e-5):
     The published code steps x + alpha s + sqrt(2 alpha) z, which is twice this eps.
     """
     sigmas = falling(sigmas)
-    check_domain(eps=eps)
+    eps = check_domain(eps=eps)["eps"]
     return eps * sigmas**2 / sigmas[-1]**2

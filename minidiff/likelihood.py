@@ -38,7 +38,7 @@ def log_likelihood(score_and_trace, x, sde, prior, t_min=1e-5, rtol=1e-5, atol=1
         like(state[:, :-1], s), like(state[:, -1], trace, "trace")
         return np.column_stack((flow(state[:, :-1], s, sde, t), flow(x.shape[1], trace, sde, t)))
 
-    check_domain(sde=sde, t=t_min, t_min=t_min)
+    t_min = check_domain(sde=sde, t=t_min, t_min=t_min)["t_min"]
     if np.ndim(x) != 2 or t_min == sde.T:
         raise ValueError(f"need x of (B, D) and t_min before T, got {np.shape(x)} and {t_min}")
     x = np.asarray(x, np.float64)

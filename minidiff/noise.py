@@ -34,7 +34,7 @@ import numpy as np
 
 # What a draw is for. Draws that differ in any of seed, sample, step or tag are independent.
 (PRIOR, PERTURBATION, PREDICTOR, TIME, DATA, PROBE, DEQUANTIZATION, CHOICE, CHURN,
- ORDER) = range(10)
+ ORDER, FORWARD, KNOWN, LABEL) = range(13)
 CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -65,7 +65,7 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def words(shape, seed=0, sample=0, step=0, tag=0):
+def words(shape, seed=0, sample=0, step=0, tag=PRIOR):
     """The words behind an array of `shape`, its first axis the samples.
 
     sample: global id of the first sample, so that a shard or a batch draws its own part.
@@ -85,9 +85,19 @@ def elements(quads, shape):
     return quads.reshape(shape[0], 4 * quads.shape[1])[:, :size].reshape(shape)
 
 
+def cast(v, dtype):
+    """An array or tensor in another dtype, where it is; a Python number takes its neighbour's.
+
+    torch.asarray would move a tensor to the default device that a user has set.
+    """
+    if isinstance(v, float):
+        return v
+    return v.astype(dtype, copy=False) if hasattr(v, "astype") else v.to(dtype)
+
+
 def to_uniform(word, xp=np):
     """float32(word) * 2^-32 + 2^-33, in (0, 1]. xp: numpy, or torch for tensors."""
-    return xp.asarray(word, dtype=xp.float32) * 2.**-32 + 2.**-33
+    return cast(word, xp.float32) * 2.**-32 + 2.**-33
 
 
 def fma(x, y, z, xp=np):
@@ -96,14 +106,14 @@ def fma(x, y, z, xp=np):
     In float64, where the product is exact. Two roundings, to float64 and to float32, are one
     wherever the noise is: tests/test_noise.py counts every case.
     """
-    total = xp.asarray(x, dtype=xp.float64) * xp.asarray(y, dtype=xp.float64)
+    total = cast(x, xp.float64) * cast(y, xp.float64)
     total += z
-    return xp.asarray(total, dtype=xp.float32)
+    return cast(total, xp.float32)
 
 
 def horner(coefficients, x, xp=np):
     """The float32 polynomial, an fma a power, highest power first."""
-    x = xp.asarray(x, dtype=xp.float64)
+    x = cast(x, xp.float64)
     value = coefficients[0]
     for c in coefficients[1:]:
         value = fma(value, x, c, xp)
@@ -112,19 +122,19 @@ def horner(coefficients, x, xp=np):
 
 def radius(word, xp=np):
     """r = sqrt(-2 ln u): the binary exponent apart, then a polynomial in the mantissa."""
-    i = xp.asarray(word, dtype=xp.float32).view(xp.int32)
+    i = cast(word, xp.float32).view(xp.int32)
     m = (i & 0x7FFFFF) | 0x4F000000
     t = 2. - m.view(xp.float32) * 2.**-31
     e = xp.clip(m - i, 0, 1 << 28)
     mantissa = fma(t * t, horner(LOG, t, xp), t, xp)
-    v = fma(LOG_SCALE, xp.asarray(e, dtype=xp.float32), mantissa, xp)
+    v = fma(LOG_SCALE, cast(e, xp.float32), mantissa, xp)
     # by float64, which changes no bit: torch's own float32 root is not always the nearest
-    return xp.asarray(xp.sqrt(xp.asarray(v, dtype=xp.float64)), dtype=xp.float32)
+    return cast(xp.sqrt(cast(v, xp.float64)), xp.float32)
 
 
 def cos_sin(word, xp=np):
     """cos and sin of the first quarter of a turn, or exchanged, as bit 30 of the word says."""
-    word = xp.asarray(word, dtype=xp.int32)
+    word = cast(word, xp.int32)
     g = ((word & 0x7FFFFE) | 0x40000001).view(xp.float32) - 3.
     y = g * g
     sin = horner(SIN, y, xp) * g
@@ -136,22 +146,22 @@ def cos_sin(word, xp=np):
 def to_normal(w, xp=np):
     """Four words (..., 4) to four standard normals: Box-Muller on (w0, w1) and (w2, w3)."""
     r = radius(w[..., ::2], xp)
-    angle = xp.asarray(w[..., 1::2], dtype=xp.int32)
+    angle = cast(w[..., 1::2], xp.int32)
     r = xp.where(angle < 0, -r, r)  # bit 31
     cos, sin = cos_sin(angle, xp)
     return xp.stack((r * cos, r * sin), -1).reshape(w.shape)
 
 
-def normal(shape, seed=0, sample=0, step=0, tag=0):
+def normal(shape, seed=0, sample=0, step=0, tag=PRIOR):
     """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77."""
     return elements(to_normal(words(shape, seed, sample, step, tag)), shape)
 
 
-def uniform(shape, seed=0, sample=0, step=0, tag=0):
+def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
     """u ~ U(0, 1], float32 of `shape`."""
     return elements(to_uniform(words(shape, seed, sample, step, tag)), shape)
 
 
-def rademacher(shape, seed=0, sample=0, step=0, tag=0):
+def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
     """-1 or +1 with equal odds, float32 of `shape`: the word's top bit set is -1."""
     return 1 - 2 * elements(words(shape, seed, sample, step, tag) >> 31, shape).astype(np.float32)

@@ -28,6 +28,7 @@ class Reference:
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
         """A step, or a step whose second operand is denoise(x, s) clipped to (lo, hi)."""
         row(step, denoise, clip, **parameters)  # refuses what a fused kernel would
+        parameters = check_domain(**parameters)
 
         def at(f, k):
             return {n: v[k] if np.ndim(v) else v for n, v in own(f, parameters).items()}
@@ -159,8 +160,8 @@ def predictor_corrector(score, x, sde, times, op, predictor=reverse_sde, correct
 
     predictor: reverse_sde, reverse_diffusion, ancestral_sde or pf_ode. corrector: "langevin",
     its step sizes from each sample's own norms; "batch_langevin", from their means over the
-    batch; "annealed", from sigma(t). The data, at t = 0, is not corrected. A sample's own norms
-    bias in low dimension: in two, |s| comes near 0 and steps explode.
+    batch; "annealed", from sigma(t). The data, where sigma(t) = 0, is not corrected. A sample's
+    own norms bias in low dimension: in two, |s| comes near 0 and steps explode.
     """
     rules = {"langevin": lambda z_norm, s_norm, sigma: (z_norm, s_norm),
              "batch_langevin": lambda z_norm, s_norm, sigma: (z_norm.mean(), s_norm.mean()),
@@ -169,7 +170,8 @@ def predictor_corrector(score, x, sde, times, op, predictor=reverse_sde, correct
         raise ValueError(f"corrector {corrector!r} is none of {', '.join(rules)}")
     check_domain(snr=snr, n_corrector=n_corrector)
     before, after = _grid(times, sde)
-    t, dt = after[after > 0], (before - after)[after > 0]
+    noisy = sde.marginal(after)[1] > 0
+    t, dt = after[noisy], (before - after)[noisy]
     (_, sigma), kappa = sde.marginal(t), sde.kappa(t, dt)
     if not (kappa > 0).all():
         raise ValueError("times: steps too long for the corrector's kappa = 1 - beta(t) dt > 0")
@@ -187,7 +189,7 @@ def predictor_corrector(score, x, sde, times, op, predictor=reverse_sde, correct
 def forward_sde(x, sde, times, op):
     """Euler-Maruyama on the forward SDE along rising times (N+1,), or in N even steps to T."""
     after, t = (v[::-1] for v in _grid(times[::-1] if np.ndim(times) else times, sde))
-    move = op(sdes.forward_sde_step, noise.PREDICTOR, sde=sde, t=t, dt=after - t)
+    move = op(sdes.forward_sde_step, noise.FORWARD, sde=sde, t=t, dt=after - t)
     for k in range(len(t)):
         x = move(k, x)
         yield x
@@ -270,5 +272,5 @@ def _grid(times, sde):
     times = schedule(times, "times")
     if times.size < 2 or not (np.diff(times) < 0).all():
         raise ValueError("times must be at least two numbers, each smaller than the last")
-    check_domain(sde=sde, t=times)
+    times = check_domain(sde=sde, t=times)["t"]
     return times[:-1], times[1:]

@@ -45,7 +45,8 @@ class VE(_SDE):
     sigma_max: float = 50.
 
     def __post_init__(self):
-        check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        low, high = check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        self.__dict__.update(sigma_min=low, sigma_max=high)
 
     def diffusion(self, t):
         return self.marginal(t)[1] * (2 * np.log(self.sigma_max / self.sigma_min))**.5
@@ -55,6 +56,7 @@ class VE(_SDE):
         return 1. + 0. * t, self.sigma_min * (self.sigma_max / self.sigma_min)**t
 
     def time(self, ratio):
+        ratio = np.asarray(ratio, np.float64)
         return np.log(ratio / self.sigma_min) / np.log(self.sigma_max / self.sigma_min)
 
     def level(self, i, n):
@@ -78,16 +80,16 @@ class EDM(_SDE):
     T = property(lambda self: self.sigma_max)
 
     def __post_init__(self):
-        check_domain(sigma_max=self.sigma_max)
+        self.__dict__.update(check_domain(sigma_max=self.sigma_max))
 
     def diffusion(self, t):
         return (2 * np.asarray(t, np.float64))**.5
 
     def marginal(self, t):
-        return 1., t
+        return 1., np.asarray(t, np.float64)
 
     def time(self, ratio):
-        return ratio
+        return np.asarray(ratio, np.float64)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class _LinearBeta(_SDE):
     beta_max: float = 20.
 
     def __post_init__(self):
-        check_range(beta_min=self.beta_min, beta_max=self.beta_max)
+        low, high = check_range(beta_min=self.beta_min, beta_max=self.beta_max)
+        self.__dict__.update(beta_min=low, beta_max=high)
 
     def beta(self, t):
         return self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min)
@@ -169,7 +172,8 @@ def importance_times(sde, u, t_min=1e-5):
     """(t, Z): t of density g^2 / (Z sigma^2) on [t_min, T] from u ~ U(0, 1], so that the mean of
     Z sigma^2 |..|^2 is the integral of g^2 |..|^2. As g^2 / sigma^2 = 2 d/dt ln(sigma / a), just
     ln(sigma / a) is uniform. [ScoreFlow: Song et al. 2021]"""
-    check_domain(u=u, t_min=t_min, sde=sde, t=t_min)
+    p = check_domain(u=u, t_min=t_min, sde=sde, t=t_min)
+    u, t_min = p["u"], p["t_min"]
     low, high = (np.log(sigma / a) for a, sigma in map(sde.marginal, (t_min, sde.T)))
     return sde.time(np.exp(low + (high - low) * u)), 2 * (high - low)
 

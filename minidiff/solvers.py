@@ -30,7 +30,7 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
     if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
         raise ValueError("need s_churn >= 0, s_noise > 0 and s_min <= s_max, got "
                          f"{s_churn}, {s_noise} and {s_min}, {s_max}")
-    sigmas = falling(sigmas)
+    sigmas, s_churn, s_noise = falling(sigmas), float(s_churn), float(s_noise)
     inside = (s_min <= sigmas) & (sigmas <= s_max)
     gamma = np.where(inside, min(s_churn / len(sigmas), 2**.5 - 1), 0.)
     return (1 + gamma) * sigmas, s_noise * sigmas * (gamma * (2 + gamma))**.5

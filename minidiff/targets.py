@@ -34,6 +34,7 @@ class Mixture:
 
     def at(self, a, sigma):
         """x_t ~ sum_k w_k N(a m_k, a^2 v_k + sigma^2)."""
+        a, sigma = np.asarray(a, np.float64), np.asarray(sigma, np.float64)
         return Mixture(self.weights, a * self.means, a**2 * self.variances + sigma**2)
 
     def _components(self, x):

@@ -5,6 +5,7 @@ was stopped and resumed returns the bits of one that was not.
 """
 
 import json
+import math
 import os
 import signal
 from contextlib import contextmanager
@@ -187,13 +188,21 @@ def read(file):
         raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
 
 
+def _rise(ends):
+    """Whether these are two finite numbers, the first smaller."""
+    return isinstance(ends, list) and len(ends) == 2 \
+        and all(isinstance(v, (int, float)) for v in ends) and 0 < ends[1] - ends[0] < math.inf
+
+
 def load_model(file, device="cpu"):
     """(score network ready to sample, metadata) from a model file."""
     tensors, metadata = read(file)
     shape, levels = metadata.get("shape"), metadata.get("levels", 0)
+    ends = metadata.setdefault("ends", None)  # 0.2.0 kept none
     if not (isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape)
             and len(shape) in (1, 3) and isinstance(metadata.get("data"), str)
-            and (levels is None or type(levels) is int and levels > 1)):
+            and (levels is None or type(levels) is int and levels > 1)
+            and (ends is None or _rise(ends))):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     net = ScoreNet(tuple(shape))
     try:

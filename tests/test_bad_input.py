@@ -197,7 +197,7 @@ def test_bound_calls_are_updates_of_the_same_arrays(place):
     want = update([update([x.clone()], [1., 2.], seed=1, step=2**32 + 3)], [1., 2.], seed=1, step=4)
     assert again(2**32 + 3) is x and again(4) is x and torch.equal(x, want)
     counter = torch.tensor(0, device=device)
-    walk = kernels.bind([x.clone()], table, step=counter, backend=backend)
+    walk = kernels.bind([x.clone()], table, step=counter, rows="step", backend=backend)
     for k in range(5):
         got = walk(counter.fill_(k)).clone()
         assert torch.equal(got, update([want], table[min(k, 3)], step=k))
@@ -336,7 +336,7 @@ def test_a_counter_beside_one_row(place):
 
 
 def test_a_bound_call_takes_the_kind_of_step_it_was_bound_with():
-    by_counter = kernels.bind([T], [[1.], [2.]], step=torch.tensor(0))
+    by_counter = kernels.bind([T], [1.], step=torch.tensor(0))
     for f, step in ((by_counter, 1), (kernels.bind([T], [1.]), torch.tensor(1))):
         with pytest.raises(ValueError, match="f takes numbers; with a counter, counters"):
             f(step)
@@ -380,7 +380,8 @@ def test_a_step_counter_is_of_the_operands_kind():
     for u, step in ((X, torch.tensor(1)), (T, np.array(1))):
         for name in ("auto", *(n for n in kernels.BACKENDS if kernels.missing(n) is None)):
             try:
-                got = np.asarray(update([u], [[1., 2.], [3., 4.]], step=step, backend=name))
+                got = np.asarray(update([u], [[1., 2.], [3., 4.]], step=step, rows="step",
+                                        backend=name))
             except ValueError as e:
                 assert "step counter" in str(e) or "backend" in str(e)
             else:

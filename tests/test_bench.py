@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minidiff.__main__ import main
-from minidiff.bench import clock, growth, report, run, samplers, suite, sums
+from minidiff.bench import clock, growth, report, run, samplers, suite, sums, timed
 from minidiff.bench.own import Own
 from minidiff.bench.peers import PEERS
 from minidiff.bench.rows import add_speedups, row_of
@@ -23,7 +23,7 @@ DESIGN = {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s", 
 @pytest.fixture
 def quick(monkeypatch):
     """Everything once, nothing long."""
-    for module in (run, sums, growth):
+    for module in (timed, growth):
         monkeypatch.setattr(module, "clock", lambda f, device, *_: clock.clock(f, device, 0.))
     monkeypatch.setattr(samplers, "SECONDS", 1e-3)
     monkeypatch.setattr(samplers, "REPEATS", 2)
@@ -46,6 +46,12 @@ def test_a_peer_that_computes_something_else_is_refused():
     work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
     with pytest.raises(RuntimeError, match="computes another langevin"):
         run.check_peer("torch_eager", lambda z: work.u[0] + work.u[1] + z, work)
+
+    work, coef, _ = run.case(run.FORM, 1 << 18, "float32", "cpu")
+    right = run.call("torch_eager", work, coef)
+    middle = torch.tensor(128)
+    with pytest.raises(RuntimeError, match="computes another langevin"):
+        run.check_peer("torch_eager", lambda z: right(z).index_fill_(0, middle, 0.), work)
 
 
 def test_what_is_timed_is_what_was_checked(monkeypatch, tmp_path):

@@ -302,15 +302,17 @@ def test_a_step_counter_selects_the_row_and_is_the_noises_step(place):
         for table in (clipped[:, :3], clipped):
             want = oracle(u, table[max(0, min(k, 3))], torch.float32, (3, 6), step=k, seed=8)
             step = torch.tensor(k, device=device)
-            got = update([v.to(device) for v in u], table, step=step, seed=8, backend=backend)
-            assert difference(got, want) is None and step == k, (k, table.shape)
+            for how in (step, k):  # a number chooses as a counter does
+                got = update([v.to(device) for v in u], table, step=how, rows="step", seed=8,
+                             backend=backend)
+                assert difference(got, want) is None and step == k, (k, table.shape)
 
 
 def test_rows_a_sample_beside_a_step_counter(place):
     """The rows are the samples', the counter is the noise's step alone."""
     backend, device = place
     u, rows = torch.ones(5, 6, device=device), np.random.default_rng(7).standard_normal((5, 2))
-    got = update([u], rows, step=torch.tensor(3, device=device), per_sample=True, backend=backend)
+    got = update([u], rows, step=torch.tensor(3, device=device), rows="sample", backend=backend)
     assert difference(got, oracle([u.cpu()], rows, torch.float32, (5, 6), step=3)) is None
 
 
@@ -319,7 +321,7 @@ def test_a_step_counter_in_numpy():
     for name in ("numpy", "host"):
         if kernels.missing(name) is None:
             for k in range(4):
-                got = update([x], table, step=np.array(k), backend=name)
+                got = update([x], table, step=np.array(k), rows="step", backend=name)
                 want = update([x], table[min(k, 1)], step=k, backend="numpy")
                 assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
 
@@ -463,7 +465,7 @@ def test_dsm_loss_is_denoising_score_matching():
     sigma, weight = np.linspace(.5, 2, 8), np.linspace(1, 3, 8)
     c0, cz = coefficients(score_matching.residual, sigma=sigma).T
     s, z = noise.normal((8, 20), seed=13), noise.normal((8, 20), seed=14)
-    value, _ = kernels.dsm_loss(s, np.stack((c0, cz, weight / 16), -1), seed=14)
+    value, _ = kernels.dsm_loss(s, np.stack((c0, cz, weight / 16), -1), seed=14, tag=noise.PRIOR)
     s, z, sigma = s.astype(np.float64), z.astype(np.float64), sigma[:, None]
     d = 3.01 * 2.**-24 * (np.abs(s) + np.abs(z / sigma))
     e = np.abs(score_matching.residual(s, z, sigma))
@@ -568,6 +570,6 @@ def test_triton_beyond_2_31_elements(monkeypatch, folded):
         builder, "grid_idx", (last[-1], y, z)))
     for shape in LARGE:
         out = folded(shape, torch.float16)  # bfloat16 is widened whole in the interpreter
-        update([], [1.], out=out, backend="triton", seed=7, sample=1)
+        kernels.normal(shape, out=out, backend="triton", seed=7, sample=1)
         got, want = last_normals(out, seed=7, sample=1)
         assert last[-1] > 0 and torch.equal(got, want.half()), shape

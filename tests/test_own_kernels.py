@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 
 from minidiff import kernels, noise
 from minidiff.__main__ import main
+from minidiff.bench import run, timed
+from minidiff.bench.own import Own
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,6 +104,180 @@ def test_a_kernel_file_must_hold_what_is_asked_of_it(tmp_path, refused):
     refused("--backend", argv=["check", "--kernel", str(file), "--backend", "host"])
 
 
+
+
+# ---- what was not computed is not timed ----
+
+LANGEVIN = """
+import sys
+import numpy as np
+calls, last = 0, {}
+def right(x, s, z, coef):
+    a, b, c = (k.reshape(-1, *[1] * (x.ndim - 1)) for k in np.moveaxis(coef, -1, 0))
+    return (a * x + b * s) + c * z
+def langevin(x, s, z, coef, out, shape):
+"""
+TIMED = "reference's bits at (1024, 1024); what was timed is not what was checked before"
+FIRST = "reference's bits at (1024, 1024); nothing was timed"
+
+
+@pytest.mark.parametrize("body, words", [
+    ("""
+    if len(x) < 1024: return right(x, s, z, coef)
+    for rows in (slice(64), slice(-64, None)): out[rows] = right(x[rows], s[rows], z[rows], coef)
+    return out""", FIRST),  # both ends alone
+    ("""
+    r = right(x, s, z, coef)
+    if r.size > 1 << 15: r.flat[r.size // 2] += 1
+    return r""", FIRST),  # one element in the middle
+    ("""
+    if x.size < 1 << 20: return right(x, s, z, coef)
+    if shape not in last: last[shape] = right(x, s, z, coef)
+    return last[shape]""", TIMED),  # what it had computed once
+    ("""
+    global calls
+    calls += x.size == 1 << 20
+    return right(x, s, z, coef) if calls < 2 else x""", TIMED),  # right until it was checked
+    ("""
+    global calls
+    calls += x.size == 1 << 20
+    if calls > 3: raise SystemExit(0)
+    return right(x, s, z, coef)""", "SystemExit: 0"),
+    ("""
+    global calls
+    calls += x.size == 1 << 20
+    if calls > 3: raise ValueError("gone")
+    return right(x, s, z, coef)""", "ValueError: gone"),
+    ("""
+    r = right(x, s, z, coef)
+    return (r, r) if r.size == 1 << 20 else r""", "TypeError: returned 2 results"),
+    ("""
+    if x.size == 1 << 20 and sys._getframe(2).f_code.co_name == "once": return x
+    return right(x, s, z, coef)""", "times the rate of copying"),  # right but for the clock
+], ids=("ends", "middle", "stale", "late", "exit", "raise", "two", "clock"))
+def test_what_was_not_computed_is_not_timed(body, words, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("minidiff.bench.run.SECONDS", 0.)
+    monkeypatch.setattr(Own.check, "__defaults__", ((), 0))
+    (tmp_path / "mine.py").write_text(LANGEVIN + body)
+    refused("mine.py", words, argv=["bench", "--kernel", str(tmp_path / "mine.py"), "--elements",
+                                    "1048576", "--backend", "torch_inplace"])
+
+
+@pytest.mark.parametrize("op", ["norms", "noise_norms", "dsm_loss"])
+@pytest.mark.parametrize("when", [FIRST.split(";")[1], TIMED.split(";")[1]])
+def test_sums_that_were_not_computed_are_not_timed(op, when, tmp_path, refused):
+    """Right where they are small, and then wrong: at once, or from the second call on."""
+    calls = 1 if "checked" in when else 0
+    wrong = f"""
+{SUMS}
+calls = 0
+def wrong(f):
+    def g(**kw):
+        global calls
+        got = f(**kw)
+        calls += len(next(iter(kw.values()))) == 512
+        if calls <= {calls}: return got
+        return (got[0], got[1] * 0) if isinstance(got, tuple) else got * 0
+    g.__signature__ = inspect.signature(f)
+    return g
+import inspect
+{op} = wrong({op})
+"""
+    (tmp_path / "mine.py").write_text(wrong)
+    refused("mine.py", op, when, argv=["bench", "--kernel", str(tmp_path / "mine.py"), "--op", op,
+                                       "--elements", str(512 * 1024), "--backend", "torch_eager"])
+
+
+def test_ours_are_compared_whole_as_well(monkeypatch):
+    """A backend that is wrong in one row in the middle, from its first or its second call on."""
+    for calls, words in ((0, "nothing was timed"), (1, "what was timed")):
+        def bind(*arguments, calls=calls, **kw):
+            f, seen = kernels.bind(*arguments, **kw), []
+
+            def g(step):
+                seen.append(step)
+                out = f(step)
+                if len(seen) > calls:
+                    out[100] = 0.
+                return out
+            return g
+        monkeypatch.setattr(run, "bind", bind)
+        with pytest.raises(RuntimeError, match=f"langevin: host .*{words}"):
+            run.bench(["langevin"], ["host"], [1 << 18], seconds=0.)
+
+
+def test_nothing_moves_its_bytes_faster_than_memory():
+    """Against the fastest yardstick, quartile against quartile; and only where a copy takes so
+    long that bytes, not calls, bind it."""
+    def time(seconds, spread=0.):
+        return {"seconds": seconds, "quartiles": [seconds - spread, seconds + spread]}
+    size, of_call = 1 << 24, {"call": time(1e-6)}
+    times = of_call | {"copy": time(3e-3), "negated": time(2e-3), "added": time(4e-3),
+                       "filled": time(2e-3), "zeroed": time(1e-3)}
+    possible = partial(timed.require_possible, "pf_ode", "mine.py", size=size, times=times)
+    for seconds, moved, writes, fails in (
+            (3e-3, 3 * size, False, False),      # a read and write in place: as the fastest does
+            (3e-3 / 1.09, 3 * size, False, False), (3e-3 / 1.11, 3 * size, False, True),
+            (2e-3 / 1.09, 2 * size, False, False), (1e-3 / 1.09, size, True, False),
+            (1e-3 / 1.2, size, True, True), (1e-9, 0, False, False)):
+        with pytest.raises(RuntimeError, match="times the rate of") if fails else nullcontext():
+            possible(time(seconds), moved, writes)
+    possible(time(2.5e-3, .4e-3), 3 * size, False)  # it may have been that slow
+    times["copy"] = time(9e-6)
+    possible(time(1e-6), 3 * size, False)
+
+
+# ---- z that is given is not free ----
+
+def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("minidiff.bench.run.SECONDS", 0.)
+    code, _ = readme_kernel()
+    draws = ("from minidiff import noise\n" + code.replace("c * c * z", "c * z").replace(
+        "z, coef)", "coef, seed, sample, step, tag)").replace(
+        "    return", "    z = torch.from_numpy(noise.normal(x.shape, seed, sample, step, tag))\n"
+        "    return").replace("ARRAYS", "import torch\nARRAYS"))
+    for text, given in ((code.replace("c * c * z", "c * z"), True), (draws, False)):
+        (tmp_path / "mine.py").write_text(text)
+        assert main(["bench", "--kernel", str(tmp_path / "mine.py"), "--elements", "16384",
+                     "--json", str(tmp_path / "rows.json")]) == 0
+        rows = json.loads((tmp_path / "rows.json").read_text())
+        mine, = [r for r in rows if r["backend"].endswith("mine.py")]
+        host, = [r for r in rows if r["backend"] == "host"]
+        peers = {z: {r["backend"]: r for r in rows if r["given_z"] == z and r is not mine
+                     and r["backend"] != "host" and r["seconds"]} for z in (False, True)}
+        assert mine["given_z"] == given and not host["given_z"]
+        assert mine["bytes"] == (4 if given else 3) * 4 * 16384  # x, s, what it makes, and z
+        assert {*mine["speedup"]} == {*peers[given]} and {*host["speedup"]} == {*peers[False]}
+        for name, over in mine["speedup"].items():
+            assert over == peers[given][name]["seconds"] / mine["seconds"]
+        # in place, a = 1: add(x, s, alpha) and add_(z, alpha), three arrays each
+        assert bool(peers[True]) == given
+        if given:
+            assert {"torch_eager", "torch_inplace", "numpy_rng"} <= {*peers[True]}
+            assert peers[True]["torch_inplace"]["bytes"] == 6 * 4 * 16384
+            assert all(r["matches_reference"] for r in peers[True].values())
+        assert ("mine.py, z given" in capsys.readouterr().out) == given
+
+
+def test_noise_that_is_the_result_cannot_be_given(tmp_path, refused):
+    (tmp_path / "mine.py").write_text("def normal(z): return z")
+    refused("normal that is given z", argv=["bench", "--kernel", str(tmp_path / "mine.py"),
+                                            "--elements", "4096"])
+
+
+def test_sums_that_are_given_z_race_what_is_given_z(tmp_path):
+    (tmp_path / "mine.py").write_text(SUMS)
+    assert main(["bench", "--kernel", str(tmp_path / "mine.py"), "--elements", "4096", "--json",
+                 str(tmp_path / "rows.json")]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    mine = {r["op"]: r for r in rows if r["backend"].endswith("mine.py")}
+    n = 4 * 4096
+    assert {op: (r["given_z"], r["bytes"]) for op, r in mine.items()} == {
+        "norms": (False, n), "noise_norms": (True, n), "dsm_loss": (True, 3 * n)}
+    for op, row in mine.items():
+        peers = {r["backend"] for r in rows if r["op"] == op and r["given_z"] == row["given_z"]
+                 and r["matches_reference"] is None}
+        assert {*row["speedup"]} == peers and peers
 
 
 STAGES = """\

@@ -3,17 +3,20 @@
 import ast
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import token
 import tokenize
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import minidiff
 from minidiff import data, demo, families, kernels, noise, sample, targets, train
 from minidiff.__main__ import main
 from minidiff.demo import EVALUATIONS, NetScore
@@ -331,6 +334,109 @@ def test_data_files_are_scaled(tmp_path):
     assert d.train.min() == -1 and d.train.max() == 1
     again = d.quantize(data.dequantized(d.held, d.levels, seed=2))
     assert np.allclose(again, d.held, atol=1e-6)  # a level in float32
+    assert {*d.in_own_units(d.held).ravel()} <= {*images.ravel()}
+    assert d.in_own_units(d.held).dtype == np.uint8
+
+
+def test_the_scale_is_the_models_whatever_a_test_file_holds(tmp_path):
+    """Appended outliers, other units, a part of the range: each row keeps its place on the scale
+    of the file that the model was trained on."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, 2)) * 3 + 5
+    np.savez(tmp_path / "train.npz", x=x)
+    trained = data.load(tmp_path / "train.npz")
+    low, high = trained.ends
+    assert (low, high) == (x.min(), x.max())
+    back = trained.in_own_units(np.concatenate((trained.held, trained.train)))
+    order = data._order(900, 0)
+    # float32 keeps the place on [-1, 1] to 2^-25, half a range of that, and the number to 2^-24
+    slack = 2.**-25 * (high - low) / 2 + 2.**-24 * np.abs(x).max()
+    assert back.dtype == np.float32 and abs(back - x[order]).max() <= slack
+    for name, other in (("part", np.abs(x)), ("outlier", np.append(x[1:], [[1e4, -1e4]], 0)),
+                        ("units", 10 * x + 7), ("float32", x.astype(np.float32))):
+        np.savez(tmp_path / f"{name}.npz", x=other)
+        d = data.load(tmp_path / f"{name}.npz", ends=trained.ends)
+        want = 2 * (other[order].astype(float) - low) / (high - low) - 1
+        assert d.ends == trained.ends
+        assert np.array_equal(np.concatenate((d.held, d.train)), want.astype(np.float32))
+
+
+def test_a_models_scale_goes_with_it(tmp_path, capsys, refused):
+    """To eval, which measures another file of the same law as the first, and back to the units of
+    the data; a model that keeps none says so."""
+    rng = np.random.default_rng(0)
+    law = lambda n: rng.normal(size=(n, 2)) * .5 + np.where(rng.random((n, 1)) < .5, -2, 2)
+    points, folder, x = tmp_path / "train.npz", tmp_path / "o", law(800)
+    np.savez(points, x=law(2000))
+    np.savez(tmp_path / "test.npz", x=x)
+    np.savez(tmp_path / "outlier.npz", x=np.append(x[1:], [[40., 40.]], 0))
+    np.savez(tmp_path / "units.npz", x=10 * x + 7)
+    assert main(["train", "--data", str(points), "--steps", "60", "--batch", "128", "--out",
+                 str(folder)]) == 0
+    model, found = folder / "model.safetensors", {}
+    for name in ("train", "test", "outlier", "units"):
+        out = tmp_path / f"{name}.json"
+        assert main(["eval", "--likelihood", "--model", str(model), "--data",
+                     str(tmp_path / f"{name}.npz"), "--out", str(out)]) == 0
+        found[name] = json.loads(out.read_text())
+    # two samples of one law; a tenth of the range off would be log2(10 / 9), .15
+    error = np.hypot(found["train"]["error"], found["test"]["error"])
+    assert abs(found["train"]["bits_per_dim"] - found["test"]["bits_per_dim"]) < 4.9 * error
+    assert found["units"]["bits_per_dim"] > found["test"]["bits_per_dim"] + 1
+    _, saved = train.load_model(model)
+    assert saved["ends"] == [*data.load(points).ends]
+    out = {}
+    capsys.readouterr()
+    for units in ("model", "data"):
+        assert main(["sample", "--model", str(model), "--n", "50", "--evaluations", "8", "--units",
+                     units, "--out", str(tmp_path / units)]) == 0
+        out[units] = np.load(tmp_path / f"{units}.npz")["x"]
+    low, high = saved["ends"]
+    assert np.allclose(out["data"], low + (out["model"] + 1) / 2 * (high - low), rtol=1e-5)
+    tensors, metadata = train.read(model)
+    old, odd = tmp_path / "old.safetensors", tmp_path / "odd.safetensors"
+    train.save(old, tensors, {k: v for k, v in metadata.items() if k != "ends"})
+    assert main(["sample", "--model", str(old), "--n", "2", "--out", str(tmp_path / "y")]) == 0
+    for argv in (["sample", "--units", "data", "--out", str(tmp_path / "z.npz")],
+                 ["eval", "--data", str(points)], ["eval"]):
+        refused("old.safetensors", "scale", "train it again", argv=[*argv, "--model", str(old)])
+    for ends in ([1., 1.], [0., float("inf")], [2., 1.], "01", [0.], [0., "1"]):
+        train.save(odd, tensors, metadata | {"ends": ends})
+        refused("odd.safetensors", "not minidiff's", argv=["sample", "--model", str(odd), "--out",
+                                                           str(tmp_path / "z.npz")])
+    assert not (tmp_path / "z.npz").exists()
+
+
+def test_grey_levels_are_sampled_as_the_file_had_them(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "grey.npz", x=rng.integers(0, 256, (800, 4, 4)).astype(np.uint8))
+    folder, model = tmp_path / "o", tmp_path / "o" / "model.safetensors"
+    assert main(["train", "--data", str(tmp_path / "grey.npz"), "--steps", "2", "--out",
+                 str(folder)]) == 0
+    assert main(["sample", "--model", str(model), "--n", "9", "--evaluations", "8", "--units",
+                 "data", "--out", str(tmp_path / "x")]) == 0
+    assert np.load(tmp_path / "x.npz")["x"].dtype == np.uint8
+
+
+def test_from_the_clones_parent_folder_the_package_is_found(tmp_path):
+    """There the clone's own name, without a package in it, stands first on Python's path."""
+    try:
+        distribution("minidiff")
+    except PackageNotFoundError:
+        pytest.skip("not installed")
+    (tmp_path / "minidiff").symlink_to(ROOT, target_is_directory=True)
+    for code in (["-m", "minidiff", "--version"],
+                 ["-c", "import minidiff.kernels, minidiff.bench; print(minidiff.__version__)"]):
+        done = subprocess.run([sys.executable, *code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.strip() == minidiff.__version__, done.stderr
+
+
+def test_a_clone_that_is_not_installed_finds_its_rooms():
+    code = "import minidiff.kernels, minidiff.bench; print(minidiff.kernels.__file__)"
+    path = os.pathsep.join(p for p in sys.path if "site-packages" in p)
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | {"PYTHONPATH": path})
+    assert Path(done.stdout.strip()) == ROOT / "kernels" / "__init__.py", done.stderr
 
 
 def test_options_are_refused_in_one_line(tmp_path, refused):
@@ -402,9 +508,9 @@ def test_bench_gates_and_reports(tmp_path):
 
 
 def test_bench_times_nothing_on_a_red_gate(monkeypatch):
-    from minidiff.bench import run
+    from minidiff.bench import run, timed
     monkeypatch.setattr(run, "check_op", lambda *a: [{"passed": False}])
-    monkeypatch.setattr(run, "clock", lambda *a: pytest.fail("timed on a red gate"))
+    monkeypatch.setattr(timed, "clock", lambda *a: pytest.fail("timed on a red gate"))
     with pytest.raises(RuntimeError, match="nothing was timed"):
         run.bench(["langevin"], ["host"], [64])
 

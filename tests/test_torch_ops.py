@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.autograd.functional import jacobian
 from torch.library import opcheck
 
 from minidiff import kernels
 from minidiff.kernels import torch_ops
+from minidiff.langevin import langevin_step
 
 DRAW = 3, 0, 2, 1
 OPS = torch.ops.minidiff
@@ -25,7 +28,10 @@ def calls():
     return {
         "update": (OPS.update, ([x, s], per_call, None, *DRAW)),
         "update, a row a sample": (OPS.update, ([x, s], per_sample, None, *DRAW)),
-        "update, a table": (OPS.update, ([x, s], table, counter, *DRAW)),
+        "update, a table": (OPS.update, ([x, s], table, counter, *DRAW, "step")),
+        "update, a row a sample beside a counter": (
+            OPS.update, ([x, s], per_sample, counter, *DRAW, "sample")),
+        "update, a row by a number": (OPS.update, ([x, s], table, None, *DRAW, "step")),
         "update, clipped": (OPS.update, ([x, s], clipped, None, *DRAW)),
         "update, four": (OPS.update, ([x, s, x, s], torch.rand(5), None, *DRAW)),
         "normal": (OPS.normal, (x.detach(), *DRAW)),
@@ -85,8 +91,9 @@ def test_update_gradients_are_those_of_the_composed_form(clip, counter):
     x, s = tensors((6, 10), (6, 10))
     coef, g = torch.rand(6, 7), torch.randn(6, 10)
     coef[:, 5:] = torch.tensor([-1., 1.])
-    got = torch.autograd.grad(OPS.update([x, s], coef if clip else coef[:, :3], counter, *DRAW),
-                              (x, s), g)
+    rows = None if counter is None else "step"
+    got = torch.autograd.grad(
+        OPS.update([x, s], coef if clip else coef[:, :3], counter, *DRAW, rows), (x, s), g)
     c = (coef if counter is None else coef[5].expand(6, 7))[:, :, None].unbind(1)
     z = kernels.normal((6, 10), device="cpu", seed=3, step=2 if counter is None else 9, tag=1)
     d = (c[3] * x + c[4] * s).clamp(-1., 1.) if clip else s
@@ -123,7 +130,7 @@ def test_a_changing_step_compiles_once():
     step = torch.compile(lambda x, k: OPS.update([x], coef, None, 0, 0, k, 0) * 1,
                          fullgraph=True, backend="aot_eager")
     for k in range(20):
-        assert torch.equal(step(x, k), kernels.update([x], coef, step=k))
+        assert torch.equal(step(x, k), kernels.update([x], coef, step=k, tag=0))
 
 
 def test_a_gradient_that_is_not_defined_is_refused():
@@ -161,3 +168,117 @@ def test_launchers_refuse_what_the_operators_record():
               lambda: kernels.update([s.detach()], [1.], out=x)):
         with pytest.raises(RuntimeError, match="requires grad.*detached"):
             f()
+
+
+@pytest.mark.parametrize("counter, step, rows, row", [
+    (torch.tensor(1), 0, "step", 1), (torch.tensor(9), 0, "step", 3), (None, 2, "step", 2),
+    (None, 9, "step", 3), (torch.tensor(1), 0, "sample", slice(4)), (None, 1, None, slice(4))])
+def test_gradients_follow_what_rows_are_said_to_be(counter, step, rows, row):
+    x, = tensors((4, 5))
+    coef = torch.rand(4, 2)
+    out = OPS.update([x], coef, counter, 0, 0, step, 0, rows)
+    gradient, = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(gradient, coef[row, 0].reshape(-1, 1).expand(4, 5))
+    if rows and counter is not None:
+        with pytest.raises(ValueError, match='say rows="step".*rows="sample"'):
+            OPS.update([x], coef, counter, 0, 0, step, 0)
+
+
+def forward_modes(f, x):
+    """The ways that torch has of a forward-mode derivative, each as a call."""
+    def dual():
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+    return (dual, lambda: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+            lambda: torch.func.jacfwd(f)(x),
+            lambda: jacobian(f, x, strategy="forward-mode", vectorize=True))
+
+
+def test_a_forward_mode_derivative_is_refused_never_zero():
+    x, s = tensors((2, 3), (2, 3), grad=False)
+    coef, loss = torch.rand(3), torch.rand(3)
+    for f, u in ((lambda a: OPS.update([a, s], coef, None, *DRAW), x),
+                 (lambda a: OPS.update([s, a], coef, None, *DRAW), x),
+                 (lambda a: OPS.update([x, s], a, None, *DRAW), coef), (OPS.norms, x),
+                 (lambda a: OPS.dsm_loss(a, loss, *DRAW)[0], x),
+                 (lambda a: OPS.dsm_loss(x, a, *DRAW)[0], loss)):
+        for derivative in forward_modes(f, u):
+            with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                derivative()
+    assert torch.equal(jacobian(lambda a: OPS.update([a, s], coef, None, *DRAW), x),
+                       coef[0] * torch.eye(6).reshape(2, 3, 2, 3))  # in reverse mode
+
+
+def test_noise_has_no_derivative():
+    """It is a constant in every mode, as torch.randn_like's is: only x's shape is read."""
+    x, = tensors((2, 3))
+    for f in (lambda a: a * OPS.normal(a, *DRAW), lambda a: a * OPS.noise_norms(a, *DRAW)[:, None]):
+        gradient, = torch.autograd.grad(f(x).sum(), x)
+        want = f(torch.ones(2, 3))
+        assert torch.equal(gradient, want)
+        assert not OPS.normal(x, *DRAW).requires_grad
+        tangent = torch.func.jvp(f, (x.detach(),), (torch.ones(2, 3),))[1]
+        assert torch.equal(tangent, want)
+
+
+def test_launchers_refuse_a_tangent():
+    x = torch.ones(2, 3)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x.clone())
+        for f in (lambda: kernels.update([dual], [1.]), lambda: kernels.update([x], [1.], out=dual),
+                  lambda: kernels.bind([x, dual], [1., 1.]), lambda: kernels.norms(dual),
+                  lambda: kernels.update([x], forward_ad.make_dual(x[0, :1], x[0, :1].clone())),
+                  lambda: kernels.noise_norms(dual), lambda: kernels.dsm_loss(dual, torch.ones(3))):
+            with pytest.raises(RuntimeError, match="forward-mode tangent.*detached"):
+                f()
+
+
+# ---- what is written in place ----
+
+def writers(backend):
+    """Every way to write into x that the kernels have."""
+    def bound(x):
+        kernels.bind([x], [.5], out=x, backend=backend)(0)
+
+    def bound_without_out(x):
+        again = kernels.bind([x], [.5], backend=backend)
+        before = (kept := again(0))._version
+        again(1)
+        assert kept._version > before
+        x.mul_(1.)  # as what this writes is not x
+
+    def corrected(x):
+        rule = lambda z_norm, s_norm: 1e-3 * z_norm
+        kernels.Fused(backend=backend).correct(langevin_step, rule, x, -x, 0, 16)
+    return {"update": lambda x: kernels.update([x], [.5, 1.], out=x, backend=backend),
+            "normal": lambda x: kernels.normal(x.shape, out=x, backend=backend),
+            "apply": lambda x: kernels.apply("perturb", x, a=1., sigma=1., out=x, backend=backend),
+            "noise_norms": lambda x: kernels.noise_norms(x, out=x, backend=backend),
+            "bind": bound, "bind without out": bound_without_out, "correct": corrected}
+
+
+@pytest.mark.parametrize("way", writers("auto"))
+def test_a_gradient_whose_saved_tensor_was_written_is_refused(place, way):
+    """By every backend: torch refuses it after its own in-place forms, and silence would leave a
+    gradient of the new numbers."""
+    backend, device = place
+    x = torch.randn(3, 4, device=device)
+    weight = torch.randn(4, 4, device=device, requires_grad=True)
+    loss = (x @ weight).square().sum()
+    writers(backend)[way](x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_what_is_only_read_or_new_keeps_its_gradient(place):
+    backend, device = place
+    x = torch.randn(3, 4, device=device)
+    weight = torch.randn(4, 4, device=device, requires_grad=True)
+    loss = (x @ weight).square().sum()
+    for f in (lambda: kernels.update([x], [.5, 1.], backend=backend), lambda: kernels.norms(
+            x, backend=backend), lambda: kernels.noise_norms(x, backend=backend),
+            lambda: kernels.dsm_loss(x, [1., 1., 1.], backend=backend)):
+        f()
+    loss.backward()
+    with torch.inference_mode():  # tensors without a version
+        kernels.normal((2, 3), out=torch.ones(2, 3, device=device), backend=backend)

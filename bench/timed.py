@@ -1,0 +1,135 @@
+"""What is timed is what was compared: whole results on the timed tensors, before the clock and,
+with fresh data, after it. And nothing that did its work is faster than its bytes."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from .. import noise
+from ..kernels import FLOATS, dsm_loss, noise_norms, norms, update
+from .check import compare
+from .clock import clock, summary
+
+CHUNK = 1 << 16  # elements that NumPy computes at once, a core
+CALLS = 10  # a copy that takes less than so many calls' time is bound by calls, not by memory
+MARGIN = 1.1  # of the fastest rate seen
+BITS = dict(zip(FLOATS, (torch.int32, torch.int16, torch.int16)))
+
+
+def cores():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def in_parts(f, batch, size):
+    """[f(rows)] for slices of rows that make up a batch, on all cores at once: NumPy computes
+    without Python's lock."""
+    rows = max(1, CHUNK // max(1, size))
+    parts = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
+    if len(parts) < 2:
+        return [f(rows) for rows in parts]
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(f, parts))
+
+
+def normals(shape, *, sample=0, **counter):
+    """noise.normal of a large shape, as a tensor."""
+    out = torch.empty(shape)
+
+    def part(rows):
+        z = noise.normal(out[rows].shape, sample=sample + rows.start, **counter)
+        out[rows] = torch.from_numpy(z)
+    in_parts(part, len(out), out[:1].numel())
+    return out
+
+
+def expected_update(u, coef, like, *, sample=0, **counter):
+    """NumPy's result of an update, whole, on the CPU; coef: of the whole call."""
+    out = torch.empty(like.shape, dtype=like.dtype)
+
+    def part(rows):
+        update([v[rows].cpu() for v in u], coef, out=out[rows], sample=sample + rows.start,
+               backend="numpy", **counter)
+    in_parts(part, len(out), out[:1].numel())
+    return out
+
+
+def expected_sums(op, s, coef, *, sample=0, **counter):
+    """NumPy's norms, noise_norms or dsm_loss of all rows, a tuple of CPU tensors."""
+    def part(rows):
+        here = s[rows].cpu()
+        draw = counter | {"sample": sample + rows.start, "backend": "numpy"}
+        if op == "norms":
+            return norms(here, backend="numpy"),
+        if op == "noise_norms":
+            return noise_norms(here, **draw),
+        value, gradient = dsm_loss(here, coef[rows], **draw)
+        return value.double().reshape(1), gradient
+    parts = [torch.cat(each) for each in zip(*in_parts(part, len(s), s[:1].numel()))]
+    if op == "dsm_loss":
+        parts[0] = parts[0].sum().float()
+    return tuple(parts)
+
+
+# Sums are the contract's to an ulp. A loss that is added up from parts, each rounded to float32
+# by 2^-24 of itself, less than an ulp of the whole, may be one more off; the gradient is exact.
+ULPS = {"norms": (1,), "noise_norms": (1,), "dsm_loss": (2, 0)}
+
+
+def require_same(op, name, got, want, when="nothing was timed"):
+    """RuntimeError unless all of a result is NumPy's: bit for bit, sums to their ulps."""
+    for a, b, ulps in zip(got, want, ULPS.get(op, (0,)), strict=True):
+        a, bits = a.detach().cpu(), BITS[str(b.dtype).removeprefix("torch.")]
+        alike = a.dtype == b.dtype and a.shape == b.shape
+        if alike and torch.equal(a.contiguous().view(bits), b.view(bits)):
+            continue
+        row = compare(op, name, str(b.dtype), b.shape, a, b, "whole", ulps)
+        if not row["passed"]:
+            raise RuntimeError(f"{op}: {name} does not return the reference's bits at "
+                               f"{tuple(b.shape)}; {when} ({row['reason']})")
+
+
+AFTER = "what was timed is not what was checked before"
+
+
+def refresh(tensors, seed):
+    """Other random numbers in the same memory."""
+    for k, t in enumerate(tensors):
+        random = torch.Generator(t.device).manual_seed(seed + k)
+        t.copy_(torch.randn(t.shape, device=t.device, generator=random))
+
+
+def yardsticks(t):
+    """Calls whose times say how fast bytes of t's size move: read and written to another place
+    or in place, where a CPU need not fetch what it overwrites, or only written; and a call that
+    moves nothing."""
+    other, one = torch.zeros_like(t), torch.zeros(1, dtype=t.dtype, device=t.device)
+    source, end = torch.zeros_like(t), torch.zeros_like(one)
+    return {"negated": other.neg_, "added": lambda: other.add_(source),
+            "filled": lambda: other.fill_(1.), "zeroed": other.zero_,
+            "call": lambda: end.copy_(one)}
+
+
+def times_of(functions, device, seconds):
+    """{name: median and quartiles} of one interleaved run."""
+    return {name: summary(t) for name, t in clock(functions, device, seconds).items()}
+
+
+ARRAYS = {"copy": 2, "negated": 2, "added": 3}
+
+
+def require_possible(op, name, time, moved, only_writes, size, times):
+    """RuntimeError for what moves its bytes faster than anything moves that many: MARGIN over the
+    fastest yardstick, quartile against quartile."""
+    if times["copy"]["seconds"] < CALLS * times["call"]["seconds"]:
+        return
+    arrays = {"filled": 1, "zeroed": 1} if only_writes else ARRAYS
+    fastest = max(arrays[n] * size / times[n]["quartiles"][0] for n in arrays)
+    ratio = moved / time["quartiles"][1] / fastest
+    if ratio > MARGIN:
+        raise RuntimeError(f"{op}: {name} moves its bytes at {ratio:.1f} times the rate of "
+                           f"{'writing' if only_writes else 'copying'} as many, and so has not "
+                           "moved them; its time is not reported")
