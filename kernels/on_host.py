@@ -29,8 +29,12 @@ SMALL = 1 << 15  # elements below which one thread is faster than waking two
 
 
 class _Threads:
-    """How many threads may work. A fork copies none but its own: where OpenMP had others before
-    it, a child that called on them would wait for ever, so it works alone."""
+    """How many threads may work.
+
+    A fork copies no thread but its own, and OpenMP waits for ever for those it had before. So a
+    child of a process that had woken them works alone, and torch in it too, as in the workers of
+    a DataLoader.
+    """
 
     woken = False
     lost = False  # this process is such a child
@@ -43,6 +47,8 @@ class _Threads:
     @classmethod
     def forked(cls):
         cls.lost = cls.lost or cls.woken
+        if cls.lost:
+            torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

@@ -31,7 +31,7 @@ class NetScore:
 
     def __call__(self, x, sigma):
         self.evaluations += 1
-        return self.net(x, torch.full((len(x),), float(sigma), device=x.device))
+        return self.net(x, torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device))
 
 
 def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,19 @@ def batch_indices(n, batch, seed, step):
     return _order(n, seed, 1 + step // per_epoch)[step % per_epoch * batch:][:batch]
 
 
+@contextmanager
+def usual_defaults():
+    """float32 on the CPU, where torch makes what it is not told more of: a default dtype or device
+    of the user's is for tensors of the user's, and changes no bit of a network."""
+    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu") if elsewhere else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 class Trainer:
     """One training run: the network, its average (EMA), Adam and the iteration count.
 
@@ -76,8 +89,9 @@ class Trainer:
         images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
         steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
         torch.manual_seed(seed & (1 << 63) - 1)
-        self.net = ScoreNet(x.shape[1:]).to(device)
-        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        with usual_defaults():
+            self.net = ScoreNet(x.shape[1:]).to(device)
+            self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.adam = torch.optim.Adam(self.net.parameters(), lr=lr, betas=(.9, .99))
         self.steps, self.batch, self.lr, self.seed = steps, batch, lr, seed
         self.kernels, self.backend, self.device = kernels, backend, device
@@ -121,8 +135,9 @@ class Trainer:
         self.adam.zero_grad()
         fitted.backward(gradient)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
-        self.adam.step()
-        self.average.update_parameters(self.net)
+        with usual_defaults():
+            self.adam.step()
+            self.average.update_parameters(self.net)
         self.step += 1
         return loss.item()
 
@@ -204,7 +219,8 @@ def load_model(file, device="cpu"):
             and (levels is None or type(levels) is int and levels > 1)
             and (ends is None or _rise(ends))):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
-    net = ScoreNet(tuple(shape))
+    with usual_defaults():
+        net = ScoreNet(tuple(shape))
     try:
         net.load_state_dict(tensors)
     except RuntimeError:

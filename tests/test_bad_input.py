@@ -1,13 +1,16 @@
 """Bad input raises at the front door, in one clear line; odd input works."""
 
+import os
+import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from minidiff import ddpm, kernels, langevin, noise, sample, sde, solvers
+from minidiff import ddpm, kernels, langevin, noise, sample, sde, solvers, targets
 from minidiff.kernels import (
     Fused,
     apply,
@@ -462,6 +465,239 @@ def test_coefficients_that_are_not_finite():
         coefficients(solvers.dpmpp_2m_step, sigma_prev=2., sigma=.1, sigma_next=1.)
     with pytest.raises(ValueError, match="reverse_diffusion_step: a coefficient is not finite"):
         coefficients(sde.reverse_diffusion_step, sde=sde.VP(), i=4, n=5)  # beta / n > 1
+
+
+# ---- parameters in any precision, ends of a process ----
+
+@pytest.mark.parametrize("op", kernels.OPS.values(), ids=kernels.OPS)
+@pytest.mark.parametrize("kind", ["float32", "float16", "longdouble", "0-d", "small integers"])
+def test_parameters_of_any_kind_are_computed_in_float64(op, kind):
+    """A number, a NumPy number, a 0-d array, one a sample: the coefficients are those of the same
+    number in float64, and the reference's step is the one that they belong to."""
+    rng, x = np.random.default_rng(5), np.linspace(-1, 1, 24).reshape(8, 3)
+    u = [x + k for k in range(len(op.operands))]
+    for batch in (None, 8):
+        p = op.parameters(rng, batch)
+        given = {name: narrow(v, kind) for name, v in p.items()}
+        wide = {name: widened(v) for name, v in given.items()}
+        want = op.coefficients(**wide)
+        got = op.coefficients(**given)
+        assert got.dtype == np.float64 and np.array_equal(got, want)
+        if batch is None and op.operands:
+            z = lambda shape, k, tag: noise.normal(shape, k).astype(float)
+            steps = [sample.Reference(normal=z)(op.step, 2, denoise=op.denoise, **each)
+                     for each in (given, wide)]
+            assert np.array_equal(steps[0](0, *u), steps[1](0, *u))
+            given, wide = (apply(op, *(v.astype(np.float32) for v in u), **each)
+                           for each in (given, wide))
+            assert np.array_equal(given, wide)
+
+
+def narrow(v, kind):
+    """A parameter in fewer bits, or as a 0-d array; what is no number as it is."""
+    v = np.asarray(v)
+    if v.dtype.kind == "i" and kind == "small integers":
+        return v.astype(np.uint8)[()]
+    if v.dtype.kind == "f" and kind in ("float32", "float16", "longdouble"):
+        return v.astype(kind)[()]
+    return v if kind == "0-d" and v.dtype.kind in "fi" else v[()]
+
+
+def widened(v):
+    """The same numbers in float64 or int64; a single one as Python's."""
+    if not isinstance(v, (np.generic, np.ndarray)) or v.dtype.kind not in "iuf":
+        return v
+    v = v.astype(float if v.dtype.kind == "f" else int)
+    return v if v.ndim else v.item()
+
+
+VP, TWO = sde.VP(np.float32(.1), np.float32(20.)), np.array([.3, .7], np.float32)
+
+
+@pytest.mark.parametrize("f, arguments", [
+    (lambda low, high: ddpm.linear_betas(10, low, high), (1e-4, .02)),
+    (lambda high: ddpm.cosine_betas(10, high), (.998,)), (ddpm.alpha_bars, (TWO,)),
+    (lambda high, low: langevin.noise_levels(10, high, low), (20., .1)),
+    (lambda *p: langevin.rho_levels(10, *p), (80., .002, 7.1)),
+    (langevin.step_sizes, (TWO[::-1], .013)),
+    (lambda *p: solvers.churn(TWO[::-1], *p), (.3, .1, .9, 1.003)),
+    (lambda *p: sde.importance_times(sde.VP(), *p), (TWO, 1e-4)),
+    (lambda *p: sde.VE(*p).marginal(.3), (.013, 47.)), (lambda *p: sde.VE(*p).time(1.1), (.1, 9.)),
+    (lambda *p: sde.VE(*p).diffusion(.3), (.013, 47.)), (sde.VE().time, (TWO,)),
+    (sde.EDM().marginal, (TWO,)), (sde.EDM().time, (TWO,)), (sde.EDM().diffusion, (TWO,)),
+    (lambda *p: sde.VP(*p).marginal(.3), (.13, 19.)), (sde.VP().marginal, (TWO,)),
+    (lambda *p: sde.SubVP(*p).marginal(.3), (.13, 19.)), (sde.SubVP().time, (TWO,)),
+    (lambda *p: targets.Gaussian([0.], 1.).at(*p).variances, (.3, .7))], ids=str)
+def test_functions_of_numbers_compute_in_float64(f, arguments):
+    given = [np.float32(v) if np.ndim(v) == 0 else v for v in arguments]
+    wide = [np.float64(v) if np.ndim(v) == 0 else v.astype(float) for v in given]
+    together = [v if isinstance(v, tuple) else (v,) for v in (f(*given), f(*wide))]
+    for got, want in zip(*together, strict=True):
+        assert np.asarray(got).dtype == np.float64 and np.array_equal(got, want)
+
+
+def test_levels_return_their_ends_exactly():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        low, high = np.exp(np.sort(rng.uniform(-7, 6, 2)))
+        n = int(rng.integers(2, 60))
+        for levels in (langevin.rho_levels(n, high, low, rng.uniform(1, 12)),
+                       langevin.noise_levels(n, high, low)):
+            assert levels[0] == high and levels[-1] == low and (np.diff(levels) < 0).all()
+        betas = ddpm.linear_betas(n, low / 1e3, high / 1e3)
+        assert betas[0] == low / 1e3 and betas[-1] == high / 1e3
+
+
+def processes():
+    """SDEs whose ends no formula meets exactly."""
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        low = np.exp(rng.uniform(-4, 0))
+        high = low * np.exp(rng.uniform(1, 8))  # t is ln sigma over ln of that ratio
+        yield from (sde.EDM(high), sde.VE(low, high), sde.VP(low / 20, 1 + high / 50),
+                    sde.SubVP(low / 20, 1 + high / 50))
+
+
+def ratios(process, n=9):
+    """sigma / a from a process's end down, by EDM's rule."""
+    a, sigma = map(float, process.marginal(process.T))
+    low = getattr(process, "sigma_min", sigma / a / 50)
+    return langevin.rho_levels(n, sigma / a, low)
+
+
+def test_a_process_takes_its_own_levels():
+    """Whether they came from our rule, or from its formula in float32 or float64; rounding above T
+    or below 0 is on the end, so that no root of a negative number is taken."""
+    score = lambda x, t: -x
+    for process in processes():
+        exact = ratios(process)
+        rule = np.linspace(exact[0]**(1 / 7), exact[-1]**(1 / 7), 9)**7
+        single = np.linspace(np.float32(exact[0])**np.float32(1 / 7),
+                             np.float32(exact[-1])**np.float32(1 / 7), 9, dtype=np.float32)**7
+        for levels in (exact, rule, single.astype(np.float32)):
+            times = process.time(levels)
+            for loop in (sample.heun, sample.reverse_sde, sample.pf_ode):
+                *_, x = loop(score, np.ones((2, 1)), process, times, sample.Reference())
+                assert np.isfinite(x).all(), process
+
+
+@pytest.mark.parametrize("process", [sde.VE(), sde.VP(), sde.SubVP(), sde.EDM(80.)], ids=str)
+def test_rounding_beyond_an_end_is_the_end(process):
+    T, step = process.T, sde.reverse_sde_step
+    at = lambda t: coefficients(step, sde=process, t=t, dt=.01)
+    for miss in (1e-16, 1e-9, 8e-7):
+        assert np.array_equal(at(T * (1 + miss)), at(T)) and np.array_equal(at(-miss * T), at(0.))
+        assert np.array_equal(at(np.array([T * (1 + miss), -miss * T])), at(np.array([T, 0.])))
+    for t in (T * (1 + 2e-6), -2e-6 * T, T + 1, np.nan):
+        with pytest.raises(ValueError, match="t must be in"):
+            at(t)
+    with pytest.raises(ValueError, match=rf"t must be in \[0, {T:g}\], got {T * 1.00001}"):
+        at(T * 1.00001)  # in all its digits, as five would print T
+
+
+def test_rounding_beyond_other_closed_ends_is_the_end():
+    ddim = lambda **p: coefficients(ddpm.ddim_step, **{"alpha_bar": .3, "alpha_bar_prev": .6,
+                                                       "eta": .5} | p)
+    for name in ("eta", "alpha_bar_prev"):
+        assert np.array_equal(ddim(**{name: 1 + 1e-9}), ddim(**{name: 1.}))
+    assert np.array_equal(ddim(eta=-1e-9), ddim(eta=0.))
+    for bad in ({"eta": 1.00001}, {"alpha_bar_prev": 1.00001}, {"eta": -1e-5}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} must be in"):
+            ddim(**bad)
+    with pytest.raises(ValueError, match="i must be in"):  # a whole number is not rounded
+        coefficients(sde.reverse_diffusion_step, sde=sde.VE(), i=3_000_000, n=3_000_000)
+
+
+# ---- what a user has set: defaults, modes, a fork ----
+
+def everything(backend, device):
+    """What each primitive returns, as CPU tensors."""
+    rng = np.random.default_rng(3)
+    x, s = (torch.from_numpy(rng.standard_normal((5, 33), np.float32)).to(device) for _ in "xs")
+    half, kw = x.half(), {"seed": 4, "backend": backend}
+    counter = torch.from_numpy(np.array(1)).to(device)
+    table = rng.standard_normal((3, 3))
+    again = kernels.bind([x, s], table[0], **kw)
+    found = [
+        update([x, s], table[0], step=2, **kw), update([half], [.5, .3], **kw), again(3),
+        update([x, s], table, step=counter, rows="step", **kw),
+        update([x, s], [.5, .2, .1, 1., .5, -1., 1.], **kw),
+        apply("perturb", x, a=.5, sigma=np.linspace(.1, 1, 5), **kw),
+        normal((5, 9), device=device, **kw), kernels.norms(x, backend=backend),
+        kernels.noise_norms(x, **kw), *kernels.dsm_loss(s, rng.uniform(.1, 1, (5, 3)), **kw),
+        Fused(**kw).correct(langevin.langevin_step, solvers.snr_step_size, x.clone(), s, 0, 16),
+        Fused(**kw)(langevin.langevin_step, 2, eps=np.array([.1, .2]))(counter, x, s)]
+    if device == "cpu" and backend != "triton":  # NumPy arrays as well, with a NumPy counter
+        found.append(torch.from_numpy(update([x.numpy()], table[:, :2], step=np.array(2),
+                                             rows="step", **kw)))
+    return [v.cpu() for v in found]
+
+
+@pytest.mark.parametrize("mode", [
+    lambda device: torch.device("meta"), lambda device: torch.autocast(device, torch.bfloat16),
+    lambda device: torch.inference_mode(), lambda device: torch.no_grad(),
+    lambda device: default_dtype(torch.float64), lambda device: default_dtype(torch.float16)],
+    ids=["default device", "autocast", "inference", "no grad", "float64", "float16"])
+def test_what_a_user_has_set_changes_no_bit(place, mode):
+    backend, device = place
+    if backend == "cupy" and device == "cpu":
+        pytest.skip("the emulator's own tensors are made on the default device")
+    want = everything(backend, device)
+    with mode(device):
+        got = everything(backend, device)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@contextmanager
+def default_dtype(dtype):
+    """torch's default dtype for a while."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+FORKED = """
+import multiprocessing as mp
+import numpy as np
+import torch
+from minidiff import kernels, langevin, solvers
+torch.set_num_threads(2)
+x = torch.ones(70_000, 3)   # so many rows that torch's own sums over them take threads
+wide = np.ones((64, 4096), np.float32)
+bound = kernels.bind([wide], [1., .3], backend="host")
+def work(send):
+    rows = torch.ones(70_000, 3, dtype=torch.float64)
+    engine = kernels.Fused()
+    send([kernels.update([wide], [1., .3], backend="host"), bound(0), kernels.norms(x).numpy(),
+          kernels.noise_norms(x).numpy(), kernels.dsm_loss(x, rows)[1].numpy(),
+          kernels.update([x.T], rows[:3, :2], backend="host").numpy(),
+          engine.correct(langevin.langevin_step, solvers.snr_step_size, x.clone(), -x, 0,
+                         16).numpy(), torch.get_num_threads()])
+mine = []
+work(mine.extend)
+here, there = mp.Pipe()
+child = mp.get_context("fork").Process(target=work, args=(there.send,))
+child.start()
+assert here.poll(60), "the child hangs"
+theirs = here.recv()
+child.join(60)
+assert child.exitcode == 0
+assert all(np.array_equal(a, b) for a, b in zip(mine[:-1], theirs[:-1], strict=True))
+print("same", mine[-1], theirs[-1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or kernels.missing("host") is not None,
+                    reason="needs fork and a C++ compiler")
+def test_a_forked_child_returns_the_same_bits():
+    """OpenMP's threads stay behind: a child that called on them would wait for ever."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True,
+                          timeout=200, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    assert done.stdout.strip() == "same 2 1", done.stderr
 
 
 def test_an_unknown_op_or_parameter():
