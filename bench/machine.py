@@ -18,6 +18,13 @@ def _processor():
     return f"{model} ({simd[0] if simd else platform.machine()})"
 
 
+def cores():
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def machine():
     """A dict of strings, stamped on every result."""
     import torch
@@ -29,8 +36,7 @@ def machine():
         except PackageNotFoundError:
             continue
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cores": str(cores), "gpu": gpu,
+    return {"processor": _processor(), "cores": str(cores()), "gpu": gpu,
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
             "spin": os.environ.get("GOMP_SPINCOUNT", "default"), **versions}

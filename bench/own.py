@@ -75,7 +75,7 @@ class Own:
                  "shape": tuple(first.shape), **COUNTER}
         wanted = inspect.signature(self.functions[name]).parameters
         if "z" in wanted:
-            have["z"] = normals(tuple(first.shape), **COUNTER)
+            have["z"] = normals(tuple(first.shape), **COUNTER).clone()
         missing = [n for n, w in wanted.items() if n not in have and w.default is w.empty
                    and w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)]
         if missing:

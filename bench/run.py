@@ -97,8 +97,9 @@ def check_peer(name, f, work):
     z = torch.randn_like(work.out) if work.noise else None
     result = f(z)
     eps = torch.finfo(result.dtype).eps
-    for part in torch.arange(len(result)).split(max(1, CHUNK // max(1, result[:1].numel()))):
-        rows = slice(part[0], part[-1] + 1)
+    at_once = max(1, (CHUNK << 8 * result.is_cuda) // max(1, result[:1].numel()))
+    for start in range(0, len(result), at_once):
+        rows = slice(start, start + at_once)
         v = [t[rows].double() for t in work.u]
         if work.clip is not None:
             v[1] = (work.clip[0] * v[0] + work.clip[1] * v[1]).clamp(*work.clip[2:])
@@ -126,7 +127,7 @@ def mine(own, op, work, coef, parameters):
         raise ValueError(f"{own.file}: a normal that is given z has nothing to do; draw it from "
                          "seed, sample, step and tag")
     call = own.bind(op.name, [u.clone() for u in work.u] or [work.out.clone()], coef, parameters)
-    own.require(op.name, call, [expected_update(work.u, coef, work.out, **COUNTER)])
+    own.require(op.name, call, [expected_update(op, work.u, coef, work.out, **COUNTER)])
     return call
 
 
@@ -145,13 +146,13 @@ def peers_given_z(names, op, work, dtype, device):
 def check_after(op, work, coef, ours, own, user, seed):
     """RuntimeError unless all that was timed still computes, of fresh data in its own memory."""
     refresh(work.u, seed + 1)
-    want = expected_update(work.u, coef, work.out, step=1)
+    want = expected_update(op, work.u, coef, work.out, step=1)
     for name, f in ours.items():
         work.out.fill_(float("nan"))
         require_same(op.name, name, [f(1)], [want], AFTER)
     if user:
         own.renew(user, op.name, work.u or [work.out], 1)
-        want = expected_update(work.u, coef, work.out, **COUNTER | {"step": 1})
+        want = expected_update(op, work.u, coef, work.out, **COUNTER | {"step": 1})
         own.require(op.name, user, [want], AFTER)
 
 
@@ -160,7 +161,7 @@ def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, wid
     """Rows of an op at one size: all are checked on the very tensors that are then timed."""
     work, coef, p = case(op, elements, dtype, device, seed, width)
     ours, functions, found, refused, user = {}, {}, dict(matches), {}, None
-    want = expected_update(work.u, coef, work.out) if matches else None
+    want = expected_update(op, work.u, coef, work.out) if matches else None
     for name in names:
         if reason := lacks(name, op, dtype, device):
             refused[name] = reason

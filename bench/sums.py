@@ -17,6 +17,7 @@ from .timed import (
     AFTER,
     expected_sums,
     in_parts,
+    normals,
     refresh,
     require_possible,
     require_same,
@@ -66,11 +67,11 @@ def check_corrector(name, f, s, z=None):
     x = torch.ones_like(s)
     got = f(x.clone(), s)
     eps = max(2.**-20, 4 * torch.finfo(s.dtype).eps)
+    z = normals(tuple(s.shape), tag=TAG) if z is None else z
 
     def part(rows):
         x64, s64 = (u[rows].cpu().double().numpy() for u in (x, s))
-        normal = None if z is None else lambda *_: z[rows].cpu().double().numpy()
-        op = Reference(sample=rows.start, normal=normal)
+        op = Reference(normal=lambda *_: z[rows].cpu().double().numpy())
         want = op.correct(langevin_step, snr_step_size, x64, s64, 0, TAG)
         return (abs(got[rows].cpu().double().numpy() - want) <= eps * (3 + abs(want))).all()
     if not all(in_parts(part, *s.shape)):

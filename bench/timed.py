@@ -1,27 +1,22 @@
 """What is timed is what was compared: whole results on the timed tensors, before the clock and,
 with fresh data, after it. And nothing that did its work is faster than its bytes."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
 
 from .. import noise
-from ..kernels import FLOATS, dsm_loss, noise_norms, norms, update
+from ..kernels import FLOATS, dsm_loss, norms, update
+from ..noise import PREDICTOR
 from .check import compare
 from .clock import clock, summary
+from .machine import cores
 
 CHUNK = 1 << 16  # elements that NumPy computes at once, a core
 CALLS = 10  # a copy that takes less than so many calls' time is bound by calls, not by memory
 MARGIN = 1.1  # of the fastest rate seen
 BITS = dict(zip(FLOATS, (torch.int32, torch.int16, torch.int16)))
-
-
-def cores():
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def in_parts(f, batch, size):
@@ -35,8 +30,9 @@ def in_parts(f, batch, size):
         return list(pool.map(f, parts))
 
 
+@lru_cache(maxsize=2)  # an op's before and after; all ops of a size share them
 def normals(shape, *, sample=0, **counter):
-    """noise.normal of a large shape, as a tensor."""
+    """noise.normal of a large shape, as a tensor that is only to be read."""
     out = torch.empty(shape)
 
     def part(rows):
@@ -46,26 +42,30 @@ def normals(shape, *, sample=0, **counter):
     return out
 
 
-def expected_update(u, coef, like, *, sample=0, **counter):
-    """NumPy's result of an update, whole, on the CPU; coef: of the whole call."""
-    out = torch.empty(like.shape, dtype=like.dtype)
+def expected_update(op, u, coef, like, **counter):
+    """NumPy's result of an update, whole, on the CPU. Its noise is one more operand of the sum."""
+    out = torch.empty(like.shape)
+    z = [normals(tuple(like.shape), **{"tag": PREDICTOR} | counter)] if op.noise else []
 
     def part(rows):
-        update([v[rows].cpu() for v in u], coef, out=out[rows], sample=sample + rows.start,
-               backend="numpy", **counter)
+        operands = [v[rows].cpu().float() for v in u]
+        update([*operands, *(v[rows] for v in z)], coef, out=out[rows], backend="numpy")
     in_parts(part, len(out), out[:1].numel())
-    return out
+    return out.to(like.dtype)
 
 
 def expected_sums(op, s, coef, *, sample=0, **counter):
     """NumPy's norms, noise_norms or dsm_loss of all rows, a tuple of CPU tensors."""
+    if op == "noise_norms":
+        z = normals(tuple(s.shape), sample=sample, **{"tag": PREDICTOR} | counter)
+
     def part(rows):
         here = s[rows].cpu()
         draw = counter | {"sample": sample + rows.start, "backend": "numpy"}
         if op == "norms":
             return norms(here, backend="numpy"),
         if op == "noise_norms":
-            return noise_norms(here, **draw),
+            return norms(z[rows], backend="numpy"),
         value, gradient = dsm_loss(here, coef[rows], **draw)
         return value.double().reshape(1), gradient
     parts = [torch.cat(each) for each in zip(*in_parts(part, len(s), s[:1].numel()))]
