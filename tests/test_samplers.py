@@ -318,7 +318,8 @@ def test_a_loop_is_a_generator_that_computes_a_state_when_asked_for_it(name):
     (sample.ancestral_sde, (VE(), [1., .7, .4, 0.]), [1., .7, .4]),
     (sample.edm, ([2., 1.],), [2., 1., 1.]), (sample.dpmpp_2m, ([2., 1.],), [2., 1.]),
     (sample.heun, (VP(), [1., .5, .2]), [1., .5, .5, .2]),
-    (sample.predictor_corrector, (VE(), [1., .5, 0.]), [1., .5, .5]),
+    (sample.predictor_corrector, (VE(), [1., .5, 0.]), [1., .5, .5, 0.]),  # sigma(0) is sigma_min
+    (sample.predictor_corrector, (SubVP(), [1., .5, 0.]), [1., .5, .5]),
     (sample.ancestral, ([.1, .2, .3],), [2, 1, 0]),
     (sample.ddim, ([.9, .5, .1],), [2, 1, 0]),
     (sample.annealed_langevin, ([2., 1.],), [2.] * 100 + [1.] * 100)])
@@ -509,7 +510,17 @@ def test_each_correction_has_a_score_of_its_own():
         return x
     list(sample.predictor_corrector(score, np.ones((2, 3)), sde.VE(), [1., .5, .2, 0.], op,
                                     n_corrector=2))
-    assert seen == [(1, 1.), (1, .5), (2, .5), (3, .5), (3, .2), (4, .2), (5, .2)]
+    assert seen == [(1, 1.), (1, .5), (2, .5), (3, .5), (3, .2), (4, .2), (5, .2), (5, 0.), (6, 0.)]
+
+
+def test_rounding_at_the_end_changes_no_number_of_corrections():
+    """VE's own levels end where t is 0, or by rounding a little beside it."""
+    for end in (0., 1e-17, -1e-17):
+        seen = []
+        score = lambda x, t, seen=seen: seen.append(t) or -x
+        list(sample.predictor_corrector(score, np.ones((2, 3)), VE(), [1., .5, end],
+                                        sample.Reference()))
+        assert len(seen) == 4
 
 
 @pytest.mark.parametrize("times", [np.linspace(1, 0, 101), np.linspace(1, .1, 40)**2],
@@ -523,7 +534,8 @@ def test_the_correctors_step_sizes_are_algorithm_5s(times):
             op = Recorder()
             list(sample.predictor_corrector(lambda x, t: x, np.ones((2, 3)), model, times, op,
                                             corrector=rule, snr=.2, n_corrector=2))
-            want = [(k, noise.CORRECTOR + m) for k in np.flatnonzero(t) for m in range(2)]
+            want = [(k, noise.CORRECTOR + m)
+                    for k in np.flatnonzero(model.marginal(t)[1]) for m in range(2)]
             assert [(k, tag) for k, tag, _ in op.seen] == want
             for k, _, eps in op.seen:
                 np.testing.assert_allclose(eps, 4 * kappa[k] * (.2 * ratio)**2, rtol=1e-12)
