@@ -33,6 +33,7 @@ from operator import index
 import numpy as np
 
 # What a draw is for. Draws that differ in any of seed, sample, step or tag are independent.
+# FORWARD: a forward process. KNOWN and LABEL are kept for replaced pixels and dropped labels.
 (PRIOR, PERTURBATION, PREDICTOR, TIME, DATA, PROBE, DEQUANTIZATION, CHOICE, CHURN,
  ORDER, FORWARD, KNOWN, LABEL) = range(13)
 CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
@@ -153,15 +154,20 @@ def to_normal(w, xp=np):
 
 
 def normal(shape, seed=0, sample=0, step=0, tag=PRIOR):
-    """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77."""
+    """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77.
+
+    tag: what it is for, by default a prior.
+    """
     return elements(to_normal(words(shape, seed, sample, step, tag)), shape)
 
 
 def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
-    """u ~ U(0, 1], float32 of `shape`."""
+    """u ~ U(0, 1], float32 of `shape`; tag: by default a time, so that it shares no word with
+    `normal`."""
     return elements(to_uniform(words(shape, seed, sample, step, tag)), shape)
 
 
 def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
-    """-1 or +1 with equal odds, float32 of `shape`: the word's top bit set is -1."""
+    """-1 or +1 with equal odds, float32 of `shape`: the word's top bit set is -1. tag: by
+    default a probe."""
     return 1 - 2 * elements(words(shape, seed, sample, step, tag) >> 31, shape).astype(np.float32)
