@@ -129,13 +129,16 @@ def _writable(out, t, operands, names):
             raise ValueError(f"out overlaps {name} in part: pass that array itself or a new one")
 
 
+@cache
+def _increment_version():
+    from torch.autograd.graph import increment_version
+    return increment_version
+
+
 def _changed(out):
     """What tells autograd that a tensor was written: a graph that had saved it then refuses to
     go back, as after torch's own in-place forms. None for what is no tensor."""
-    if out is None or isinstance(out, np.ndarray):
-        return None
-    from torch.autograd.graph import increment_version
-    return increment_version
+    return None if out is None or isinstance(out, np.ndarray) else _increment_version()
 
 
 def _like(given, t):
@@ -158,7 +161,9 @@ def _table(coef, device):
 def _step(step, like, rows=None):
     """The step as an unsigned integer; a step counter as a tensor, as is a number that chooses
     one of rows."""
-    number = isinstance(step, (int, np.generic)) or not hasattr(step, "shape")
+    if isinstance(step, int) and rows != "step":
+        return step & MASK
+    number = isinstance(step, np.generic) or not hasattr(step, "shape")
     if number and rows != "step":
         return index(step) & MASK
     import torch
