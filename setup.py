@@ -8,31 +8,14 @@ from setuptools import setup
 if "develop" in sys.argv and "bdist_wheel" not in sys.argv:
     sys.exit("this layout needs a PEP 517 install: pip install --use-pep517 -e .")
 
-LINK = os.path.join(".build", "src", "minidiff")
-ROOMS = {"packages": ["minidiff", "minidiff.kernels", "minidiff.bench"],
-         "package_dir": {"minidiff.kernels": "kernels", "minidiff.bench": "bench"},
-         "package_data": {"minidiff.kernels": ["*.cu"]}}
-
-
-def linked():
-    """The package for an editable install: a link to its folder, alone on a path of its own.
-
-    Of what is on Python's path, the clone's own name, seen from its parent folder, would hide
-    what an import hook finds. What lies on the path it does not hide.
-    """
-    os.makedirs(os.path.dirname(LINK), exist_ok=True)
-    if not os.path.islink(LINK):
-        os.symlink(os.path.join("..", "..", "minidiff"), LINK, target_is_directory=True)
-    return {"packages": ["minidiff"], "package_dir": {"": os.path.dirname(LINK)}}
-
-
-def rooms():
-    """Where the packages are; by setuptools' import hook where no link can be made (Windows)."""
-    try:
-        return linked() if "editable_wheel" in sys.argv else ROOMS
-    except OSError:
-        return ROOMS
-
+# An editable install puts .src on Python's path, and in it the package: a link to minidiff/.
+# An import hook would come after the path, on which the clone's own name, seen from its parent
+# folder, is a package too, an empty one. A system without links has to make do with the hook.
+EDITABLE = "editable_wheel" in sys.argv and os.path.islink(os.path.join(".src", "minidiff"))
+ROOMS = {"packages": ["minidiff"], "package_dir": {"": ".src"}} if EDITABLE else {
+    "packages": ["minidiff", "minidiff.kernels", "minidiff.bench"],
+    "package_dir": {"minidiff.kernels": "kernels", "minidiff.bench": "bench"},
+    "package_data": {"minidiff.kernels": ["*.cu"]}}
 
 os.makedirs(".build", exist_ok=True)
 setup(
@@ -41,7 +24,7 @@ setup(
     description="Score-based generative modelling from scratch, with kernels that return "
                 "NumPy's bits",
     python_requires=">=3.11",
-    **rooms(),
+    **ROOMS,
     install_requires=["numpy>=2.0,<2.6", "torch>=2.11,<2.14", "scikit-learn>=1.5,<1.10",
                       "matplotlib>=3.9,<4", "safetensors>=0.4,<0.9", "tqdm>=4.66,<5",
                       "scipy>=1.13,<2"],

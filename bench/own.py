@@ -10,7 +10,6 @@ dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
 
 import inspect
 import runpy
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -119,25 +118,18 @@ class Own:
         return [v.detach().cpu() if isinstance(v, torch.Tensor) else
                 torch.from_numpy(np.asarray(v)) for v in got]
 
-    @contextmanager
-    def named(self):
-        """What the user's function raises becomes a RuntimeError that names the file."""
-        try:
-            yield
-        except (Exception, SystemExit) as e:
-            raise RuntimeError(f"{self.file}: {short(e)}") from e
-
     def timed(self, call):
-        """A call for the clock."""
+        """A call for the clock: what it raises becomes a RuntimeError that names the file."""
         def f():
-            with self.named():
+            try:
                 return call()
+            except (Exception, SystemExit) as e:
+                raise RuntimeError(f"{self.file}: {short(e)}") from e
         return f
 
     def require(self, name, call, want, when="nothing was timed"):
         """RuntimeError unless a call returns NumPy's results, whole."""
-        with self.named():
-            got = self.results(call, len(want))
+        got = self.timed(partial(self.results, call, len(want)))()
         require_same(name, self.file, got, want, when)
 
     def check(self, dtypes=("float32",), seed=0):

@@ -132,7 +132,8 @@ def mine(own, op, work, coef, parameters):
 
 
 def peers_given_z(names, op, work, dtype, device):
-    """{(name, True): call} of the peers that can be handed z, as one more operand."""
+    """The work with z as one more operand, {(name, True): call} of the peers that take it. It has
+    the operands' dtype, where a user's kernel needs float32 for its bits, and reads more."""
     import torch
     z = torch.randn_like(work.out)
     given = replace(work, u=[*work.u, z])
@@ -179,7 +180,8 @@ def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, wid
     if own and op.name in own.functions:
         user, given = mine(own, op, work, coef, p), own.takes_z(op.name)
         functions[own.file, given] = own.timed(user)
-        extra |= yardsticks(work.out)
+        arrays = len(work.u) + 1 + given
+        extra |= yardsticks(work.out, arrays)
         if given:
             works[True], calls = peers_given_z(names, op, work, dtype, device)
             functions |= calls
@@ -196,7 +198,7 @@ def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, wid
         if user and name == own.file:
             bytes_ += given * (4 * work.out.numel() - size)  # its z is float32
             writes = not works[given].u
-            require_possible(op.name, name, t, bytes_, writes, size, times)
+            require_possible(op.name, name, t, bytes_, writes, size, arrays, times)
         row = row_of(op.name, name, dtype, work.out.shape, **t, bytes=bytes_, given_z=given,
                      gb_per_s=bytes_ / t["seconds"] / 1e9,
                      fraction_of_copy=bytes_ / t["seconds"] / copy_rate,

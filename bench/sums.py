@@ -163,7 +163,8 @@ def sums_at(op, names, named, elements, dtype, device, own, seed, seconds):
     extra = {"copy": lambda: out.copy_(copied)}
     if user:
         functions[own.file, given] = own.timed(user)
-        extra |= yardsticks(s)
+        arrays = size // s.nbytes + given
+        extra |= yardsticks(s, max(1, arrays))
     times = times_of(functions | extra, device, seconds)
     refresh([s], seed + 1)
     if user:
@@ -174,7 +175,7 @@ def sums_at(op, names, named, elements, dtype, device, own, seed, seconds):
         t, peer = times[name, z], name not in ours and not (user and name == own.file)
         moved = size + z * 4 * s.numel()  # z is float32
         if user and name == own.file:
-            require_possible(op, name, t, moved, False, s.nbytes, times)
+            require_possible(op, name, t, moved, False, s.nbytes, max(1, arrays), times)
         rate = None if peer else moved / t["seconds"]
         found.append(row_of(op, name, dtype, s.shape, **t, bytes=None if peer else moved,
                             given_z=z, gb_per_s=rate and rate / 1e9,

@@ -14,7 +14,7 @@ from .clock import clock, summary
 from .machine import cores
 
 CHUNK = 1 << 16  # elements that NumPy computes at once, a core
-CALLS = 10  # a copy that takes less than so many calls' time is bound by calls, not by memory
+CALLS = 3  # what takes less than so many calls' time is bound by calls, not by bytes
 MARGIN = 1.1  # of the fastest rate seen
 BITS = dict(zip(FLOATS, (torch.int32, torch.int16, torch.int16)))
 
@@ -102,14 +102,27 @@ def refresh(tensors, seed):
         t.copy_(torch.randn(t.shape, device=t.device, generator=random))
 
 
-def yardsticks(t):
-    """Calls whose times say how fast bytes of t's size move: read and written to another place
-    or in place, where a CPU need not fetch what it overwrites, or only written; and a call that
-    moves nothing."""
-    other, one = torch.zeros_like(t), torch.zeros(1, dtype=t.dtype, device=t.device)
-    source, end = torch.zeros_like(t), torch.zeros_like(one)
-    return {"negated": other.neg_, "added": lambda: other.add_(source),
-            "filled": lambda: other.fill_(1.), "zeroed": other.zero_,
+def yardsticks(t, arrays):
+    """Calls whose times say how fast bytes move: of as many arrays like t as a kernel has, so that
+    caches hold them as well or as badly; read and written to another place or in place, where a
+    CPU need not fetch what it overwrites, or one only written; and a call that moves nothing."""
+    held = [torch.zeros_like(t) for _ in range(max(2, arrays))]
+    pairs = list(zip(held, held[1:] + held[:1]))  # no copy onto itself, which would be none
+    one, end = torch.zeros(2, dtype=t.dtype, device=t.device).split(1)
+
+    def copied():
+        for a, b in pairs:
+            a.copy_(b)
+
+    def negated():
+        for a in held[:arrays]:
+            a.neg_()
+
+    def added():
+        for a, b in pairs:
+            a.add_(b)
+    return {"copied": copied, "negated": negated, "added": added,
+            "filled": lambda: held[0].fill_(1.), "zeroed": held[0].zero_,
             "call": lambda: end.copy_(one)}
 
 
@@ -118,16 +131,17 @@ def times_of(functions, device, seconds):
     return {name: summary(t) for name, t in clock(functions, device, seconds).items()}
 
 
-ARRAYS = {"copy": 2, "negated": 2, "added": 3}
-
-
-def require_possible(op, name, time, moved, only_writes, size, times):
+def require_possible(op, name, time, moved, only_writes, size, arrays, times):
     """RuntimeError for what moves its bytes faster than anything moves that many: MARGIN over the
-    fastest yardstick, quartile against quartile."""
-    if times["copy"]["seconds"] < CALLS * times["call"]["seconds"]:
+    fastest yardstick, quartile against quartile, apart from the time of the calls themselves."""
+    pairs = max(2, arrays)
+    passes = {"filled": 1, "zeroed": 1} if only_writes else {
+        "copied": 2 * pairs, "negated": 2 * arrays, "added": 3 * pairs}
+    calls = {"negated": arrays, "copied": pairs, "added": pairs, "filled": 1, "zeroed": 1}
+    took = {n: times[n]["quartiles"][0] - calls[n] * times["call"]["quartiles"][1] for n in passes}
+    if any(took[n] < CALLS * calls[n] * times["call"]["seconds"] for n in passes):
         return
-    arrays = {"filled": 1, "zeroed": 1} if only_writes else ARRAYS
-    fastest = max(arrays[n] * size / times[n]["quartiles"][0] for n in arrays)
+    fastest = max(passes[n] * size / took[n] for n in passes)
     ratio = moved / time["quartiles"][1] / fastest
     if ratio > MARGIN:
         raise RuntimeError(f"{op}: {name} moves its bytes at {ratio:.1f} times the rate of "

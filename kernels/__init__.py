@@ -19,6 +19,7 @@ import numpy as np
 
 from ..affine import coefficients
 from ..noise import MASK, PERTURBATION, PREDICTOR, PRIOR
+from . import threads  # noqa: F401, here before any fork
 from .table import OPS, Op, lookup
 
 __all__ = ["BACKENDS", "OPS", "Fused", "Op", "apply", "backend", "bind", "coefficients",
@@ -86,16 +87,16 @@ def _real(name, u):
     if not (u.is_cpu or u.is_cuda) or u.layout is not torch.strided or u.is_complex():
         raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
                         f"{u.device}, {u.layout}")
+    dual = torch.autograd.forward_ad
+    if dual._current_level >= 0 and dual.unpack_dual(u).tangent is not None:
+        raise RuntimeError(f"{name} carries a forward-mode tangent, which would be lost: pass it "
+                           "detached, or take the derivative of the reference's step")
     if isinstance(u, torch._subclasses.FakeTensor) or not u.data_ptr() and u.numel():
         raise TypeError(f"{name} has no memory (a fake or freed tensor); for compilers there is "
                         "torch.ops.minidiff, by import minidiff.kernels.torch_ops")
     if u.requires_grad:
         raise RuntimeError(f"{name} requires grad and this records none: pass it detached, or "
                            "call torch.ops.minidiff, by import minidiff.kernels.torch_ops")
-    dual = torch.autograd.forward_ad
-    if dual._current_level >= 0 and dual.unpack_dual(u).tangent is not None:
-        raise RuntimeError(f"{name} carries a forward-mode tangent, which would be lost: pass it "
-                           "detached, or take the derivative of the reference's step")
 
 
 def _accept(arrays, names, chosen):
@@ -168,7 +169,10 @@ def _step(step, like, rows=None):
         return index(step) & MASK
     import torch
     if number:
-        step = torch.from_numpy(np.asarray(index(step))).to(like.device)
+        step = index(step)
+        if abs(step) >> 62:  # beyond int64: as far out, and the same noise
+            step = (step & MASK) + (1 << 62) * (1 if step > 0 else -1)
+        step = torch.from_numpy(np.asarray(step)).to(like.device)
     if not isinstance(step, torch.Tensor):
         step = torch.from_numpy(step)
     if step.shape or step.dtype != torch.int64 or step.device != like.device:

@@ -18,6 +18,7 @@ try:
 except ImportError:
     torch = None
 
+from . import threads
 
 NAME, TAKES = "host", "cpu"
 SOURCE = Path(__file__).with_name("kernels.cu")
@@ -26,33 +27,6 @@ FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-
 NATIVE = "-march=native", "-mprefer-vector-width=512", "-fopenmp"
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SMALL = 1 << 15  # elements below which one thread is faster than waking two
-
-
-class _Threads:
-    """How many threads may work.
-
-    A fork copies no thread but its own, and OpenMP waits for ever for those it had before. So a
-    child of a process that had woken them works alone, and torch in it too, as in the workers of
-    a DataLoader.
-    """
-
-    woken = False
-    lost = False  # this process is such a child
-
-    @classmethod
-    def count(cls):
-        cls.woken = True
-        return 1 if cls.lost else torch.get_num_threads()
-
-    @classmethod
-    def forked(cls):
-        cls.lost = cls.lost or cls.woken
-        if cls.lost:
-            torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_Threads.forked)
 
 
 def macros(dtype, operands, draws, clips, sums=0):
@@ -146,7 +120,7 @@ def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag)
     def run(step):
         job[12] = step = int(step)
         if batch * size > SMALL:
-            job[14] = _Threads.count()
+            job[14] = threads.count()
         if rows > 1 and not per_sample:
             job[6] = coef.data_ptr() + 4 * width * max(0, min(step, rows - 1))
         function(job)

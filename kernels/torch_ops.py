@@ -25,7 +25,8 @@ def register(name, signature, run, fake, backward=None, save=None):
     if not backward:  # no derivative: the result is a constant, as of torch.randn_like
         LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
         return
-    # what torch.library.register_autograd registers, behind a look at tangents: below, none is seen
+    # What torch.library.register_autograd registers (of torch's own functions, in 2.11 to 2.13),
+    # behind a look at tangents: below, none is seen.
     recorded = make_autograd_impl(getattr(torch.ops.minidiff, name).default, Info(backward, save))
 
     def reverse_mode(keys, *inputs):

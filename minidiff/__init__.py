@@ -14,9 +14,6 @@
 These need NumPy alone, RK45 SciPy. `minidiff.kernels` runs the same steps fused, bit for bit.
 """
 
-from pathlib import Path as _Path
-
 __version__ = "0.2.0"
 
-if not _Path(__file__).with_name("kernels").is_dir():  # a clone: its rooms lie side by side
-    __path__.append(str(_Path(__file__).resolve().parents[1]))
+from . import _rooms  # noqa: E402, F401

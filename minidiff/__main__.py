@@ -195,9 +195,9 @@ def run_sample(args):
     data = Data(saved["data"], np.empty((0, *saved["shape"])), np.empty(0), saved["levels"],
                 saved["ends"])
     x = data.quantize(x.cpu().numpy())
+    x = data.in_own_units(x) if args.units == "data" else x
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{args.family}: samples are not finite")
-    x = data.in_own_units(x) if args.units == "data" else x
     out = Path(args.out if args.out.endswith(".npz") else args.out + ".npz")
     part = out.with_suffix(".part")
     with open(part, "wb") as f:

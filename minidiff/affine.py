@@ -44,7 +44,7 @@ def order(p):
 def check_range(below=_INF, n=2, least=1, **ends):
     """(low, high), the two that are named, in float64. ValueError unless n >= least is whole and
     0 < low <= high < below."""
-    low, high = map(float, ends.values())
+    low, high = (float(_wide(name, v)) for name, v in ends.items())
     if not isinstance(n, (int, np.integer)) or n < least or not 0 < low <= high < below:
         ends_rise = f"0 < {' <= '.join(ends)} < {below:g}"
         raise ValueError(f"need a whole n >= {least} and {ends_rise}, got {n=}, {ends}")
@@ -69,11 +69,13 @@ def schedule(values, name):
 
 def _wide(name, v):
     """A parameter in float64 or int64: in fewer bits a formula would lose digits, or wrap."""
-    if hasattr(v, "data_ptr") or isinstance(v, (list, tuple)):
+    if hasattr(v, "data_ptr") or isinstance(v, (list, tuple, str)):
         raise TypeError(f"{name} must be a number or a NumPy array, got a {type(v).__name__}")
     kind = v.dtype.kind if isinstance(v, (np.generic, np.ndarray)) else ""
-    if kind not in tuple("fiu") or v.dtype == np.float64:
+    if kind not in tuple("fiu"):
         return v
+    if v.dtype == np.float64:
+        return v[()]
     if v.ndim:
         return v.astype(np.float64 if kind == "f" else np.int64)
     return float(v) if kind == "f" else int(v)

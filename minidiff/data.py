@@ -39,12 +39,12 @@ class Data:
 
     def in_own_units(self, x):
         """Samples on the model's scale in the data's units: grey levels as uint8 where they fit,
-        else float32."""
+        else float64."""
         low, high = self.ends
         x = low + (np.asarray(x, np.float64) + 1) / 2 * (high - low)
         if self.levels and low >= 0 and high < 256:
-            return np.round(x).astype(np.uint8)
-        return x.astype(np.float32)
+            return np.clip(np.round(x), low, high).astype(np.uint8)
+        return x
 
 
 def dequantized(x, levels, seed=0, step=0):
@@ -92,9 +92,9 @@ def checkerboard(n, seed):
 
 
 def digits():
-    """scikit-learn's 1,797 handwritten digits, 8 by 8, 17 grey levels."""
+    """scikit-learn's 1,797 handwritten digits, 8 by 8, 17 grey levels from 0 to 16."""
     from sklearn.datasets import load_digits
-    return load_digits().images[:, None] / 8 - 1
+    return load_digits().images[:, None]
 
 
 SETS = {"mixture": mixture, "moons": moons, "checkerboard": checkerboard}
@@ -109,16 +109,30 @@ def load(name, seed=0, ends=None):
     uint8 counts as 256 grey levels. ValueError in one line where a file cannot be used.
     """
     if name == "digits":
-        x, levels, ends = digits(), 17, (0., 16.)
+        x, levels, own = digits(), 17, (0., 16.)
     elif name in SETS:
-        x, levels, ends = SETS[name](8192 + HELD_OUT, seed), None, (-1., 1.)
+        x, levels, own = SETS[name](8192 + HELD_OUT, seed), None, (-1., 1.)
     else:
-        x, levels, ends = _read(name, ends)
-    x = x.astype(np.float32)[_order(len(x), seed)]
+        x, levels, own = _read(name)
+    ends = tuple(ends or own)
+    x = _scaled(name, x, ends)[_order(len(x), seed)]
     return Data(str(name), x[HELD_OUT:], x[:HELD_OUT], levels, ends)
 
 
-def _read(file, ends):
+def _scaled(name, x, ends):
+    """x on the scale where ends are -1 and 1, float32."""
+    if ends == (-1., 1.):
+        return x.astype(np.float32)
+    low, high = ends
+    with np.errstate(over="ignore"):
+        scaled = ((x.astype(np.float64) - low) / (high - low) * 2 - 1).astype(np.float32)
+    if not np.isfinite(scaled).all():
+        raise ValueError(f"{name}: values from {x.min():g} to {x.max():g} are too far from the "
+                         f"{low:g} to {high:g} that the model was trained on")
+    return scaled
+
+
+def _read(file):
     if not str(file).endswith(".npz"):
         raise ValueError(f"{file}: neither digits, {', '.join(SETS)} nor a .npz file")
     if not Path(file).is_file():
@@ -142,11 +156,10 @@ def _read(file, ends):
     if not np.isfinite(x).all():
         raise ValueError(f"{file}: holds NaN or inf")
     levels, low, high = (256, 0, 255) if x.dtype == np.uint8 else (None, x.min(), x.max())
-    low, high = map(float, ends or (low, high))
+    low, high = float(low), float(high)
     if not 0 < high - low < np.inf:
         raise ValueError(f"{file}: every value is {low:g}" if low == high else
                          f"{file}: values from {low} to {high} are too far apart")
-    x = (x.astype(np.float64) - low) / (high - low) * 2 - 1
     x = x[:, None] if x.ndim == 3 else x
     if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):
         raise ValueError(f"{file}: images of {x.shape[2]} by {x.shape[3]}; height and width "

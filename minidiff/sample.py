@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ddpm, langevin, noise, solvers
 from . import sde as sdes
-from .affine import check_domain, like, operands, own, row, schedule
+from .affine import SLACK, check_domain, like, operands, own, row, schedule
 from .score_matching import posterior_mean
 
 
@@ -140,7 +140,8 @@ def reverse_diffusion(score, x, sde, times, op, step=sdes.reverse_diffusion_step
     """The SDE's own chain reversed, a step i a time: i = trunc(t (n-1) / T) = n-1 ... 0 of the
     n times but the last; score(x, t). [SDE eq. 46]"""
     t, _ = _grid(times, sde)
-    i, n = np.trunc(t * (len(t) - 1) / sde.T).astype(int), len(t)
+    n = len(t)
+    i = np.trunc((t / sde.T + SLACK) * (n - 1)).astype(int)  # what rounding alone made smaller
     if n < 2 or (i != np.arange(n)[::-1]).any():
         raise ValueError("times must be at least three and fall evenly from T, one an index")
     yield from iterate(step, score, x, t, op, sde=sde, i=i, n=n, **kw)

@@ -46,7 +46,8 @@ class VE(_SDE):
 
     def __post_init__(self):
         low, high = check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-        self.__dict__.update(sigma_min=low, sigma_max=high)
+        object.__setattr__(self, "sigma_min", low)
+        object.__setattr__(self, "sigma_max", high)
 
     def diffusion(self, t):
         return self.marginal(t)[1] * (2 * np.log(self.sigma_max / self.sigma_min))**.5
@@ -80,16 +81,16 @@ class EDM(_SDE):
     T = property(lambda self: self.sigma_max)
 
     def __post_init__(self):
-        self.__dict__.update(check_domain(sigma_max=self.sigma_max))
+        object.__setattr__(self, "sigma_max", check_domain(sigma_max=self.sigma_max)["sigma_max"])
 
     def diffusion(self, t):
         return (2 * np.asarray(t, np.float64))**.5
 
     def marginal(self, t):
-        return 1., np.asarray(t, np.float64)
+        return 1., np.asarray(t, np.float64)[()]
 
     def time(self, ratio):
-        return np.asarray(ratio, np.float64)
+        return np.asarray(ratio, np.float64)[()]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class _LinearBeta(_SDE):
 
     def __post_init__(self):
         low, high = check_range(beta_min=self.beta_min, beta_max=self.beta_max)
-        self.__dict__.update(beta_min=low, beta_max=high)
+        object.__setattr__(self, "beta_min", low)
+        object.__setattr__(self, "beta_max", high)
 
     def beta(self, t):
         return self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min)

@@ -581,6 +581,31 @@ def test_a_process_takes_its_own_levels():
                 assert np.isfinite(x).all(), process
 
 
+@pytest.mark.parametrize("process", [sde.VE(), sde.VP(), sde.SubVP()], ids=str)
+def test_a_chains_times_may_be_rounded(process):
+    """An index is the whole number that its time is, but for rounding."""
+    exact = np.linspace(1, 0, 201)
+    chains = exact, exact.astype(np.float32), exact * (1 - 1e-16), np.append(1 - 1e-16, exact[1:])
+    states = [list(sample.reverse_diffusion(lambda x, t: -x, np.ones((1, 2)), process, times,
+                                            sample.Reference()))[-1] for times in chains]
+    assert all(np.array_equal(states[0], other) for other in states[1:])
+    with pytest.raises(ValueError, match="one an index"):
+        list(sample.reverse_diffusion(lambda x, t: -x, np.ones((1, 2)), process, exact * .9998,
+                                      sample.Reference()))
+
+
+def test_a_number_in_is_a_number_out():
+    """So that a marginal meets tensors, and an SDE is a key."""
+    for process in (sde.VE(), sde.VP(), sde.SubVP(), sde.EDM(np.array(10.))):
+        assert hash(process)
+        a, sigma = process.marginal(.5)
+        assert np.ndim(process.time(.5)) == 0
+        assert (a * torch.ones(2) + sigma * torch.ones(2)).shape == (2,)
+    for bad in (("1", "2"), ([1.], [2.])):
+        with pytest.raises(TypeError, match="must be a number or a NumPy array"):
+            sde.VE(*bad)
+
+
 @pytest.mark.parametrize("process", [sde.VE(), sde.VP(), sde.SubVP(), sde.EDM(80.)], ids=str)
 def test_rounding_beyond_an_end_is_the_end(process):
     T, step = process.T, sde.reverse_sde_step
@@ -660,6 +685,21 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
+WOKEN_BY_TORCH = """
+import multiprocessing as mp
+import numpy as np
+import torch
+from minidiff import kernels
+torch.set_num_threads(2)
+torch.ones(1 << 20).add_(1)   # torch's own, and none of ours
+x = np.ones((64, 4096), np.float32)
+child = mp.get_context("fork").Process(target=lambda: kernels.update([x], [1.], backend="host"))
+child.start()
+child.join(60)
+print(child.exitcode)
+child.kill()
+"""
+
 FORKED = """
 import multiprocessing as mp
 import numpy as np
@@ -698,6 +738,9 @@ def test_a_forked_child_returns_the_same_bits():
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True,
                           timeout=200, env=os.environ | {"OMP_NUM_THREADS": "2"})
     assert done.stdout.strip() == "same 2 1", done.stderr
+    done = subprocess.run([sys.executable, "-c", WOKEN_BY_TORCH], capture_output=True, text=True,
+                          timeout=200, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    assert done.stdout.strip() == "0", done.stderr
 
 
 def test_an_unknown_op_or_parameter():

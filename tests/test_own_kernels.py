@@ -12,7 +12,7 @@ import torch
 
 from minidiff import kernels, noise
 from minidiff.__main__ import main
-from minidiff.bench import run, timed
+from minidiff.bench import run, sums, timed
 from minidiff.bench.own import Own
 
 ROOT = Path(__file__).parents[1]
@@ -154,7 +154,12 @@ FIRST = "reference's bits at (1024, 1024); nothing was timed"
     ("""
     if x.size == 1 << 20 and sys._getframe(2).f_code.co_name == "once": return x
     return right(x, s, z, coef)""", "times the rate of copying"),  # right but for the clock
-], ids=("ends", "middle", "stale", "late", "exit", "raise", "two", "clock"))
+    ("""
+    if x.size < 1 << 20: return right(x, s, z, coef)
+    key = x.flat[0], z.flat[0]
+    if key not in last: last[key] = right(x, s, z, coef)
+    return last[key]""", "times the rate of copying"),  # until its data change
+], ids=("ends", "middle", "stale", "late", "exit", "raise", "two", "clock", "memo"))
 def test_what_was_not_computed_is_not_timed(body, words, tmp_path, refused, monkeypatch):
     monkeypatch.setattr("minidiff.bench.run.SECONDS", 0.)
     monkeypatch.setattr(Own.check, "__defaults__", ((), 0))
@@ -188,6 +193,65 @@ import inspect
                                        "--elements", str(512 * 1024), "--backend", "torch_eager"])
 
 
+STALE = """
+import numpy as np
+last = {}
+def kept(name, f, size):
+    if size < 1 << 19: return f()
+    return last.setdefault(name, f())
+def pf_ode(x, s, coef):
+    a, b = (k.reshape(-1, *[1] * (x.ndim - 1)) for k in np.moveaxis(coef, -1, 0))
+    return kept("pf_ode", lambda: a * x + b * s, x.size)
+"""
+
+
+@pytest.mark.parametrize("op", ["pf_ode", "norms", "dsm_loss"])
+def test_fresh_data_tell_what_was_computed_once(op, tmp_path, refused, monkeypatch):
+    """Where no noise is drawn, or it is the same again, the operands alone are new."""
+    monkeypatch.setattr("minidiff.bench.run.SECONDS", 0.)
+    monkeypatch.setattr("minidiff.bench.timed.MARGIN", 1e9)  # its speed alone would tell
+    code = SUMS.replace("def ", "def _").replace("norms(z)", "_norms(z)")
+    code += "".join(f"def {n}({a}): return kept('{n}', lambda: _{n}({a}), {a[0]}.size)\n"
+                    for n, a in (("norms", "x"), ("dsm_loss", "s, z, coef")))
+    (tmp_path / "mine.py").write_text(STALE + code.replace("quads(e)", "quads(e)").replace(
+        "def _quads", "def quads"))
+    refused("mine.py", op, "what was timed is not what was checked", argv=[
+        "bench", "--kernel", str(tmp_path / "mine.py"), "--op", op, "--elements", str(1 << 19),
+        "--backend", "torch_eager"])
+
+
+def test_fresh_data_tell_what_ours_computed_once(monkeypatch):
+    """A backend that keeps its first results, and sums that do."""
+    def bind(u, *arguments, **kw):
+        first = kernels.bind(u, *arguments, **kw)(0).clone()
+        return lambda step: kw["out"].copy_(first)
+    monkeypatch.setattr(run, "bind", bind)
+    with pytest.raises(RuntimeError, match="pf_ode: host .*what was timed"):
+        run.bench(["pf_ode"], ["host"], [1 << 18], seconds=0.)
+    for name in ("norms", "dsm_loss"):
+        plain, kept = getattr(sums, name), {}
+
+        def once(s, *arguments, plain=plain, kept=kept, **kw):
+            return kept.setdefault(s.shape, plain(s, *arguments, **kw))
+        monkeypatch.setattr(sums, name, once)
+        with pytest.raises(RuntimeError, match=f"{name}: host .*what was timed"):
+            run.bench([name], ["host"], [1 << 18], seconds=0.)
+
+
+def test_sums_are_held_to_the_rate_of_their_bytes(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("minidiff.bench.run.SECONDS", 0.)
+    (tmp_path / "mine.py").write_text(SUMS + """
+import sys
+honest = norms
+def norms(x):
+    if x.size == 1 << 22 and sys._getframe(2).f_code.co_name == "once": return x[:, 0]
+    return honest(x)
+""")
+    refused("mine.py", "times the rate of copying", argv=[
+        "bench", "--kernel", str(tmp_path / "mine.py"), "--op", "norms", "--elements", str(1 << 22),
+        "--backend", "torch_eager"])
+
+
 def test_ours_are_compared_whole_as_well(monkeypatch):
     """A backend that is wrong in one row in the middle, from its first or its second call on."""
     for calls, words in ((0, "nothing was timed"), (1, "what was timed")):
@@ -207,24 +271,35 @@ def test_ours_are_compared_whole_as_well(monkeypatch):
 
 
 def test_nothing_moves_its_bytes_faster_than_memory():
-    """Against the fastest yardstick, quartile against quartile; and only where a copy takes so
-    long that bytes, not calls, bind it."""
+    """Against the fastest yardstick over as many arrays, quartile against quartile, the calls' own
+    time apart; and only where bytes, not calls, take most of it."""
     def time(seconds, spread=0.):
         return {"seconds": seconds, "quartiles": [seconds - spread, seconds + spread]}
-    size, of_call = 1 << 24, {"call": time(1e-6)}
-    times = of_call | {"copy": time(3e-3), "negated": time(2e-3), "added": time(4e-3),
-                       "filled": time(2e-3), "zeroed": time(1e-3)}
-    possible = partial(timed.require_possible, "pf_ode", "mine.py", size=size, times=times)
-    for seconds, moved, writes, fails in (
-            (3e-3, 3 * size, False, False),      # a read and write in place: as the fastest does
-            (3e-3 / 1.09, 3 * size, False, False), (3e-3 / 1.11, 3 * size, False, True),
-            (2e-3 / 1.09, 2 * size, False, False), (1e-3 / 1.09, size, True, False),
-            (1e-3 / 1.2, size, True, True), (1e-9, 0, False, False)):
+    size, arrays, call = 1 << 24, 3, 1e-6
+    times = {"call": time(call), "copied": time(9e-3 + 3 * call), "negated": time(6e-3 + 3 * call),
+             "added": time(12e-3 + 3 * call), "filled": time(2e-3 + call),
+             "zeroed": time(1e-3 + call)}
+    possible = partial(timed.require_possible, "pf_ode", "mine.py", size=size, arrays=arrays,
+                       times=times)
+    for seconds, moved, writes, fails in (  # negated: 6 sizes in 6 ms
+            (3e-3, 3 * size, False, False), (3e-3 / 1.09, 3 * size, False, False),
+            (3e-3 / 1.11, 3 * size, False, True), (2e-3 / 1.09, 2 * size, False, False),
+            (1e-3 / 1.09, size, True, False), (1e-3 / 1.2, size, True, True),
+            (1e-9, 0, False, False)):
         with pytest.raises(RuntimeError, match="times the rate of") if fails else nullcontext():
             possible(time(seconds), moved, writes)
     possible(time(2.5e-3, .4e-3), 3 * size, False)  # it may have been that slow
-    times["copy"] = time(9e-6)
-    possible(time(1e-6), 3 * size, False)
+    times["copied"] = time(11e-6)
+    possible(time(1e-7), 3 * size, False)
+
+
+def test_yardsticks_move_as_many_arrays_as_a_kernel():
+    t = torch.ones(8, 8)
+    sticks = timed.yardsticks(t, 3)
+    assert {*sticks} == {"copied", "negated", "added", "filled", "zeroed", "call"}
+    for f in sticks.values():
+        f()
+    assert t.eq(1).all()
 
 
 # ---- z that is given is not free ----

@@ -4,11 +4,13 @@ import ast
 import io
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
 import token
 import tokenize
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -349,9 +351,8 @@ def test_the_scale_is_the_models_whatever_a_test_file_holds(tmp_path):
     assert (low, high) == (x.min(), x.max())
     back = trained.in_own_units(np.concatenate((trained.held, trained.train)))
     order = data._order(900, 0)
-    # float32 keeps the place on [-1, 1] to 2^-25, half a range of that, and the number to 2^-24
-    slack = 2.**-25 * (high - low) / 2 + 2.**-24 * np.abs(x).max()
-    assert back.dtype == np.float32 and abs(back - x[order]).max() <= slack
+    slack = 2.**-25 * (high - low) / 2 * 1.01  # what float32 keeps of a place on [-1, 1]
+    assert abs(back - x[order]).max() <= slack
     for name, other in (("part", np.abs(x)), ("outlier", np.append(x[1:], [[1e4, -1e4]], 0)),
                         ("units", 10 * x + 7), ("float32", x.astype(np.float32))):
         np.savez(tmp_path / f"{name}.npz", x=other)
@@ -359,6 +360,28 @@ def test_the_scale_is_the_models_whatever_a_test_file_holds(tmp_path):
         want = 2 * (other[order].astype(float) - low) / (high - low) - 1
         assert d.ends == trained.ends
         assert np.array_equal(np.concatenate((d.held, d.train)), want.astype(np.float32))
+
+
+def test_a_set_by_name_is_measured_on_a_models_scale():
+    plain = data.load("moons")
+    other = data.load("moons", ends=[-3., 5.])
+    want = (plain.held.astype(float) + 3) / 8 * 2 - 1
+    assert other.ends == (-3., 5.) and abs(other.held - want).max() < 2.**-24
+    assert data.load("digits", ends=(0., 16.)).train.max() == 1
+
+
+def test_a_scale_that_float32_cannot_keep(tmp_path, refused):
+    """Samples of large numbers keep their digits; numbers beyond the model's reach are refused."""
+    big = data.Data("x", *np.empty((2, 0, 2)), None, (1e9 - 3, 1e9 + 3))
+    assert np.array_equal(big.in_own_units(np.array([[-1., 0., 1.]])),
+                          [[1e9 - 3, 1e9, 1e9 + 3]])
+    wide = data.Data("x", *np.empty((2, 0, 2)), None, (-1e300, 1e300))
+    assert np.isfinite(wide.in_own_units(np.array([[-1.5, 1.5]]))).all()
+    grey = data.Data("x", *np.empty((2, 0, 2)), 256, (0., 255.))
+    assert grey.in_own_units(np.array([-1.05, 1.05])).tolist() == [0, 255]
+    np.savez(tmp_path / "far.npz", x=np.outer(np.arange(800.), [1e300, 1.]))
+    with pytest.raises(ValueError, match="too far from the -1 to 1 .* trained on"):
+        data.load(tmp_path / "far.npz", ends=(-1.000001, 1.))
 
 
 def test_a_models_scale_goes_with_it(tmp_path, capsys, refused):
@@ -429,6 +452,15 @@ def test_from_the_clones_parent_folder_the_package_is_found(tmp_path):
                  ["-c", "import minidiff.kernels, minidiff.bench; print(minidiff.__version__)"]):
         done = subprocess.run([sys.executable, *code], cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout.strip() == minidiff.__version__, done.stderr
+
+
+def test_walking_the_package_finds_its_modules_alone():
+    names = [m.name for m in pkgutil.walk_packages(minidiff.__path__, "minidiff.")]
+    assert len(names) == len(set(names)) and "minidiff.noise" in names
+    assert not {n for n in names if n.split(".")[1] in ("minidiff", "tests", "setup")}
+    for name in ("minidiff.tests", "minidiff.setup", "minidiff.minidiff"):
+        with pytest.raises(ModuleNotFoundError):
+            import_module(name)
 
 
 def test_a_clone_that_is_not_installed_finds_its_rooms():

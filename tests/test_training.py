@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff import data, kernels, noise, train
+from minidiff import data, demo, kernels, noise, train
 from minidiff.net import ScoreNet
 
 ROOT = Path(__file__).parents[1]
@@ -136,3 +136,28 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert file.read_bytes() == old and list(tmp_path.iterdir()) == [file]
 
 
+
+
+@pytest.mark.parametrize("objective", ["denoising", "sliced", "implicit"])
+def test_a_users_defaults_change_no_bit_of_training_or_sampling(objective):
+    """A default device without memory, a default dtype of more digits."""
+    points = data.load("moons")
+
+    def run():
+        trainer = train.Trainer(points.train, kernels, 10, 64, objective=objective)
+        losses = [trainer.advance() for _ in range(3)]
+        net = trainer.average.module.eval().requires_grad_(False)
+        *_, x = demo.sample(demo.NetScore(net), points.shape, "ddim", 4, kernels, 6)
+        return losses, [x, *trainer.state().values()]
+    losses, tensors = run()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float64)
+        again, found = run()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before)
+    assert again == losses
+    for a, b in zip(found, tensors, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
