@@ -1,5 +1,8 @@
-"""What is timed is what was compared: whole results on the timed tensors, before the clock and,
-with fresh data, after it. And nothing that did its work is faster than its bytes."""
+"""What is timed is what was compared.
+
+Whole results on the timed tensors, before the clock and, with fresh data, after it. And nothing
+that did its work is faster than its bytes.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -20,8 +23,10 @@ BITS = dict(zip(FLOATS, (torch.int32, torch.int16, torch.int16)))
 
 
 def in_parts(f, batch, size):
-    """[f(rows)] for slices of rows that make up a batch, on all cores at once: NumPy computes
-    without Python's lock."""
+    """[f(rows)] for slices of rows that make up a batch, on all cores at once.
+
+    NumPy computes without Python's lock.
+    """
     rows = max(1, CHUNK // max(1, size))
     parts = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
     if len(parts) < 2:
@@ -43,7 +48,7 @@ def normals(shape, *, sample=0, **counter):
 
 
 def expected_update(op, u, coef, like, **counter):
-    """NumPy's result of an update, whole, on the CPU. Its noise is one more operand of the sum."""
+    """NumPy's result of an update, whole, on the CPU; its noise is one more operand."""
     out = torch.empty(like.shape)
     z = [normals(tuple(like.shape), **{"tag": PREDICTOR} | counter)] if op.noise else []
 
@@ -74,8 +79,8 @@ def expected_sums(op, s, coef, *, sample=0, **counter):
     return tuple(parts)
 
 
-# Sums are the contract's to an ulp. A loss that is added up from parts, each rounded to float32
-# by 2^-24 of itself, less than an ulp of the whole, may be one more off; the gradient is exact.
+# Sums are the contract's to an ulp. A loss that is added up from parts may be one more off: each
+# is rounded to float32 by 2^-24 of itself, less than an ulp of the whole. The gradient is exact.
 ULPS = {"norms": (1,), "noise_norms": (1,), "dsm_loss": (2, 0)}
 
 
@@ -103,9 +108,12 @@ def refresh(tensors, seed):
 
 
 def yardsticks(t, arrays):
-    """Calls whose times say how fast bytes move: of as many arrays like t as a kernel has, so that
-    caches hold them as well or as badly; read and written to another place or in place, where a
-    CPU need not fetch what it overwrites, or one only written; and a call that moves nothing."""
+    """Calls whose times say how fast bytes move.
+
+    They have as many arrays like t as a kernel, so that caches hold them as well or as badly. They
+    read and write to another place, or in place, where a CPU need not fetch what it overwrites, or
+    only write one. "call" moves nothing.
+    """
     held = [torch.zeros_like(t) for _ in range(max(2, arrays))]
     pairs = list(zip(held, held[1:] + held[:1]))  # no copy onto itself, which would be none
     one, end = torch.zeros(2, dtype=t.dtype, device=t.device).split(1)
@@ -132,8 +140,11 @@ def times_of(functions, device, seconds):
 
 
 def require_possible(op, name, time, moved, only_writes, size, arrays, times):
-    """RuntimeError for what moves its bytes faster than anything moves that many: MARGIN over the
-    fastest yardstick, quartile against quartile, apart from the time of the calls themselves."""
+    """RuntimeError for what moves its bytes faster than anything moves that many.
+
+    MARGIN over the fastest yardstick, quartile against quartile, apart from the time that the calls
+    take; nothing is said of sizes where they take most of it.
+    """
     pairs = max(2, arrays)
     passes = {"filled": 1, "zeroed": 1} if only_writes else {
         "copied": 2 * pairs, "negated": 2 * arrays, "added": 3 * pairs}

@@ -1,5 +1,7 @@
-"""Where minidiff.kernels and minidiff.bench are: installed, inside this folder; in a clone, beside
-it."""
+"""Where minidiff.kernels and minidiff.bench are.
+
+Installed, inside this folder. In a clone, beside it, where this tells Python to look.
+"""
 
 import sys
 from importlib.util import spec_from_file_location
