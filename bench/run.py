@@ -190,25 +190,34 @@ def bench_one(op, names, matches, elements, dtype, device, seed=0, own=None, wid
         extra |= {f: f(work.out) for f in fills}
     times = times_of(functions | extra, device, seconds)
     check_after(op, work, coef, ours, own, user, seed)
-    size = work.out.numel() * work.out.element_size()
-    copy_rate = 2 * size / times["copy"]["seconds"]
     rows = [row_of(op.name, n, dtype, work.out.shape, reason=r) for n, r in refused.items()]
-    for (name, given), t in ((key, times[key]) for key in functions):
-        bytes_ = moved(name, works[given])
+    for name, given in functions:
+        row = update_row(name, works[given], times, dtype, given)
+        row["matches_reference"] = True if given else found.get(name, True)
         if user and name == own.file:
-            bytes_ += given * (4 * work.out.numel() - size)  # its z is float32
             writes = not works[given].u
-            require_possible(op.name, name, t, bytes_, writes, size, arrays, times)
-        row = row_of(op.name, name, dtype, work.out.shape, **t, bytes=bytes_, given_z=given,
-                     gb_per_s=bytes_ / t["seconds"] / 1e9,
-                     fraction_of_copy=bytes_ / t["seconds"] / copy_rate,
-                     matches_reference=True if given else found.get(name, True),
-                     copy_gb_per_s=copy_rate / 1e9)
-        if name in PEERS:
-            drawn = times[PEERS[name].fill]["seconds"] if works[given].noise else 0.
-            row["predicted_seconds"] = PEERS[name].passes(works[given]) * size / copy_rate + drawn
+            size = work.out.numel() * work.out.element_size()
+            require_possible(op.name, name, times[name, given], row["bytes"], writes, size, arrays,
+                             times)
         rows.append(row)
     return add_speedups(rows)
+
+
+def update_row(name, work, times, dtype, given):
+    """A row of one form: what it moved, how fast, beside the copy; a peer's predicted time."""
+    t, size = times[name, given], work.out.numel() * work.out.element_size()
+    copy_rate = 2 * size / times["copy"]["seconds"]
+    bytes_ = moved(name, work)
+    if given and name not in PEERS:
+        bytes_ += 4 * work.out.numel() - size  # its z is float32
+    row = row_of(work.op.name, name, dtype, work.out.shape, **t, bytes=bytes_, given_z=given,
+                 gb_per_s=bytes_ / t["seconds"] / 1e9,
+                 fraction_of_copy=bytes_ / t["seconds"] / copy_rate,
+                 copy_gb_per_s=copy_rate / 1e9)
+    if name in PEERS:
+        drawn = times[PEERS[name].fill]["seconds"] if work.noise else 0.
+        row["predicted_seconds"] = PEERS[name].passes(work) * size / copy_rate + drawn
+    return row
 
 
 def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0, own=None,

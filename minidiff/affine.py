@@ -86,6 +86,24 @@ def _shown(v):
     return f"{v:g}" if float(f"{v:g}") == v else repr(float(v))
 
 
+def _inside(name, v, low, high, low_in, high_in):
+    """v within its range, on a closed end that it misses by rounding alone; else ValueError."""
+    a = np.asarray(v, np.float64)
+    whole = name in WHOLE
+    slack = 0. if whole or high == _INF else SLACK * (high - low)
+    above = a >= low - slack if low_in else a > low
+    below = a <= high + slack if high_in else a < high
+    good = above & below
+    if not good.all():
+        raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
+                         f"{']' if high_in else ')'}, got {_shown(a[~good].flat[0])}")
+    if whole and np.asarray(v).dtype.kind not in "iu":
+        raise ValueError(f"{name} must be a whole number, an int, got {v}")
+    if not slack or ((low <= a) & (a <= high)).all():
+        return v
+    return np.clip(a, low, high) if a.ndim else min(max(float(a), low), high)
+
+
 def check_domain(**parameters):
     """The parameters in float64, as a step computes with them. ValueError names the first that is
     NaN, outside its range or not whole.
@@ -96,21 +114,9 @@ def check_domain(**parameters):
     domain = DOMAIN | {"t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),
                        "i": (0, parameters.get("n", _INF) - 1, True, True)}
     parameters = {name: _wide(name, v) for name, v in parameters.items()}
-    for name in [name for name in parameters if name in domain]:
-        low, high, low_in, high_in = domain[name]
-        v = np.asarray(parameters[name], np.float64)
-        whole = name in WHOLE
-        slack = 0. if whole or high == _INF else SLACK * (high - low)
-        good = (v >= low - slack if low_in else v > low) \
-            & (v <= high + slack if high_in else v < high)
-        if not good.all():
-            bad = v[~good].flat[0]
-            raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
-                             f"{']' if high_in else ')'}, got {_shown(bad)}")
-        if whole and np.asarray(parameters[name]).dtype.kind not in "iu":
-            raise ValueError(f"{name} must be a whole number, an int, got {parameters[name]}")
-        if slack and ((v < low) | (v > high)).any():
-            parameters[name] = np.clip(v, low, high) if v.ndim else min(max(float(v), low), high)
+    for name, v in parameters.items():
+        if name in domain:
+            parameters[name] = _inside(name, v, *domain[name])
     for low, high in (("sigma_next", "sigma"), ("sigma", "sigma_prev"),
                       ("alpha_bar", "alpha_bar_prev")):
         if low in parameters and high in parameters and not (

@@ -384,50 +384,68 @@ def test_a_scale_that_float32_cannot_keep(tmp_path, refused):
         data.load(tmp_path / "far.npz", ends=(-1.000001, 1.))
 
 
-def test_a_models_scale_goes_with_it(tmp_path, capsys, refused):
-    """To eval, which measures another file of the same law as the first, and back to the units of
-    the data; a model that keeps none says so."""
-    rng = np.random.default_rng(0)
-    law = lambda n: rng.normal(size=(n, 2)) * .5 + np.where(rng.random((n, 1)) < .5, -2, 2)
-    points, folder, x = tmp_path / "train.npz", tmp_path / "o", law(800)
-    np.savez(points, x=law(2000))
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory):
+    """A folder with a model of points in units of their own, and the file of these points."""
+    folder = tmp_path_factory.mktemp("scaled")
+    np.savez(folder / "train.npz", x=two_clusters(2000, 0))
+    assert main(["train", "--data", str(folder / "train.npz"), "--steps", "60", "--batch", "128",
+                 "--out", str(folder)]) == 0
+    return folder
+
+
+def two_clusters(n, seed):
+    """n points, (n, 2), a coordinate about -2 and about 2."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 2)) * .5 + np.where(rng.random((n, 1)) < .5, -2, 2)
+
+
+def test_a_model_measures_another_file_on_its_own_scale(scaled, tmp_path):
+    """A file of the same law as the first gives its bits/dim, to their errors; in other units it
+    is another law."""
+    x, found = two_clusters(800, 1), {}
     np.savez(tmp_path / "test.npz", x=x)
-    np.savez(tmp_path / "outlier.npz", x=np.append(x[1:], [[40., 40.]], 0))
     np.savez(tmp_path / "units.npz", x=10 * x + 7)
-    assert main(["train", "--data", str(points), "--steps", "60", "--batch", "128", "--out",
-                 str(folder)]) == 0
-    model, found = folder / "model.safetensors", {}
-    for name in ("train", "test", "outlier", "units"):
-        out = tmp_path / f"{name}.json"
-        assert main(["eval", "--likelihood", "--model", str(model), "--data",
-                     str(tmp_path / f"{name}.npz"), "--out", str(out)]) == 0
-        found[name] = json.loads(out.read_text())
-    # two samples of one law; a tenth of the range off would be log2(10 / 9), .15
+    for file in (scaled / "train.npz", tmp_path / "test.npz", tmp_path / "units.npz"):
+        out = tmp_path / f"{file.stem}.json"
+        assert main(["eval", "--likelihood", "--model", str(scaled / "model.safetensors"), "--data",
+                     str(file), "--out", str(out)]) == 0
+        found[file.stem] = json.loads(out.read_text())
+    bits = {name: row["bits_per_dim"] for name, row in found.items()}
+    # a tenth of the range off would be log2(10 / 9), .15
     error = np.hypot(found["train"]["error"], found["test"]["error"])
-    assert abs(found["train"]["bits_per_dim"] - found["test"]["bits_per_dim"]) < 4.9 * error
-    assert found["units"]["bits_per_dim"] > found["test"]["bits_per_dim"] + 1
+    assert abs(bits["train"] - bits["test"]) < 4.9 * error
+    assert bits["units"] > bits["test"] + 1
+
+
+def test_samples_come_in_the_units_of_the_data(scaled, tmp_path):
+    model = scaled / "model.safetensors"
     _, saved = train.load_model(model)
-    assert saved["ends"] == [*data.load(points).ends]
+    low, high = saved["ends"]
+    assert (low, high) == data.load(scaled / "train.npz").ends
     out = {}
-    capsys.readouterr()
     for units in ("model", "data"):
         assert main(["sample", "--model", str(model), "--n", "50", "--evaluations", "8", "--units",
                      units, "--out", str(tmp_path / units)]) == 0
         out[units] = np.load(tmp_path / f"{units}.npz")["x"]
-    low, high = saved["ends"]
-    assert np.allclose(out["data"], low + (out["model"] + 1) / 2 * (high - low), rtol=1e-5)
-    tensors, metadata = train.read(model)
-    old, odd = tmp_path / "old.safetensors", tmp_path / "odd.safetensors"
+    want = low + (out["model"].astype(float) + 1) / 2 * (high - low)
+    assert np.array_equal(out["data"], want)
+
+
+def test_a_model_that_keeps_no_scale_says_so(scaled, tmp_path, refused):
+    tensors, metadata = train.read(scaled / "model.safetensors")
+    old, odd, out = (tmp_path / f"{name}.safetensors" for name in ("old", "odd", "out"))
+    out = str(out.with_suffix(".npz"))
     train.save(old, tensors, {k: v for k, v in metadata.items() if k != "ends"})
-    assert main(["sample", "--model", str(old), "--n", "2", "--out", str(tmp_path / "y")]) == 0
-    for argv in (["sample", "--units", "data", "--out", str(tmp_path / "z.npz")],
-                 ["eval", "--data", str(points)], ["eval"]):
+    for argv in (["sample", "--units", "data", "--out", out],
+                 ["eval", "--data", str(scaled / "train.npz")], ["eval"]):
         refused("old.safetensors", "scale", "train it again", argv=[*argv, "--model", str(old)])
     for ends in ([1., 1.], [0., float("inf")], [2., 1.], "01", [0.], [0., "1"]):
         train.save(odd, tensors, metadata | {"ends": ends})
-        refused("odd.safetensors", "not minidiff's", argv=["sample", "--model", str(odd), "--out",
-                                                           str(tmp_path / "z.npz")])
-    assert not (tmp_path / "z.npz").exists()
+        refused("odd.safetensors", "not minidiff's",
+                argv=["sample", "--model", str(odd), "--out", out])
+    assert not Path(out).exists()
+    assert main(["sample", "--model", str(old), "--n", "2", "--out", out]) == 0
 
 
 def test_grey_levels_are_sampled_as_the_file_had_them(tmp_path):
