@@ -437,6 +437,8 @@ def timing():
     for dtype in ("float32", "bfloat16"):
         names = [*NAMES, *PEERS, *(["cupy_expr"] if dtype == "float32" else [])]
         main = ["normal", FORM.name]
+        if dtype == "float32":
+            found += bench(main[:1], ["curand"], [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
         rest = [name for name in kernels_of() if name not in main]
         found += bench(main, names, [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
         found += bench([*rest, *SUMS], names, [1 << 28], dtype, "cuda", seconds=SECONDS)

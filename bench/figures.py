@@ -10,7 +10,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: 
 
 GREY = "#808080"  # 4 : 1 on white as on a near-black page
 COLOURS = {"torch_eager": "#3d85c6", "torch_inplace": "#d9822b", "torch_compile": "#4ca64c",
-           "numpy_rng": "#a56cc1", "cupy_expr": "#d1495b", "diffusers": "#b08d2e"}
+           "numpy_rng": "#a56cc1", "cupy_expr": "#d1495b", "curand": "#5b8c8c",
+           "diffusers": "#b08d2e"}
 STYLE = {"text.color": GREY, "axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY,
          "ytick.color": GREY, "font.size": 11, "axes.spines.top": False,
          "axes.spines.right": False}

@@ -206,7 +206,8 @@ def test_compare_tells_slower_from_noise():
 
 
 def test_compare_exits_one_and_refuses_what_it_cannot_compare(quick, tmp_path, capsys):
-    argv = ["bench", "--backend", "host", "--elements", "4096", "--json", str(tmp_path)]
+    argv = ["bench", "--device", "cpu", "--backend", "host", "--elements", "4096",
+            "--json", str(tmp_path)]
     assert main(argv) == 0
     file, = tmp_path.glob("*.json")
     fast = [r | {"seconds": r["seconds"] / 9, "quartiles": [q / 9 for q in r["quartiles"]]}
@@ -222,7 +223,8 @@ def test_compare_exits_one_and_refuses_what_it_cannot_compare(quick, tmp_path, c
         assert words in capsys.readouterr().err
 
 
-def test_report_writes_between_the_markers_and_draws(tmp_path, capsys):
+def test_report_writes_between_the_markers_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as rows of a CPU say
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
     folder = tmp_path / "bench" / "results"

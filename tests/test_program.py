@@ -496,7 +496,6 @@ def test_options_are_refused_in_one_line(tmp_path, refused):
     refused("neither", argv=["demo", "--data", "nothing", "--out", out])
     refused("no such file", argv=["train", "--resume", "--data", "moons", "--out", out])
     refused("nothing_such", argv=["bench", "--backend", "nothing_such"])
-    refused("cupy", argv=["bench", "--backend", "cupy"])
     refused("--elements 1500", argv=["bench", "--elements", "1500"])
     refused("--batch 9999", argv=["train", "--data", "moons", "--batch", "9999", "--out", out])
     refused("--json", "folder", argv=["check", "--json", f"{out}/no/such.json"])
@@ -542,12 +541,17 @@ def test_check_counts_what_cannot_run_as_not_passed(tmp_path, refused):
     rows = json.loads(rows.read_text())
     assert {"op", "backend", "dtype", "shape", "max_ulp", "passed", "reason"} == set(rows[0])
     assert all(r["passed"] and not r["max_ulp"] for r in rows)
-    refused("cupy", argv=["check", "--backend", "cupy"])
+
+
+@pytest.mark.parametrize("command", ["check", "bench"])
+def test_a_backend_that_is_missing_is_named(command, refused, monkeypatch):
+    monkeypatch.setattr(kernels.on_cupy, "missing", lambda: "no GPU of this kind")
+    refused("cupy", "no GPU of this kind", argv=[command, "--backend", "cupy"])
 
 
 def test_bench_gates_and_reports(tmp_path):
     rows = tmp_path / "rows.json"
-    assert main(["bench", "--elements", "4096", "--json", str(rows)]) == 0
+    assert main(["bench", "--device", "cpu", "--elements", "4096", "--json", str(rows)]) == 0
     rows = {r["backend"]: r for r in json.loads(rows.read_text())}
     assert {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s",
             "fraction_of_copy", "matches_reference"} <= set(rows["host"])
