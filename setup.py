@@ -13,7 +13,8 @@ if "develop" in sys.argv and "bdist_wheel" not in sys.argv:
 # folder, is a package too, an empty one. A system without links has to make do with the hook.
 EDITABLE = "editable_wheel" in sys.argv and os.path.islink(os.path.join(".src", "minidiff"))
 ROOMS = {"packages": ["minidiff"], "package_dir": {"": ".src"}} if EDITABLE else {
-    "packages": ["minidiff", "minidiff.kernels", "minidiff.bench"],
+    "packages": ["minidiff", "minidiff.kernels", "minidiff.kernels.check", "minidiff.bench",
+                 *(f"minidiff.bench.{room}" for room in ("peers", "speed", "device", "report"))],
     "package_dir": {"minidiff.kernels": "kernels", "minidiff.bench": "bench"},
     "package_data": {"minidiff.kernels": ["*.cu"]}}
 

@@ -1,6 +1,6 @@
-"""pytest bench stamps its JSON with minidiff.bench.machine."""
+"""pytest bench stamps its JSON with minidiff.machine."""
 
-from minidiff.bench.machine import machine
+from minidiff.machine import machine
 
 
 def pytest_benchmark_update_machine_info(machine_info):

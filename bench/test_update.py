@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minidiff.bench.peers import PEERS
-from minidiff.bench.run import call, candidates, case, check_peer, gate, kernels_of, lacks
+from minidiff.bench.speed.run import call, candidates, case, check_peer, gate, kernels_of, lacks
 from minidiff.kernels import OPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .. import ddpm, langevin, noise, score_matching, sde, solvers
-from ..affine import operands, row
+from .. import ddpm, langevin, noise, predictions, sde, solvers
+from ..affine import coefficient_row, operands
 from ..sde import EDM, VE, VP, SubVP
 
 
@@ -59,8 +59,8 @@ class Op:
                 for name, v in self.tried.items()}
 
     def coefficients(self, clip=None, **parameters):
-        """coef of `update`, as `affine.row` says."""
-        return row(self.step, self.denoise, clip, **parameters)
+        """coef of `update`, as `affine.coefficient_row` says."""
+        return coefficient_row(self.step, self.denoise, clip, **parameters)
 
 
 _SDE = {"sde": [VE(), VP(), SubVP()], "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
@@ -83,7 +83,7 @@ OPS = {op.name: op for op in (
     Op("heun", sde.heun_step, {**_SDE, "sde": [EDM(1.), VE(), VP(), SubVP()], "t": (.02, 1.)}),
     Op("dpmpp_2m", solvers.dpmpp_2m_step,
        {"sigma_prev": (10., 20.), "sigma": (1., 10.), "sigma_next": (.1, 1.)}),
-    Op("posterior_mean", score_matching.posterior_mean, {"a": (.1, 1.), "sigma": (.01, 2.)}),
+    Op("posterior_mean", predictions.posterior_mean, {"a": (.1, 1.), "sigma": (.01, 2.)}),
 )}
 
 

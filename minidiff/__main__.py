@@ -79,7 +79,7 @@ def parser():
              "--stages": {"action": "store_true", "help": "print one counter's noise stage by "
                           "stage, words to normals and an update, for whoever writes a kernel"},
              "--op": some((*OPS, "norms", "noise_norms", "dsm_loss"))}),
-        (run_bench, "time every kernel, whole samplers and growth against what users write today, "
+        (run_bench, "time every kernel and whole samplers against what users write today, "
          "after a gate", " --op langevin --elements 1048576", own | written | {
              "--backend": some(text="a backend or a peer; default: all that run here"),
              "--op": some((*OPS, "norms", "noise_norms", "dsm_loss", "corrector"), "default: the "
@@ -254,19 +254,19 @@ def run_check(args):
     import torch
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    from .bench import check, stages
-    from .bench.own import Own
-    from .kernels import FLOATS
+    from .kernels import FLOATS, check
+    from .kernels.check import words
+    from .kernels.check.yours import UserKernels
     if args.stages:
         if args.backend or args.kernel or args.op or args.dtype or args.json:
             raise ValueError("--stages prints one counter of the contract and takes --seed alone")
-        return print(stages.shown(args.seed))
+        return print(words.shown(args.seed))
     device(args)
     dtypes = args.dtype or FLOATS
     if args.kernel:
         if args.backend:
             raise ValueError("--kernel checks your own functions, not a --backend")
-        rows = Own(args.kernel, args.op).check(args.dtype or ("float32",), args.seed)
+        rows = UserKernels(args.kernel, args.op).check(args.dtype or ("float32",), args.seed)
     else:
         rows = check.check(args.op, args.backend, dtypes, args.seed)
     rows = check.report(rows)
@@ -278,17 +278,18 @@ def run_check(args):
 def run_bench(args):
     """Gate, then times; exit 2 where the gate fails, 1 where --compare finds something slower."""
     from .bench import report
-    from .bench.own import Own
-    from .bench.run import FORM, bench
-    from .bench.suite import show_all, suite
+    from .bench.speed.rows import MAIN_OP
+    from .bench.speed.run import bench
+    from .bench.speed.suite import show_all, suite
+    from .kernels.check.yours import UserKernels
     if args.report is not None:
         return print(report.report(args.report or report.RESULTS))
     if odd := [n for n in args.elements or () if n > 1024 and n % 1024]:
         raise ValueError(f"--elements {odd[0]}: a multiple of 1024, or below it")
     old = args.compare and report.load(args.compare)
-    own = Own(args.kernel, args.op) if args.kernel else None
+    own = UserKernels(args.kernel, args.op) if args.kernel else None
     if args.op or args.backend or args.elements or args.dtype or own:
-        rows = bench(args.op or (list(own.functions) if own else [FORM.name]), args.backend,
+        rows = bench(args.op or (list(own.functions) if own else [MAIN_OP.name]), args.backend,
                      args.elements, args.dtype or "float32", device(args), args.seed, own)
     else:
         rows = suite(device(args), args.seed)
@@ -300,8 +301,8 @@ def run_bench(args):
 
 def run_info(args):
     """Versions, devices, backends."""
-    from .bench.machine import machine
     from .kernels import BACKENDS, missing, on_host
+    from .machine import machine
     found = machine() | {"device": device(args)} | {
         name: missing(name) or "runs" for name in args.backend or BACKENDS}
     if found.get("host") == "runs" and not on_host.has_fma():

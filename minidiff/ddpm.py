@@ -6,8 +6,9 @@ The score stands for the network: eps = -sqrt(1 - alpha_bar) s. [DDPM: Ho et al.
 
 import numpy as np
 
-from .affine import check_domain, check_range, order, schedule
-from .score_matching import noise_prediction, posterior_mean
+from .affine import order
+from .arguments import check_domain, check_range, schedule
+from .predictions import noise_prediction, posterior_mean
 
 
 def linear_betas(n=1000, beta_min=1e-4, beta_max=.02):

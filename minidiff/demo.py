@@ -12,8 +12,8 @@ from . import noise
 from .data import dequantized
 from .families import FAMILIES
 from .likelihood import bits_per_dim, log_likelihood, with_trace
+from .predictions import rescaled
 from .quality import nearest_distance, svm_accuracy
-from .score_matching import rescaled
 from .sde import VP, prior_std
 from .targets import Gaussian
 from .train import Trainer, iterations, save

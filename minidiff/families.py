@@ -1,7 +1,7 @@
 """Every sampler family from one score s(x, sigma) of x_0 + sigma z, trained or exact.
 
 A family is f(score, z, n, op): z ~ N(0, I) the start before its prior's scale, n about the number
-of score evaluations, op as in minidiff.sample. It yields the process's states, the last denoised.
+of score evaluations, op as in minidiff.samplers. It yields the process's states, the last denoised.
 Noise levels lie by EDM's rule in sigma / a from SIGMA_MIN to a process's end, for data in [-1, 1].
 """
 
@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from . import ddpm, sample
-from .langevin import rho_levels
-from .score_matching import rescaled
+from . import ddpm, samplers
+from .predictions import rescaled
 from .sde import EDM, VE, VP, SubVP, prior_std
+from .solvers import rho_levels
 
 SIGMA_MIN = .01
 
@@ -20,9 +20,9 @@ SIGMA_MIN = .01
 def annealed_langevin(score, z, n, op):
     """SMLD: n // 3 levels of 3 steps, step sizes alpha_i = (.7 sigma_i)^2. [SMLD Alg. 1]"""
     sigmas = rho_levels(max(2, n // 3), 10., .02)
-    for x in sample.annealed_langevin(score, 10. * z, sigmas, op, (.7 * sigmas[-1])**2, 3):
+    for x in samplers.annealed_langevin(score, 10. * z, sigmas, op, (.7 * sigmas[-1])**2, 3):
         yield x
-    yield sample.denoise(score, x, sigmas[-1], op, 1., sigmas[-1])
+    yield samplers.denoise(score, x, sigmas[-1], op, 1., sigmas[-1])
 
 
 def _discrete(loop):
@@ -39,7 +39,7 @@ def _discrete(loop):
 def _ancestral(score, z, alpha_bar, op):
     """DDPM on those levels, variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
     betas = ddpm.subset_betas(alpha_bar)
-    return sample.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
+    return samplers.ancestral(score, z, betas, op, ddpm.posterior_variances(betas))
 
 
 def _in_time(loop, sde, per_step=1, chain=False, least=2, leaves_noise=True):
@@ -57,7 +57,7 @@ def _in_time(loop, sde, per_step=1, chain=False, least=2, leaves_noise=True):
         for x in loop(at, prior_std(sde) * z, sde, times, op):
             yield x
         if leaves_noise:
-            yield sample.denoise(at, x, times[-1], op, *map(float, sde.marginal(times[-1])))
+            yield samplers.denoise(at, x, times[-1], op, *map(float, sde.marginal(times[-1])))
     return family
 
 
@@ -70,8 +70,9 @@ def _adaptive(score, x, sde, times, op):
     def host(u):
         return np.asarray(u.cpu() if hasattr(u, "cpu") else u, np.float64)
     tolerance = 10**-min(8., (len(times) + 9) / 24)
-    yield from map(like, sample.pf_ode_adaptive(lambda u, t: host(score(like(u), t)), host(x), sde,
-                                                times, tolerance, tolerance))
+    states = samplers.pf_ode_adaptive(lambda u, t: host(score(like(u), t)), host(x), sde, times,
+                                      tolerance, tolerance)
+    yield from map(like, states)
 
 
 def _in_sigma(loop, per_step=1):
@@ -80,23 +81,23 @@ def _in_sigma(loop, per_step=1):
         max(2, -(-n // per_step)), EDM().T, SIGMA_MIN), op)
 
 
-PC = partial(sample.predictor_corrector, corrector="annealed")
+PC = partial(samplers.predictor_corrector, corrector="annealed")
 FAMILIES = {
     "annealed_langevin": annealed_langevin,
     "ddpm_ancestral": _discrete(_ancestral),
-    "ddim": _discrete(sample.ddim),
-    "reverse_sde_ve": _in_time(sample.reverse_sde, VE()),
-    "reverse_sde_vp": _in_time(sample.reverse_sde, VP()),
-    "reverse_sde_subvp": _in_time(sample.reverse_sde, SubVP()),
-    "reverse_diffusion_ve": _in_time(sample.reverse_diffusion, VE(), chain=True, least=4),
-    "reverse_diffusion_vp": _in_time(sample.reverse_diffusion, VP(), chain=True, least=23),
-    "ancestral_ve": _in_time(sample.ancestral_sde, VE(), chain=True, least=4, leaves_noise=False),
+    "ddim": _discrete(samplers.ddim),
+    "reverse_sde_ve": _in_time(samplers.reverse_sde, VE()),
+    "reverse_sde_vp": _in_time(samplers.reverse_sde, VP()),
+    "reverse_sde_subvp": _in_time(samplers.reverse_sde, SubVP()),
+    "reverse_diffusion_ve": _in_time(samplers.reverse_diffusion, VE(), chain=True, least=4),
+    "reverse_diffusion_vp": _in_time(samplers.reverse_diffusion, VP(), chain=True, least=23),
+    "ancestral_ve": _in_time(samplers.ancestral_sde, VE(), chain=True, least=4, leaves_noise=False),
     "pc_ve": _in_time(PC, VE(), 2),
     "pc_vp": _in_time(PC, VP(), 2, least=20),
     "pc_subvp": _in_time(PC, SubVP(), 2),
-    "pf_ode": _in_time(sample.pf_ode, VP()),
+    "pf_ode": _in_time(samplers.pf_ode, VP()),
     "pf_ode_adaptive": _in_time(_adaptive, VP()),
-    "heun": _in_sigma(sample.edm, 2),
-    "edm_churn": _in_sigma(partial(sample.edm, s_churn=20.), 2),
-    "dpmpp_2m": _in_sigma(sample.dpmpp_2m),
+    "heun": _in_sigma(samplers.edm, 2),
+    "edm_churn": _in_sigma(partial(samplers.edm, s_churn=20.), 2),
+    "dpmpp_2m": _in_sigma(samplers.dpmpp_2m),
 }

@@ -8,8 +8,8 @@ what torch.func.vjp returns; points are (B, D) arrays (images flattened).
 
 import numpy as np
 
-from .affine import check_domain, like
-from .sample import rk45
+from .arguments import check_domain, require_shape
+from .samplers import rk45
 from .sde import flow
 
 
@@ -22,7 +22,7 @@ def with_trace(linearize, probes):
     def score_and_trace(x, t):
         s, vjp = linearize(x, t)
         full = (np.broadcast_to(v, x.shape) for v in probes)
-        return s, sum((like(x, vjp(v), "product") * v).sum(-1) for v in full)
+        return s, sum((require_shape(x, vjp(v), "product") * v).sum(-1) for v in full)
     return score_and_trace
 
 
@@ -35,7 +35,7 @@ def log_likelihood(score_and_trace, x, sde, prior, t_min=1e-5, rtol=1e-5, atol=1
     """
     def velocity(state, t):
         s, trace = score_and_trace(state[:, :-1], t)
-        like(state[:, :-1], s), like(state[:, -1], trace, "trace")
+        require_shape(state[:, :-1], s), require_shape(state[:, -1], trace, "trace")
         return np.column_stack((flow(state[:, :-1], s, sde, t), flow(x.shape[1], trace, sde, t)))
 
     t_min = check_domain(sde=sde, t=t_min, t_min=t_min)["t_min"]
@@ -45,7 +45,7 @@ def log_likelihood(score_and_trace, x, sde, prior, t_min=1e-5, rtol=1e-5, atol=1
     start = np.column_stack((x, np.zeros(len(x))))
     states, evaluations = rk45(velocity, start, t_min, [sde.T], rtol, atol)
     x_T, integral = states[-1, :, :-1], states[-1, :, -1]
-    return like(integral, prior(x_T), "prior") + integral, x_T, evaluations
+    return require_shape(integral, prior(x_T), "prior") + integral, x_T, evaluations
 
 
 def dequantize(k, u, levels):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .score_matching import c_in, inverse, preconditioned
+from .predictions import c_in, inverse, preconditioned
 
 
 class NoiseFeatures(nn.Module):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import ddpm
-from .affine import check_domain, check_range, order
+from .affine import order
+from .arguments import check_domain, check_range
 
 
 class _SDE:

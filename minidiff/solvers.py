@@ -3,8 +3,8 @@
 import numpy as np
 
 from .affine import order
-from .langevin import falling
-from .score_matching import posterior_mean
+from .arguments import check_domain, check_falling, check_range
+from .predictions import posterior_mean
 
 
 @order(2)
@@ -21,6 +21,16 @@ def dpmpp_2m_step(x, s, x_prev, s_prev, /, sigma_prev, sigma, sigma_next):
     return sigma_next / sigma * x - np.expm1(-h) * (D + (D - D_prev) * (.5 * h / h_prev))
 
 
+def rho_levels(n, sigma_max, sigma_min, rho=7.):
+    """(smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho, n levels that fall and crowd
+    at the small end, both ends exact, rho > 0. [EDM: Karras et al. 2022, eq. 5]"""
+    low, high = check_range(n=n, least=2, sigma_min=sigma_min, sigma_max=sigma_max)
+    rho = check_domain(rho=rho)["rho"]
+    levels = np.linspace(high**(1 / rho), low**(1 / rho), n)**rho
+    levels[[0, -1]] = high, low
+    return levels
+
+
 def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
     """(sigma_hat, std of the noise that raises sigma to it), one a level. [EDM Alg. 2]
 
@@ -30,7 +40,7 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
     if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
         raise ValueError("need s_churn >= 0, s_noise > 0 and s_min <= s_max, got "
                          f"{s_churn}, {s_noise} and {s_min}, {s_max}")
-    sigmas, s_churn, s_noise = falling(sigmas), float(s_churn), float(s_noise)
+    sigmas, s_churn, s_noise = check_falling(sigmas), float(s_churn), float(s_noise)
     inside = (s_min <= sigmas) & (sigmas <= s_max)
     gamma = np.where(inside, min(s_churn / len(sigmas), 2**.5 - 1), 0.)
     return (1 + gamma) * sigmas, s_noise * sigmas * (gamma * (2 + gamma))**.5

@@ -1,0 +1,1 @@
+"""A GPU's own checks and rates: `python -m minidiff.bench.device`."""

@@ -1,0 +1,118 @@
+"""How fast: parts of the device check that measure a GPU."""
+
+import ctypes
+import time
+
+import torch
+
+from ...demo import EVALUATIONS, NetScore
+from ...families import FAMILIES
+from ...kernels import Fused, missing, normal, on_cupy
+from ...net import ScoreNet
+from ..speed.rows import MAIN_OP
+from ..speed.run import bench, call, case, kernels_of, show
+from ..speed.sums import SUMS
+from .here import CUDA, DEVICE, NAMES, SEED, NotHere, captured, on_device, raw, same, seconds
+
+PEERS = "torch_eager", "torch_inplace", "torch_compile"
+SECONDS = .1  # of timing for each function: a GPU lent to one is quiet
+
+COUNTED = """
+extern "C" __global__ void products(u64 *out, int n) {
+    u32 a = threadIdx.x, b = blockIdx.x, c = a ^ 7, d = b + 3;
+    for (int i = 0; i < n; i++) {
+        u64 p = (u64)a * 0xD2511F53u, q = (u64)c * 0xCD9E8D57u;
+        a = (u32)(q >> 32) ^ b; b = (u32)q; c = (u32)(p >> 32) ^ d; d = (u32)p;
+    }
+    out[blockIdx.x * blockDim.x + threadIdx.x] = a ^ b ^ c ^ d;
+}
+extern "C" __global__ void specials(float *out, int n) {
+    float a = threadIdx.x + 1.f, b = a + .5f, c = a + .25f, d = a + .125f;
+    for (int i = 0; i < n; i++) { a = __sinf(a); b = __sinf(b); c = __sinf(c); d = __sinf(d); }
+    out[blockIdx.x * blockDim.x + threadIdx.x] = a + b + c + d;
+}
+"""
+
+
+def rates():
+    """Copy and fill, bytes a second; 64-bit products and special functions a second."""
+    if not CUDA:
+        raise NotHere("no CUDA device")
+    a = torch.randn(2**29, device="cuda")
+    b = torch.empty_like(a)
+    found = {"copy_gb_per_s": 8 * a.numel() / seconds(lambda: b.copy_(a)) / 1e9,
+             "fill_gb_per_s": 4 * a.numel() / seconds(lambda: b.fill_(1.)) / 1e9}
+    if missing("cupy"):
+        return {"passed": None, "reason": f"cupy: {missing('cupy')}", **found}
+    blocks, n = 132 * 16, 4096
+    out = torch.empty(blocks * on_cupy.THREADS, dtype=torch.int64, device="cuda")
+    for name, each in (("products", 2), ("specials", 4)):
+        time_ = seconds(lambda name=name: raw(COUNTED, name, blocks, out, ctypes.c_int(n)))
+        found[f"{name}_per_s"] = each * n * len(out) / time_
+    return {"passed": True, **found}
+
+
+def timing():
+    """Every kind of update and sum against the peers, gate first."""
+    on_device()
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        names = [*NAMES, *PEERS, *(["cupy_expr"] if dtype == "float32" else [])]
+        main = ["normal", MAIN_OP.name]
+        if dtype == "float32":
+            found += bench(main[:1], ["curand"], [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
+        rest = [name for name in kernels_of() if name not in main]
+        found += bench(main, names, [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
+        found += bench([*rest, *SUMS], names, [1 << 28], dtype, "cuda", seconds=SECONDS)
+    print(show(found))
+    return {"passed": True, "rows": found}
+
+
+def launches(calls=20):
+    """A small update, 2^20 elements: microseconds of the host to launch it, and of the device in
+    a graph of many."""
+    found = {}
+    for name in (*on_device(), *PEERS):
+        work, coef, _ = case(MAIN_OP, 1 << 20, "float32", "cuda")
+        f = call(name, work, coef)
+        for _ in range(3):
+            f()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(200):
+            f()
+        host = (time.perf_counter() - start) / 200
+        torch.cuda.synchronize()
+        found[name] = {"host_us": host * 1e6,
+                       "device_us": seconds(captured(f, calls)) / calls * 1e6}
+        print(f"{name:<16}{host * 1e6:>8.1f} us of the host{found[name]['device_us']:>8.1f} us of "
+              "the device")
+    return {"passed": True, **found}
+
+
+def whole_samplers(n=360, shape=(1, 8, 8)):
+    """Every family, network and updates, in one CUDA graph: the bits of its loop uncaptured; and
+    milliseconds of either. The network has weights that nobody trained, and the demo's shape."""
+    on_device()
+    torch.manual_seed(0)
+    net = ScoreNet(shape).to(DEVICE).eval().requires_grad_(False)
+    torch.nn.init.normal_(net.F_x.out.weight, std=.02)
+    z, good, times = normal((n, *shape), device=DEVICE, seed=SEED), {}, {}
+    for name, family in FAMILIES.items():
+        if name == "pf_ode_adaptive":  # SciPy's loop: its steps depend on what they find
+            continue
+        op, score = Fused(SEED), NetScore(net)
+
+        evaluations = EVALUATIONS.get(name, 80)
+
+        def run(family=family, op=op, score=score, evaluations=evaluations):
+            *_, x = family(score, z, evaluations, op)
+            return x
+        want, states = run(), []
+        graph = captured(lambda run=run, states=states: states.append(run()))
+        graph()
+        good[name] = same(states[-1], want)
+        times[name] = {"evaluations": score.evaluations // 3, "ms": seconds(run, 5) * 1e3,
+                       "graph_ms": seconds(graph, 5) * 1e3}
+    return {"passed": all(good.values()), "failures": [k for k, v in good.items() if not v],
+            "times": times}

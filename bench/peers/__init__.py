@@ -1,0 +1,248 @@
+"""What a user would write instead, in its best idiomatic form, with its own random numbers.
+
+A peer is made once for a piece of work: make(work) returns f, one call of which computes
+sum c_k u_k (+ c_z noise) and returns it; f(z) does so with an explicit z, to be checked.
+`passes` counts the arrays it reads or writes, its random numbers apart; `fill(out)` returns
+what draws those alone. Both predict its time; the work's own coefficients of 1 cost nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from statistics import median
+
+import numpy as np
+import torch
+
+from ...kernels import on_host
+from ..speed.clock import once
+from ..speed.work import expression
+from . import schedulers
+
+
+def torch_eager(w):
+    """a*x + b*s + c*torch.randn_like(x)"""
+    total, u, out = expression(w), w.u, w.out
+    if not w.noise:
+        return lambda z=None: total(*u, None)
+    return lambda z=None: total(*u, torch.randn_like(out) if z is None else z)
+
+
+def torch_inplace(w):
+    """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b, out=out)
+    where there is no noise and a = 1."""
+    u, c, clip, out = list(w.u), w.c, w.clip, w.out
+    if clip is not None:
+        score, u[1] = u[1], torch.empty_like(out)
+    first = 0 if w.noise else 2 if c[0] == 1 and len(u) > 1 else 1  # operands in the first call
+    rest = list(zip(u, c))[first:]
+
+    def f(z=None):
+        if clip is not None:
+            torch.mul(score, clip[1], out=u[1]).add_(u[0], alpha=clip[0]).clamp_(*clip[2:])
+        if first == 2:
+            torch.add(u[0], u[1], alpha=c[1], out=out)
+        elif first == 1:
+            torch.mul(u[0], c[0], out=out)
+        elif z is None:
+            out.normal_(std=c[-1])
+        else:
+            torch.mul(z, c[-1], out=out)
+        for u_k, c_k in rest:
+            out.add_(u_k, alpha=c_k)
+        return out
+    return f
+
+
+def _inplace_passes(w):
+    k = len(w.u)
+    affine = 3 * k if w.noise else 3 * (k - 1) if w.c[0] == 1 and k > 1 else 3 * k - 1
+    return affine + 7 * (w.clip is not None)
+
+
+def torch_compile(w):
+    """torch.compile of the expression into out: static shapes, constants compiled in. z is drawn
+    outside the graph into its own buffer: inside, a CPU's takes five times as long. On a GPU the
+    faster of both."""
+    torch._dynamo.reset()  # else the ninth op of a process would silently run uncompiled
+    total, u, out, noise = expression(w), w.u, w.out, w.noise
+    buffer = torch.empty_like(out)
+
+    @torch.compile(dynamic=False, fullgraph=True)
+    def graph(u, z, out):
+        out.copy_(total(*u, torch.randn_like(out) if z is None and noise else z))
+
+    def outside(z=None):
+        graph(u, buffer.normal_() if z is None and noise else z, out)
+        return out
+
+    def inside(z=None):
+        graph(u, z, out)
+        return out
+    if not out.is_cuda or not noise:
+        return outside
+    return _faster(outside, inside)
+
+
+def _faster(*functions):
+    """Of functions that run on a GPU, the one of the least median time."""
+    return min(functions, key=lambda f: median(
+        once(f, torch.cuda.synchronize) for _ in range(9)))
+
+
+def numpy_rng(w):
+    """rng.standard_normal(out=z, dtype=np.float32) of NumPy's fastest bit generator, then
+    ufuncs with out=."""
+    rng, c, clip = np.random.Generator(np.random.SFC64()), w.c, w.clip
+    u, out = [t.numpy() for t in w.u], w.out.numpy()
+    term = np.empty_like(out)
+    if clip is not None:
+        score, u[1] = u[1], np.empty_like(out)
+    rest = list(zip(u, c))
+    if not w.noise:  # into out goes a term that is multiplied anyway
+        first, scale = rest.pop(next((k for k, v in enumerate(c) if v != 1), 0))
+
+    def f(z=None):
+        if clip is not None:
+            np.multiply(u[0], clip[0], out=term)
+            np.add(np.multiply(score, clip[1], out=u[1]), term, out=u[1])
+            np.clip(u[1], *clip[2:], out=u[1])
+        if not w.noise:
+            np.multiply(first, scale, out=out)
+        elif z is None:
+            rng.standard_normal(out=out, dtype=np.float32)
+        else:
+            out[...] = z
+        if w.noise and c[-1] != 1:
+            np.multiply(out, c[-1], out=out)
+        for u_k, c_k in rest:
+            np.add(out, u_k if c_k == 1 else np.multiply(u_k, c_k, out=term), out=out)
+        return w.out
+    return f
+
+
+def cupy_expr(w):
+    """One cupy.ElementwiseKernel of the whole sum; z from cupy.random (cuRAND)."""
+    import cupy
+    v = [f"u{i}" for i in range(len(w.u))]
+    code = ""
+    if w.clip is not None:
+        code = "float d = fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f); ".format(
+            *map(float, w.clip))
+        v[1] = "d"
+    terms = [f"{float(c)}f * {name}" for c, name in zip(w.c, [*v, "z"])]
+    inputs = [f"T {name}" for name in [*(f"u{i}" for i in range(len(w.u))),
+                                       *(["z"] if w.noise else [])]]
+    kernel = cupy.ElementwiseKernel(", ".join(inputs), "T out",
+                                    code + "out = " + " + ".join(terms), "affine")
+    u, out = [cupy.from_dlpack(t) for t in w.u], cupy.from_dlpack(w.out)
+
+    def f(z=None):
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
+            noise = [] if not w.noise else [
+                cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
+                if z is None else cupy.from_dlpack(z)]
+            kernel(*u, *noise, out)
+        return w.out
+    return f
+
+
+def curand(w):
+    """cuRAND's library, the faster of Philox and its default: the noise alone, into out."""
+    from cupy_backends.cuda.libs import curand as library
+    out = w.out
+
+    def of(kind):
+        generator = library.createGenerator(kind)
+
+        def f(z=None):
+            if z is not None:
+                return out.copy_(z)
+            library.setStream(generator, torch.cuda.current_stream().cuda_stream)
+            library.generateNormal(generator, out.data_ptr(), out.numel(), 0., 1.)
+            return out
+        return f
+    return _faster(of(library.CURAND_RNG_PSEUDO_PHILOX4_32_10),
+                   of(library.CURAND_RNG_PSEUDO_DEFAULT))
+
+
+def diffusers(w):
+    """The scheduler's own step(model_output, t, sample), its coefficients and checks included."""
+    return schedulers.timed(w.op.step, w.u)
+
+
+def torch_fill(out):
+    """Tensor.normal_"""
+    return out.normal_
+
+
+def numpy_fill(out):
+    """Generator.standard_normal(out=)"""
+    rng, a = np.random.Generator(np.random.SFC64()), out.numpy()
+    return lambda: rng.standard_normal(out=a, dtype=np.float32)
+
+
+def cupy_fill(out):
+    """cupy.random.standard_normal"""
+    import cupy
+
+    def f():
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
+            cupy.random.standard_normal(tuple(out.shape), np.float32)
+    return f
+
+
+def _nothing(op, dtype, cuda):
+    """What torch itself lacks."""
+
+
+def _lacks_compile(op, dtype, cuda):
+    return None if cuda or on_host.compiler() else "torch.compile needs a C++ compiler"
+
+
+def _lacks_numpy(op, dtype, cuda):
+    if cuda:
+        return "NumPy computes on the CPU"
+    return None if dtype == "float32" else f"NumPy draws no {dtype}"
+
+
+def _lacks_cupy(op, dtype, cuda):
+    if not cuda:
+        return "CuPy computes on an NVIDIA GPU"
+    if not find_spec("cupy"):
+        return "CuPy is not installed: pip install cupy-cuda13x"
+    return "CuPy's kernels know no bfloat16" if dtype == "bfloat16" else None
+
+
+def _lacks_curand(op, dtype, cuda):
+    if op.operands or not op.noise:
+        return "cuRAND draws noise and nothing else"
+    return _lacks_cupy(op, dtype, cuda) or (
+        None if dtype == "float32" else f"cuRAND draws no {dtype}")
+
+
+def _lacks_diffusers(op, dtype, cuda):
+    if not find_spec("diffusers"):
+        return "diffusers is not installed: pip install diffusers"
+    return None if op.step in schedulers.SCHEDULERS else "diffusers has no scheduler for this step"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """make(work) -> f; passes(work); fill(out) -> f; lacks(op, dtype, cuda) -> a reason or None."""
+
+    make: Callable
+    passes: Callable
+    fill: Callable = torch_fill
+    lacks: Callable = _nothing
+
+
+PEERS = {peer.make.__name__: peer for peer in (
+    Peer(torch_eager, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)),
+    Peer(torch_inplace, _inplace_passes),
+    Peer(torch_compile, lambda w: len(w.u) + 1 + w.noise, lacks=_lacks_compile),
+    Peer(numpy_rng, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None),
+         numpy_fill, _lacks_numpy),
+    Peer(cupy_expr, lambda w: len(w.u) + 1 + w.noise, cupy_fill, _lacks_cupy),
+    Peer(curand, lambda w: 0, lacks=_lacks_curand),
+    Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes, lacks=_lacks_diffusers))}

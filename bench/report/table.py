@@ -1,0 +1,87 @@
+"""The table of results, between two markers of a page, only ever written from a file of rows."""
+
+import os
+from pathlib import Path
+
+from ..peers import PEERS
+from ..speed.rows import label
+from .figures import draw
+from .results import RESULTS, newest
+
+START, END = "<!-- bench: start -->", "<!-- bench: end -->"
+
+
+def _line(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def _times(row, peer):
+    over = row["speedup"].get(peer)
+    return f"{over:.1f}" if over else "-"
+
+
+def _updates(rows):
+    """A line an op and size of the fastest contract backend; speedups over each peer."""
+    ours = [r for r in rows if r["kind"] == "update" and r["backend"] not in PEERS and r["seconds"]]
+    best = {}
+    for r in ours:
+        key = r["op"], r["dtype"], tuple(r["shape"]), r["given_z"]
+        best[key] = min(r, best.get(key, r), key=lambda r: r["seconds"])
+    peers = [p for p in PEERS if any(p in r["speedup"] for r in ours)]
+    yield _line(["op", "shape", "dtype", "backend", "ns an element", "of copy",
+                 *(f"x {p}" for p in peers)])
+    yield _line(["---"] * (6 + len(peers)))
+    for r in best.values():
+        copy = r["fraction_of_copy"]
+        yield _line([r["op"], "x".join(map(str, r["shape"])), r["dtype"], label(r),
+                     f"{r['seconds'] / r['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-",
+                     *(_times(r, p) for p in peers)])
+
+
+def _samplers(rows):
+    """A line a loop: ours and diffusers', ms a step."""
+    rows = [r for r in rows if r["kind"] == "sampler" and r["seconds"]]
+    if not rows:
+        return
+    yield from ("", _line(["sampler", "network", "batch", "backend", "ms a step", "x diffusers"]),
+                _line(["---"] * 6))
+    for r in (r for r in rows if r["backend"] != "diffusers"):
+        yield _line([f"{r['op']}, {r['steps']} steps", r["network"], "x".join(map(str, r["shape"])),
+                     r["backend"], f"{r['seconds'] * 1e3:.3f}", _times(r, "diffusers")])
+
+
+def _not_measured(rows):
+    """Each peer or loop that no row times, with the reasons."""
+    timed = {r["backend"] for r in rows if r["seconds"]}
+    reasons = dict.fromkeys(f"{r['backend']}: {r['reason']}" for r in rows
+                            if not r["seconds"] and (r["backend"] not in timed
+                                                     or r["kind"] == "sampler"))
+    return f"Not measured: {'; '.join(reasons)}." if reasons else ""
+
+
+def table(rows):
+    """Markdown of one machine's rows: what it is, updates, samplers."""
+    m = rows[0]["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m.items() if k not in
+                         ("processor", "cores", "gpu", "python", "system", "spin"))
+    yield f"{m['processor']}, {m['cores']} cores, GPU {m['gpu']}; Python {m['python']}, {versions}."
+    yield from ("", *_updates(rows), *_samplers(rows))
+    yield from ("", _not_measured(rows))
+
+
+def report(folder=RESULTS, readme=None):
+    """The table of the newest results, printed and put between the README's markers; figures
+    beside the results. Returns the text."""
+    folder = Path(folder)
+    readme, parts = Path(readme or folder.absolute().parent / "README.md"), []
+    for rows in newest(folder).values():
+        parts += ["\n".join(table(rows)).strip(), *(
+            f"![{file.stem.replace('-', ', ')}]({os.path.relpath(file, readme.parent)})"
+            for file in draw(folder, rows))]
+    text = "\n\n".join(parts)
+    if readme.is_file() and START in (old := readme.read_text()):
+        if END not in old:
+            raise ValueError(f"{readme}: {START} without {END}")
+        head, rest = old.split(START, 1)
+        readme.write_text(f"{head}{START}\n{text}\n{END}{rest.split(END, 1)[1]}")
+    return text

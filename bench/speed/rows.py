@@ -1,0 +1,51 @@
+"""What a row of results is."""
+
+import time
+
+import numpy as np
+
+from ...kernels import OPS
+from ...machine import machine
+from ..peers import PEERS
+
+MAIN_OP = next(op for op in OPS.values() if op.noise and len(op.operands) == 2 and not op.denoise)
+ELEMENTS = 1 << 20, 1 << 22, 1 << 24
+
+
+def shape_of(elements, width=1024):
+    """(n / width, width), one row below that."""
+    return (elements // width, width) if elements >= width else (1, elements)
+
+
+def row_of(op, backend, dtype, shape, **more):
+    """A row with DESIGN's keys, what is not known as None."""
+    return {"kind": "update", "op": op, "backend": backend, "dtype": dtype,
+            "elements": int(np.prod(shape)), "shape": list(shape), "seconds": None,
+            "quartiles": None, "rounds": None, "bytes": None, "gb_per_s": None,
+            "fraction_of_copy": None, "matches_reference": None, "speedup": {},
+            "predicted_seconds": None, "reason": None, "given_z": False, "machine": machine(),
+            "date": time.strftime("%Y-%m-%d")} | more
+
+
+def add_speedups(rows):
+    """Each contract backend's speedup over each peer of these rows, never over another backend.
+    What is given z has less to do: it races the peers that are given z too."""
+    for row in rows:
+        if row["backend"] not in PEERS and row["seconds"]:
+            row["speedup"] = {
+                r["backend"]: r["seconds"] / row["seconds"] for r in rows
+                if r["backend"] in PEERS and r["seconds"] and r["given_z"] == row["given_z"]}
+    return rows
+
+
+def label(row):
+    """Who a row is of, and whether its noise was handed to it."""
+    return row["backend"] + ", z given" * row["given_z"]
+
+
+def main_rows(rows):
+    """Rows of the update x' = a x + b s + c z in float32, 1024 wide or one row, by size."""
+    own = [r for r in rows if r["kind"] == "update" and r["op"] == MAIN_OP.name
+           and r["dtype"] == "float32" and not r["given_z"]
+           and r["shape"][-1] in (1024, r["elements"])]
+    return sorted(own, key=lambda r: r["elements"])

@@ -1,0 +1,136 @@
+"""Two results, compared: element by element, and whole results of any size against NumPy's."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from ... import noise
+from ...machine import cores
+from ...noise import PREDICTOR
+from .. import FLOATS, dsm_loss, norms, update
+
+CHUNK = 1 << 16  # elements that NumPy computes at once, a core
+BITS = dict(zip(FLOATS, (torch.int32, torch.int16, torch.int16)))
+# Sums are the contract's to an ulp. A loss that is added up from parts may be one more off: each
+# is rounded to float32 by 2^-24 of itself, less than an ulp of the whole. The gradient is exact.
+ULPS = {"norms": (1,), "noise_norms": (1,), "dsm_loss": (2, 0)}
+
+
+def ulps(got, expected):
+    """Distance in units in the last place of two NumPy arrays, element by element.
+
+    Any NaN equals any NaN; -0 is one away from +0. Bits of a 16-bit float come as int16.
+    """
+    nan = np.isnan(got) & np.isnan(expected) if got.dtype.kind == "f" else False
+    bits = np.dtype(f"i{got.itemsize}")
+
+    def ordered(a):
+        i = a.view(bits).astype(np.int64)
+        return np.where(i < 0, -(i & np.iinfo(bits).max) - 1, i)
+    return np.where(nan, 0, np.abs(ordered(got) - ordered(expected)))
+
+
+def _numpy(tensor):
+    """A tensor's values, or for bfloat16 its bits with every NaN made one."""
+    import torch
+    if tensor.dtype == torch.bfloat16:
+        nan = tensor.isnan()
+        return torch.where(nan, torch.tensor(0x7FC0, dtype=torch.int16),
+                           tensor.view(torch.int16)).numpy()
+    return tensor.numpy()
+
+
+def compare(op, name, dtype, shape, got, expected, variant="", allowed=0):
+    """Compare two CPU tensors to `allowed` ulp; the reason names the worst element."""
+    shown = {"op": op, "backend": name, "dtype": dtype, "shape": list(shape)}
+    if tuple(got.shape) != tuple(expected.shape) or got.dtype != expected.dtype:
+        return shown | {"max_ulp": None, "passed": False, "reason":
+                        f"returned {got.dtype} {tuple(got.shape)}, not {expected.dtype} "
+                        f"{tuple(expected.shape)}"}
+    d = ulps(_numpy(got.contiguous()), _numpy(expected))
+    if not d.size or d.max() <= allowed:
+        return shown | {"max_ulp": int(d.max(initial=0)), "passed": True, "reason": variant}
+    at = tuple(int(i) for i in np.unravel_index(d.argmax(), d.shape))
+    a, b = float(got[at]), float(expected[at])
+    return shown | {"max_ulp": int(d.max()), "passed": False, "reason":
+                    f"{variant}: {int((d > 0).sum())} of {d.size} elements differ, most at {at}: "
+                    f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {int(d.max())} ulp)"}
+
+
+def in_parts(f, batch, size):
+    """[f(rows)] for slices of rows that make up a batch, on all cores at once.
+
+    NumPy computes without Python's lock.
+    """
+    rows = max(1, CHUNK // max(1, size))
+    parts = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
+    if len(parts) < 2:
+        return [f(rows) for rows in parts]
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(f, parts))
+
+
+def normals_at(rows, quads, seed, sample=0, tag=0):
+    """z of these quads of these rows, (rows, 4 quads) float32."""
+    rows = np.asarray(rows)[:, None] + sample & noise.MASK
+    w = noise.philox((np.asarray(quads), rows, 0, tag), (seed & noise.MASK, seed >> 32))
+    return noise.to_normal(np.stack(w, -1)).reshape(len(rows), -1)
+
+
+@lru_cache(maxsize=2)  # an op's before and after; all ops of a size share them
+def normals(shape, *, sample=0, **counter):
+    """noise.normal of a large shape, as a tensor that is only to be read."""
+    out = torch.empty(shape)
+
+    def part(rows):
+        z = noise.normal(out[rows].shape, sample=sample + rows.start, **counter)
+        out[rows] = torch.from_numpy(z)
+    in_parts(part, len(out), out[:1].numel())
+    return out
+
+
+def expected_update(op, u, coef, like, **counter):
+    """NumPy's result of an update, whole, on the CPU; its noise is one more operand."""
+    out = torch.empty(like.shape)
+    z = [normals(tuple(like.shape), **{"tag": PREDICTOR} | counter)] if op.noise else []
+
+    def part(rows):
+        operands = [v[rows].cpu().float() for v in u]
+        update([*operands, *(v[rows] for v in z)], coef, out=out[rows], backend="numpy")
+    in_parts(part, len(out), out[:1].numel())
+    return out.to(like.dtype)
+
+
+def expected_sums(op, s, coef, *, sample=0, **counter):
+    """NumPy's norms, noise_norms or dsm_loss of all rows, a tuple of CPU tensors."""
+    if op == "noise_norms":
+        z = normals(tuple(s.shape), sample=sample, **{"tag": PREDICTOR} | counter)
+
+    def part(rows):
+        here = s[rows].cpu()
+        draw = counter | {"sample": sample + rows.start, "backend": "numpy"}
+        if op == "norms":
+            return norms(here, backend="numpy"),
+        if op == "noise_norms":
+            return norms(z[rows], backend="numpy"),
+        value, gradient = dsm_loss(here, coef[rows], **draw)
+        return value.double().reshape(1), gradient
+    parts = [torch.cat(each) for each in zip(*in_parts(part, len(s), s[:1].numel()))]
+    if op == "dsm_loss":
+        parts[0] = parts[0].sum().float()
+    return tuple(parts)
+
+
+def require_same(op, name, got, want, when="nothing was timed"):
+    """RuntimeError unless all of a result is NumPy's: bit for bit, sums to their ulps."""
+    for a, b, ulps in zip(got, want, ULPS.get(op, (0,)), strict=True):
+        a, bits = a.detach().cpu(), BITS[str(b.dtype).removeprefix("torch.")]
+        alike = a.dtype == b.dtype and a.shape == b.shape
+        if alike and torch.equal(a.contiguous().view(bits), b.view(bits)):
+            continue
+        row = compare(op, name, str(b.dtype), b.shape, a, b, "whole", ulps)
+        if not row["passed"]:
+            raise RuntimeError(f"{op}: {name} does not return the reference's bits at "
+                               f"{tuple(b.shape)}; {when} ({row['reason']})")

@@ -1,0 +1,252 @@
+"""The bench: peers that compute what they say, rows that follow the table, results as data."""
+
+import json
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minidiff.__main__ import main
+from minidiff.bench import report
+from minidiff.bench.peers import PEERS
+from minidiff.bench.peers.schedulers import SCHEDULERS
+from minidiff.bench.report import older, table
+from minidiff.bench.speed import clock, run, samplers, suite, sums, timed
+from minidiff.bench.speed.rows import add_speedups, row_of
+from minidiff.kernels import OPS
+from minidiff.kernels.check.yours import UserKernels
+
+DESIGN = {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s", "fraction_of_copy",
+          "matches_reference"}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Everything once, nothing long."""
+    monkeypatch.setattr(timed, "clock", lambda f, device, *_: clock.clock(f, device, 0.))
+    monkeypatch.setattr(samplers, "SECONDS", 1e-3)
+    monkeypatch.setattr(samplers, "REPEATS", 2)
+
+
+# ---- peers ----
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+@pytest.mark.parametrize("name", [n for n in PEERS if n != "torch_compile"])
+def test_every_peer_is_held_to_the_reference(op, name):
+    if reason := run.lacks(name, op, "float32", "cpu"):
+        pytest.skip(reason)
+    work, coef, _ = run.case(op, 4096, "float32", "cpu")
+    f = run.call(name, work, coef)
+    assert run.check_peer(name, f, work) is (None if op.noise else True)
+    assert f().shape == work.out.shape
+
+
+def test_a_peer_that_computes_something_else_is_refused():
+    work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
+    with pytest.raises(RuntimeError, match="computes another langevin"):
+        run.check_peer("torch_eager", lambda z: work.u[0] + work.u[1] + z, work)
+
+    work, coef, _ = run.case(run.FORM, 1 << 18, "float32", "cpu")
+    right = run.call("torch_eager", work, coef)
+    middle = torch.tensor(128)
+    with pytest.raises(RuntimeError, match="computes another langevin"):
+        run.check_peer("torch_eager", lambda z: right(z).index_fill_(0, middle, 0.), work)
+
+
+def test_what_is_timed_is_what_was_checked(monkeypatch, tmp_path):
+    """A kernel that is right on small shapes alone: ours, a user's, a corrector."""
+    def bind(*arguments, **kw):
+        return lambda step: kw["out"]
+    monkeypatch.setattr(run, "bind", bind)
+    with pytest.raises(RuntimeError, match=r"langevin: host .* at \(4, 1024\); nothing was timed"):
+        run.bench(["langevin"], ["host"], [4096])
+    monkeypatch.undo()
+    (tmp_path / "k.py").write_text(
+        "def langevin(x, s, z, coef):\n"
+        "    a, b, c = coef.reshape(-1, 3, *[1] * (x.ndim - 1)).swapaxes(0, 1)\n"
+        "    return x if x.size > 30000 else a * x + b * s + c * z\n")
+    with pytest.raises(RuntimeError, match=r"k.py .* at \(64, 1024\)"):
+        run.bench(["langevin"], ["host"], [1 << 16], own=UserKernels(str(tmp_path / "k.py")))
+    monkeypatch.setattr(sums.Fused, "correct", lambda self, step, rule, x, *_, **kw: x)
+    with pytest.raises(RuntimeError, match="corrector: host does not follow"):
+        run.bench(["corrector"], ["host"], [4096])
+
+
+def test_a_scheduler_that_computes_something_else_is_refused(monkeypatch):
+    pytest.importorskip("diffusers")
+    function, entry = next(iter(SCHEDULERS.items()))
+    wrong = lambda s: ({"beta": .02, "variance": .01}, *entry.at(s)[1:])
+    monkeypatch.setitem(SCHEDULERS, function, type(entry)(entry.name, wrong, 0, entry.config))
+    work, coef, _ = run.case(OPS["ddpm_ancestral"], 4096, "float32", "cpu")
+    with pytest.raises(RuntimeError, match="computes another ancestral_step"):
+        run.check_peer("diffusers", run.call("diffusers", work, coef), work)
+
+
+def test_passes_are_counted_by_hand():
+    """Langevin, a = 1. Eager: randn, two scaled (2 each), two sums (3 each); in place: normal_,
+    two add_ (3 each); compiled and random numbers apart: three reads and a write."""
+    work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
+    assert work.c[0] == 1
+    assert [PEERS[n].passes(work) for n in ("torch_eager", "torch_inplace", "torch_compile")] \
+        == [10, 6, 4]
+    assert run.moved("torch_eager", work) == 11 * 4 * 4096  # 44 bytes an element
+    assert run.moved("host", work) == 3 * 4 * 4096
+
+
+# ---- rows ----
+
+def test_rows_follow_the_table_and_speedups_are_over_peers(quick):
+    rows = run.bench(["langevin", "pf_ode"], ["host", "torch_eager", "numpy_rng"], [100, 4096])
+    assert {(r["op"], r["elements"]) for r in rows} == {(o, n) for o in ("langevin", "pf_ode")
+                                                        for n in (100, 4096)}
+    for r in rows:
+        assert r.keys() >= DESIGN and r["quartiles"][0] <= r["seconds"] <= r["quartiles"][1]
+        assert set(r["speedup"]) == ({"torch_eager", "numpy_rng"} if r["backend"] == "host"
+                                     else set())
+        assert (r["predicted_seconds"] is None) == (r["backend"] == "host")
+        assert r["machine"]["processor"]
+
+
+def test_every_kernel_and_every_scheduler_is_in_the_suite():
+    names = run.kernels_of()
+    shapes = {(len(o.operands), o.noise, o.denoise is None) for o in OPS.values()}
+    assert shapes == {(len(OPS[n].operands), OPS[n].noise, OPS[n].denoise is None) for n in names}
+    assert {OPS[n].step for n in names} >= {*SCHEDULERS}
+
+
+def test_what_is_not_installed_is_named_as_not_measured(quick, monkeypatch, capsys):
+    monkeypatch.setattr("minidiff.bench.peers.find_spec", lambda name: None)
+    monkeypatch.setattr(run, "PEERS", {n: p for n, p in PEERS.items() if n != "torch_compile"})
+    rows = {r["backend"]: r for r in run.bench(["ddim"], None, [128])}
+    assert rows["diffusers"]["seconds"] is None and "pip install" in rows["diffusers"]["reason"]
+    assert "diffusers" not in rows["host"]["speedup"]
+    assert "not measured: diffusers, ddim" in run.show(list(rows.values()))
+    assert main(["bench", "--op", "ddim", "--backend", "diffusers"]) == 2
+    assert "pip install diffusers" in capsys.readouterr().err
+
+
+def test_the_clock_takes_turns():
+    seen = []
+    functions = {n: lambda n=n: (seen.append(n), time.sleep(.03)) for n in "abc"}
+    times = clock.clock(functions, "cpu", 0.)
+    assert all(len(t) == clock.ROUNDS and min(t) >= .03 for t in times.values())
+    assert "".join(seen[-21:]) == "abcbcacababcbcacababc"
+
+
+# ---- whole samplers ----
+
+def test_samplers_are_gated_and_timed_beside_diffusers(quick, monkeypatch):
+    pytest.importorskip("diffusers")
+    rows = list(samplers.bench_samplers("cpu", [("null", (2,), 3), ("lean", (2,), 3)]))
+    timed = [r for r in rows if r["seconds"]]
+    assert {r["network"] for r in timed} == {"null", "lean"}
+    assert {r["backend"] for r in timed} == {"host", "diffusers"}
+    assert timed == rows
+    assert all(r["speedup"]["diffusers"] > 0 for r in timed if r["backend"] == "host")
+    assert "ancestral" in samplers.show_samplers(rows)
+
+
+def test_a_sampler_with_other_states_is_not_timed(monkeypatch):
+    good = samplers.states
+    monkeypatch.setattr(samplers, "states", lambda name, backend, *a: (
+        x + (backend == "host") for x in good(name, backend, *a)))
+    with pytest.raises(RuntimeError, match="nothing was timed"):
+        samplers.gate("ancestral", "host")
+
+
+def test_a_graph_that_leaves_another_state_is_not_timed(monkeypatch):
+    """The loop captured against itself uncaptured; what is no number is no difference."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    runs = []
+
+    def make(step):
+        runs.append(step)
+        return iter([torch.full((2,), k * float(step)) for k in range(5)])
+    repeat = samplers.captured(lambda: make("nan"), 4, lambda: None)
+    assert len(runs) == 2 and len(repeat()) == 2
+    with pytest.raises(RuntimeError, match="another state than its loop; nothing was timed"):
+        samplers.captured(lambda: make(len(runs)), 4, lambda: None)
+
+
+# ---- results as data ----
+
+def rows_of(seconds=1e-3, spread=.01):
+    """A backend's and a peer's rows at two sizes."""
+    rows = []
+    for n in (128, 1 << 20):
+        pair = [row_of("langevin", b, "float32", (n // 128, 128), seconds=s, rounds=25,
+                           quartiles=[s * (1 - spread), s * (1 + spread)], fraction_of_copy=.5)
+                for b, s in (("host", seconds), ("torch_eager", 4e-3))]
+        rows += add_speedups(pair)
+    return rows
+
+
+def test_compare_tells_slower_from_noise():
+    assert older.slower(rows_of(), rows_of(1.005e-3))[0] == []
+    lines, drift = older.slower(rows_of(), rows_of(1.1e-3))
+    assert len(lines) == 2 and drift == 1 and "10 %" in lines[0]
+    assert older.slower(rows_of(spread=.2), rows_of(1.1e-3, .2))[0] == []
+    slow_machine = [r | {"seconds": r["seconds"] * 1.3, "quartiles":
+                         [q * 1.3 for q in r["quartiles"]]} for r in rows_of()]
+    assert older.slower(rows_of(), slow_machine) == ([], pytest.approx(1.3))
+
+
+def test_compare_exits_one_and_refuses_what_it_cannot_compare(quick, tmp_path, capsys):
+    argv = ["bench", "--device", "cpu", "--backend", "host", "--elements", "4096",
+            "--json", str(tmp_path)]
+    assert main(argv) == 0
+    file, = tmp_path.glob("*.json")
+    fast = [r | {"seconds": r["seconds"] / 9, "quartiles": [q / 9 for q in r["quartiles"]]}
+            for r in json.loads(file.read_text())]
+    (tmp_path / "old.json").write_text(json.dumps(fast))
+    assert main([*argv, "--compare", str(tmp_path / "old.json")]) == 1
+    shown = capsys.readouterr().out
+    assert "slower: update langevin host" in shown and "not known, as no peer" in shown
+    other = [r | {"machine": r["machine"] | {"processor": "another"}} for r in fast]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    for name, words in (("other", "another machine"), ("absent", "absent.json")):
+        assert main([*argv, "--compare", str(tmp_path / f"{name}.json")]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_report_writes_between_the_markers_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as rows of a CPU say
+    readme = tmp_path / "bench" / "README.md"
+    readme.parent.mkdir()
+    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+    folder = tmp_path / "bench" / "results"
+    folder.mkdir()
+    sampler = [r | {"kind": "sampler", "op": "ancestral", "steps": 1000, "network": "null",
+                    "batch": 1} for r in rows_of()[:1]]
+    sampler[0]["speedup"] = {"diffusers": 3.}
+    rows = [r | {"shape": [1, r["elements"]]} for r in rows_of()] + sampler
+    report.save(folder / "2026-01-01-x.json", rows)
+    assert main(["bench", "--report", str(folder)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| langevin | 1x128 | float32 | host |" in text and "| 4.0 |" in text
+    for name in ("speedup-cpu.png", "samplers-cpu.png"):
+        assert f"](results/{name})" in text
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert main(["bench", "--report", str(tmp_path)]) == 2
+    assert "no results yet" in capsys.readouterr().err
+    (folder / "2026-01-02-x.json").write_text("{}")
+    assert main(["bench", "--report", str(folder)]) == 2
+
+
+def test_the_suite_runs_whole(quick, monkeypatch, tmp_path):
+    """Each kind of row from one call, at sizes that take no time."""
+    monkeypatch.setattr(suite, "EVERY", (128, 6144))
+    monkeypatch.setattr(suite, "SPREAD", (128, 4096))
+    monkeypatch.setattr(samplers, "GRID", [("null", (2,), 1)])
+    peers = {n: p for n, p in PEERS.items() if n != "torch_compile"}
+    monkeypatch.setattr(run, "PEERS", peers)
+    rows = suite.suite()
+    assert {r["kind"] for r in rows} == {"update", "sampler"}
+    assert {r["dtype"] for r in rows} == {"float32", "bfloat16", "float16"}
+    assert {2, 3072} <= {r["shape"][-1] for r in rows if r["kind"] == "update"}
+    assert "langevin" in suite.show_all(rows)
+    assert report.load(report.save(tmp_path / "r.json", rows))

@@ -1,0 +1,94 @@
+"""The script for a GPU, with CPU backends in the place of a GPU's."""
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minidiff import kernels
+from minidiff.bench.device import correct, here, speed
+from minidiff.kernels.check.compare import normals_at
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="minutes of a GPU")
+def test_with_no_gpu_each_part_says_so(tmp_path):
+    out = tmp_path / "found.json"
+    run = subprocess.run([sys.executable, "-m", "minidiff.bench.device", "--json", str(out)],
+                         text=True, capture_output=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert len(parts) == 17
+    assert all(p["passed"] is None and p["reason"] == "no CUDA device" for p in parts.values())
+    assert run.stdout.endswith("0 passed, 0 FAILED, 17 not run\n")
+
+
+def test_one_backend_does_not_pass_for_the_other(monkeypatch):
+    monkeypatch.setattr(here, "CUDA", True)
+    for name in here.NAMES:
+        monkeypatch.setattr(here, "missing", lambda n, name=name: "gone" if n == name else None)
+        with pytest.raises(here.NotHere, match=f"^{name}: gone$"):
+            correct.counters()
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A GPU that is the CPU: graphs are calls, streams nothing."""
+    names = [n for n in ("host", "torch") if not kernels.missing(n)]
+    for name, value in (("DEVICE", "cpu"), ("on_device", lambda: names),
+                        ("captured", lambda f, calls=1: (f(), f)[1])):
+        monkeypatch.setattr(correct, name, value)
+    stream = SimpleNamespace(query=lambda: False, synchronize=lambda: None)
+    for name, value in (("synchronize", lambda: None), ("Stream", lambda: stream),
+                        ("stream", lambda s: nullcontext()), ("_sleep", lambda cycles: None)):
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+def large():
+    """As on a device, 2^14 times smaller; in the second shape parts overlap."""
+    return correct.large(2**17, ((2**7 + 3, 1024), (2, 2**16 + 8)))
+
+
+CHECKS = pytest.mark.parametrize("part", [
+    correct.counters, correct.side_stream, correct.threads, correct.graph_replay,
+    correct.corrector_replay, large], ids=lambda f: f.__name__)
+
+
+@CHECKS
+def test_a_check_passes_where_the_bits_are_the_same(no_gpu, part):
+    assert part()["passed"]
+
+
+@CHECKS
+def test_a_check_fails_where_the_noise_is_another(no_gpu, monkeypatch, part):
+    monkeypatch.setattr(kernels.backend("numpy"), "noise", SimpleNamespace(
+        normal=lambda *a: kernels.backend("torch").normal(*a[:4], a[4] ^ 1, "cpu").numpy()))
+    monkeypatch.setattr(correct, "normals_at", lambda *a, tag: normals_at(*a, tag=tag ^ 1))
+    assert part()["passed"] is False
+
+
+def test_counters_see_what_is_written_beside_the_output(no_gpu, monkeypatch):
+    def beside(*a, out, **kw):
+        kernels.update(*a, out=out, **kw)
+        if out.storage_offset():
+            torch.as_strided(out, (1,), (1,), out.storage_offset() - 1).zero_()
+        return out
+    monkeypatch.setattr(correct, "update", beside)
+    assert correct.counters()["passed"] is False
+
+
+def test_every_part_that_needs_no_gpu_of_its_own_passes_here(no_gpu, monkeypatch):
+    """The words, every op and the sums, small; and what is timed, on the CPU's backend."""
+    monkeypatch.setattr(correct, "SHAPES", [(3, 5)])
+    monkeypatch.setattr(correct, "ProcessPoolExecutor", lambda n, context: nullcontext(
+        SimpleNamespace(map=map)))
+    assert correct.words()["passed"]
+    found = correct.rows()
+    assert found["passed"] and found["host"] == found["torch"] > 90
+    monkeypatch.setattr(correct, "every_word", lambda: torch.randint(0, 2**32, (1000, 2)).numpy()
+                        .astype("uint32"))
+    assert correct.all_stages()["passed"]
+    assert speed.COUNTED.count("__global__") == 2

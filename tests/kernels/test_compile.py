@@ -1,0 +1,492 @@
+"""Every kernel compiled for sm_90 with no GPU: its machine code read, its PTX run by NumPy.
+
+Triton compiles only outside its interpreter, so in another process: this file, run.
+"""
+
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from emulator import launch
+from folded import LARGE, last_normals
+from minidiff.bench.device.correct import ROOTS
+from minidiff.bench.device.speed import COUNTED
+from minidiff.kernels import driver, on_cupy, on_host, on_numpy, on_triton
+from minidiff.kernels.check import words
+from minidiff.kernels.check.compare import compare, ulps
+from minidiff.kernels.check.words import check_words
+
+try:
+    import triton
+    TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+except ImportError:
+    TOOL = None
+needs_triton = pytest.mark.skipif(TOOL is None, reason="triton is not installed")
+no_nvrtc = launch.lacking("cupy")
+needs_nvrtc = pytest.mark.skipif(no_nvrtc is not None, reason=str(no_nvrtc))
+# dtype, operands, draws, clip or sums, coefficients, elements of a row, aligned
+VARIANTS = [
+    ("float32", 0, 1, 0, "call", 1024, 1), ("float32", 1, 1, 0, "call", 1024, 1),
+    ("float32", 2, 1, 0, "call", 1024, 1), ("float32", 2, 1, 1, "sample", 1024, 1),
+    ("float32", 4, 1, 1, "counter", 1024, 1), ("float32", 2, 0, 0, "call", 1024, 1),
+    ("float32", 3, 0, 0, "counter", 1024, 1), ("float32", 2, 1, 0, "call", 1023, 0),
+    ("float32", 1, 1, 0, "sample", 2, 0),
+    ("bfloat16", 0, 1, 0, "call", 1024, 1), ("bfloat16", 1, 1, 0, "call", 1024, 1),
+    ("bfloat16", 2, 1, 0, "sample", 1024, 1), ("bfloat16", 3, 1, 1, "call", 1024, 1),
+    ("bfloat16", 4, 0, 0, "counter", 1024, 1), ("bfloat16", 2, 1, 0, "counter", 1023, 0),
+    ("float16", 1, 1, 0, "counter", 1024, 1), ("float16", 2, 1, 1, "call", 1024, 1),
+    ("float16", 2, 0, 0, "sample", 1024, 1), ("float16", 4, 1, 1, "sample", 7, 0),
+    ("float32", 1, 1, "sums", "sample", 1024, 1), ("bfloat16", 1, 0, "sums", "call", 1024, 1),
+    ("float16", 0, 1, "sums", "call", 1024, 1)]
+MACROS = [(True, dtype, *variant) for dtype in on_host.STORAGE for variant in (
+    (0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1),
+    (1, 1, 0, 2), (1, 0, 0, 1), (0, 1, 0, 1))]
+WRITTEN = 18  # fused multiply-adds of two normals: the radius' 10, its root's 2, the angle's 6
+# Issue slots an element may take on sm_90, where rows are aligned: what was counted, and a little
+SLOTS = {("triton", "float32"): (32.3, 36., 39.), ("triton", "bfloat16"): (32.2, 37.3, 41.8),
+         ("cuda", "float32"): (31.8, 34.5, 37.4), ("cuda", "bfloat16"): (31.3, 35.3, 39.5)}
+HALF_RATE = re.compile("(LOP3|IADD3|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|VIADDMNMX|I2FP|"
+                       "F2FP|PLOP3|IABS|POPC)$")
+
+
+def machine_code(cubin, function):
+    """Its instructions in order, and its resources in a line."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        sass, usage = (subprocess.run([TOOL, option, "-fun", function, file.name], check=True,
+                                      capture_output=True, text=True).stdout
+                       for option in ("-sass", "-res-usage"))
+    code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", sass)
+    return [line for line in code if "NOP" not in line], usage
+
+
+def disassembled(cubin, function):
+    """Counts of the instructions that matter in one function, and its resources."""
+    code, usage = machine_code(cubin, function)
+    stack, shared = map(int, re.search(r"STACK:(\d+) SHARED:(\d+)", usage).groups())
+    return {"stack": stack, "shared": shared, "instructions": len(code)} | {
+        name: sum(bool(re.search(pattern, line)) for line in code) for name, pattern in (
+            ("local", r"\b(LDL|STL)"), ("double", r"\bD(ADD|MUL|FMA)|F64"), ("fma", r"\bFFMA"),
+            ("root", r"\bMUFU\.RSQ"), ("load16", r"\bLDG\.E\.(EF\.)?128"),
+            ("store16", r"\bSTG\.E\.(EF\.)?128"), ("store", r"\bSTG"))}
+
+
+def slots(code, elements):
+    """Issue slots an element: one an instruction, or two for each that takes the pipe of integers
+    and logic, which is half as wide, if those are more."""
+    names = [re.sub(r"^@!?U?P\d+ ", "", line).split()[0].split(".")[0] for line in code]
+    return max(len(names), 2 * sum(bool(HALF_RATE.match(name)) for name in names)) / elements
+
+
+def longest_loop(cubin):
+    """The instructions of the longest loop of `update`."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        sass = subprocess.run([TOOL, "-sass", "-fun", "update", file.name], check=True,
+                              capture_output=True, text=True).stdout
+    code = [(int(at, 16), line) for at, line in
+            re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
+    jumps = [(int(m[1], 16), at) for at, line in code if (m := re.search(r"BRA .*?(0x\w+)", line))]
+    first, last = max(jumps, key=lambda jump: jump[1] - jump[0])
+    return [line for at, line in code if first <= at <= last]
+
+
+def roots(code):
+    """The roots that a function takes, as expressions of their argument x: what FFMAs make of
+    MUFU.RSQ, and no later FFMA makes more of; up to the function's end."""
+    value, found = {}, []
+    for n, line in enumerate(code[:code.index("EXIT")]):
+        name, *operands = re.split(r",?\s+", line)
+        if name == "MUFU.RSQ":
+            value[operands[1]] = f"x{n}"
+        given = [re.sub(r"R\d+", lambda r: value.get(r[0], r[0]), o) for o in operands[1:]]
+        name = name.removesuffix(".FTZ")
+        made = f"{name}({', '.join(sorted(given[:2]) + given[2:])})"
+        known = name == "MUFU.RSQ" or name in ("FMUL", "FFMA") and "RSQ" in made
+        value[operands[0]] = made if known else f"{n}"
+        if known and made.count("FFMA") == 2:
+            found.append(re.sub(r"x\d+", "x", made))
+    return found
+
+
+def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, ones=False):
+    """What a backend's update makes otherwise than NumPy's, a line each; with special values
+    among the operands, tensors that start `shift` elements off, in place as well; `ones` for
+    seed, sample, step and tag, which a compiler may take for constants."""
+    kind, rng = getattr(torch, dtype), np.random.default_rng(0)
+
+    def place(values):
+        return torch.empty(values.size + shift, dtype=kind)[shift:].view(shape).copy_(
+            torch.from_numpy(values))
+    u = [rng.standard_normal(shape, np.float32) for _ in range(operands)]
+    for values in u[:1] * (not sums):
+        values.flat[:5] = np.array([-0., 1e-40, np.inf, -np.inf, np.nan])[:values.size]
+    width = operands + draws + 4 * clip + (sums == 2)
+    step = {"before": -2, "end": 4, "counter": 6}.get(rows, 1 if ones else 5)
+    coef = rng.standard_normal((
+        {"call": 1, "counter": 4, "before": 4, "end": 4}.get(rows, shape[0]), width))
+    case = torch.from_numpy(coef.astype(np.float32)), "sample" in rows, draws, clip, sums, \
+        *((1, 1, 1) if ones else (2**40 + 3, 2**32 - 2, 1))
+    u, got, want = [place(v) for v in u], *(place(np.full(shape, np.float32(np.nan))) for _ in "12")
+    counter = step if rows in ("call", "sample") else torch.tensor(step)
+    total, exact = backend.update(got, u, *case, counter), on_numpy.update(want, u, *case, step)
+    lines = []
+    if sums and not torch.allclose(total, exact, rtol=1e-12, atol=0):
+        lines.append(f"sums {total} and not {exact}")
+    if u and sums != 1:
+        backend.update(u[0], u, *case, counter)
+    for out in [got, *u[:1] * (sums != 1)]:
+        found = compare("update", backend.NAME, dtype, shape, out, want, f"{rows}, shift {shift}")
+        lines += [] if found["passed"] else [found["reason"]]
+    return lines
+
+
+def last_differs(backend, shape):
+    """Whether the last block makes the end of more than 2^31 elements otherwise, in place."""
+    x = torch.empty(shape, dtype=torch.bfloat16)  # pages that are not touched take no memory
+    end, z = last_normals(x, seed=7, sample=1)
+    end.copy_(torch.randn(end.shape))
+    want = (.5 * end.float() + z).bfloat16()
+    backend.update(x, [x], torch.tensor([[.5, 1.]]), False, True, False, 0, 7, 1, 0, 0)
+    return not torch.equal(end, want)
+
+
+# ---- Triton, in another process ----
+
+def unnoticed(*case):
+    """Which of the barriers of an update's PTX may lack and nothing tells, and how many it has."""
+    run, found = launch.run, []
+
+    def lacks(i):
+        def changed(text, *a):
+            found[:] = [m.span() for m in re.finditer(r"bar\.sync\s+0;", text)]
+            run(text[:found[i][0]] + text[found[i][1]:], *a)
+        launch.run = changed
+        try:
+            return not differs(on_triton, *case)
+        except RuntimeError as e:
+            return "race" not in str(e)
+        finally:
+            launch.run = run
+    first = [0] if lacks(0) else []
+    return first + [i for i in range(1, len(found)) if lacks(i)], len(found)
+
+
+def triton_runs():
+    """Prints what this process alone can find, as JSON: for each of VARIANTS its machine code
+    and what differs, and what else differs."""
+    launch.emulate()
+    variants, others = [], []
+    for dtype, operands, draws, clip, rows, size, aligned in VARIANTS:
+        sums = (2 if operands and draws else 1) if clip == "sums" else 0
+        lines = differs(on_triton, dtype, operands, draws, clip == 1, sums, rows, (37, size))
+        assert on_triton.kernel.options["ALIGNED"] == bool(aligned)
+        cubin, found = on_triton.kernel.compiled.asm["cubin"], on_triton.kernel.options
+        tile = found["ROWS"] * found["COLUMNS"] * 4 * found["V"]
+        elements = tile // (32 * on_triton.WARPS)
+        variants.append(disassembled(cubin, "kernel") | {
+            "differs": lines, "elements": elements, "options": on_triton.kernel.options,
+            "slots": slots(machine_code(cubin, "kernel")[0], elements)})
+    # numbers that are 1 or divisible by 16; rows of odd lengths; arrays that are not aligned
+    for shape in ((1, 1), (3, 1), (1, 4), (16, 2), (16, 16), (1, 4099), (2, 5000), (600, 2)):
+        for shift in (0, 1):
+            others += differs(on_triton, "float32", 2, 1, 1, 0, "sample", shape, shift)
+            others += differs(on_triton, "bfloat16", 2, 1, 0, 0, "before", shape, shift)
+        others += differs(on_triton, "bfloat16", 1, 1, 0, 2, "sample and counter", shape)
+        others += differs(on_triton, "float16", 0, 1, 0, 3, "call", shape)
+        others += differs(on_triton, "float32", 1, 1, 0, 0, "call", shape, ones=True)
+    others += differs(on_triton, "float32", 2, 1, 0, 0, "end", (3, 5))
+    others += [row for row in check_words("triton", 10_000) if not row["passed"]]
+    w = np.random.default_rng(2).integers(0, 2**32, (100_000, 2), np.uint32)
+    w[:4, 0] = 0, 1, 2**31, 2**32 - 1
+    if ulps(words.stages("triton", w), words.stages("numpy", w)).any():
+        others.append("stages")
+    barriers = [unnoticed("float32", 1, 1, 0, 2, "call", (3, 1024)),
+                unnoticed("float32", 2, 1, 0, 0, "call", (3, 1023))]
+    launch.blocks = lambda n: [n - 1]
+    others += [shape for shape in LARGE if last_differs(on_triton, shape)]
+    found = words._stages.compiled.asm["cubin"]
+    print(json.dumps({"variants": variants, "others": others, "barriers": barriers, "roots": roots(
+        machine_code(found, "_stages")[0]), "stages": disassembled(found, "_stages")}))
+
+
+@pytest.fixture(scope="module")
+def from_triton():
+    environment = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "",
+                                "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True,
+                         text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@needs_triton
+def test_triton_s_code_returns_the_bits_of_numpy(from_triton):
+    """What it compiles, launched as on a device."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        assert not found["differs"], (variant, found["differs"])
+    assert not from_triton["others"]
+
+
+@needs_triton
+def test_a_barrier_that_lacks_would_show(from_triton):
+    for missed, barriers in from_triton["barriers"]:
+        assert barriers and not missed
+
+
+@needs_triton
+def test_triton_uses_registers_alone(from_triton):
+    """No stack and no spills; and but for sums no double precision, and where rows are aligned
+    no shared memory."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        sums, aligned = variant[3] == "sums", variant[-1]
+        assert not (found["stack"] or found["local"]), (variant, found)
+        assert bool(found["double"]) == sums, (variant, found)
+        assert not found["shared"] or sums or not aligned, (variant, found)
+
+
+@needs_triton
+def test_triton_moves_16_bytes_at_a_time(from_triton):
+    """Each operand's and the output's share of a thread, where rows are aligned."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        dtype, operands, draws, clip, *_, aligned = variant
+        if aligned:
+            packs = found["elements"] * (4 if dtype == "float32" else 2) // 16
+            stored = packs if clip != "sums" or operands and draws else 0  # sums, or a gradient
+            assert found["load16"] == operands * packs, (variant, found)
+            assert found["store16"] == stored, (variant, found)
+            assert found["store"] == stored or clip == "sums", (variant, found)
+
+
+@needs_triton
+def test_triton_contracts_nothing(from_triton):
+    """The fused multiply-adds that are written, and not one elsewhere."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        assert found["fma"] == WRITTEN * found["root"], (variant, found)
+        assert found["root"] == variant[2] * found["elements"] // 2, (variant, found)
+        assert found["options"]["enable_fp_fusion"] is False
+
+
+@needs_triton
+def test_triton_keeps_to_its_slots(from_triton):
+    """Noise with up to two operands, aligned; and under 13 without noise."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        dtype, operands, draws, clip, rows, size, aligned = variant
+        if aligned and not draws and not clip and operands <= 2:
+            assert found["slots"] < 13, (variant, found["slots"])
+        if aligned and draws and not clip and rows == "call":
+            ceiling = SLOTS["triton", dtype][operands]
+            assert ceiling - 1 < found["slots"] <= ceiling, (variant, found["slots"])
+
+
+# ---- CUDA C ----
+
+@needs_nvrtc
+@needs_triton
+@pytest.mark.parametrize("variant", MACROS, ids=str)
+def test_nvrtc(variant):
+    """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
+    found = disassembled(launch.compiled_by_nvrtc(variant, cubin=True), "update")
+    _, dtype, operands, draws, clip, *sums = variant
+    assert not (found["stack"] or found["local"] or found["shared"]), found
+    assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
+    assert found["store16"] or sums and not (operands and draws), found
+    assert found["fma"] == WRITTEN * found["root"] and bool(found["root"]) == bool(draws), found
+
+
+def cuda_slots(dtype, operands):
+    """Issue slots an element of the loop over packs, four of them unrolled."""
+    cubin = launch.compiled_by_nvrtc((True, dtype, operands, 1, 0), cubin=True)
+    return slots(longest_loop(cubin), 4 * 16 // (4 if dtype == "float32" else 2))
+
+
+@needs_nvrtc
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_c_keeps_to_its_slots(dtype):
+    for operands, ceiling in enumerate(SLOTS["cuda", dtype]):
+        found = cuda_slots(dtype, operands)
+        assert ceiling - 1 < found <= ceiling, (operands, found)
+
+
+@needs_nvrtc
+@needs_triton
+@pytest.mark.parametrize("better, plain", [
+    ('asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"((u32)a), "r"(m));',
+     "product = (u64)(u32)a * m;"),
+    ('asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(w), "r"(keep), "r"(set));',
+     "r = (w & keep) | set;")], ids=["product", "logic"])
+def test_a_slower_form_is_over_its_slots(monkeypatch, tmp_path, better, plain):
+    text = on_host.SOURCE.read_text()
+    assert text.count(better) == 1
+    slower = tmp_path / "kernels.cu"
+    slower.write_text(text.replace(better, plain))
+    monkeypatch.setattr(on_cupy, "SOURCE", slower)
+    launch.compiled_by_nvrtc.cache_clear()
+    assert cuda_slots("float32", 0) > SLOTS["cuda", "float32"][0]
+    launch.compiled_by_nvrtc.cache_clear()
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("variant", [
+    ("float32", 2, 1, 0, 0), ("float32", 0, 1, 0, 0), ("float32", 4, 0, 0, 0),
+    ("bfloat16", 1, 1, 0, 0), ("float16", 2, 1, 1, 0), ("float32", 1, 0, 0, 1),
+    ("bfloat16", 0, 1, 0, 1), ("float16", 1, 1, 0, 2), ("float32", 0, 1, 0, 3)], ids=str)
+def test_nvrtc_s_code_returns_the_bits_of_numpy(cupy_here, variant):
+    """What it compiles, launched as CuPy would, in a grid's blocks and threads."""
+    lines = []
+    for shape in [(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)]:
+        for rows in ("call", "sample", "counter", "before", "end", "sample and counter"):
+            for shift in (0, 1):
+                lines += differs(on_cupy, *variant, rows, shape, shift)
+    assert not lines
+
+
+@needs_nvrtc
+def test_nvrtc_s_words_and_large_arrays(cupy_here, monkeypatch):
+    assert all(row["passed"] for row in check_words("cupy", 10_000))
+    monkeypatch.setattr(launch, "blocks", lambda n: [n - 1])
+    assert not [shape for shape in LARGE if last_differs(on_cupy, shape)]
+
+
+@needs_nvrtc
+def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
+    """So the runs above would see a device's compiler at it."""
+    options = on_cupy.options(True, "float32", 2, True, False)
+    assert "--fmad=false" in options and not any("fast" in o for o in options)
+    case = on_cupy, "float32", 2, 1, 0, 0, "call", (9, 64)
+    assert not differs(*case)
+    monkeypatch.setattr(on_cupy, "options", lambda aligned, *v: [
+        "--std=c++17", f"-DALIGNED={int(aligned)}", *on_host.macros(*v)])
+    launch.compiled_by_nvrtc.cache_clear()
+    with pytest.raises(RuntimeError, match=r"^(add|mul)\.f32 .*not written"):
+        differs(*case)
+    launch.compiled_by_nvrtc.cache_clear()
+
+
+class Driver:
+    """A driver that notes what it was asked for, what each argument of a launch held included."""
+
+    def __init__(self, kinds, error=0):
+        self.kinds, self.error, self.seen = kinds, error, []
+
+    def cuLaunchKernel(self, function, *more):
+        *shape, stream, pointers, extra = more
+        held = [ctypes.cast(at, ctypes.POINTER(kind))[0] for at, kind in zip(pointers, self.kinds)]
+        self.seen.append(("launched", function, shape, stream, held, extra))
+        return self.error
+
+    def cuCtxPushCurrent_v2(self, context):
+        self.seen.append(("entered", context.value))
+
+    def cuCtxPopCurrent_v2(self, context):
+        self.seen.append(("left",))
+
+    def cuDeviceGet(self, device, index):
+        device._obj.value = index
+
+    def cuDevicePrimaryCtxRetain(self, context, device):
+        context._obj.value = 100 + device.value
+
+    def cuGetErrorString(self, error, words):
+        words._obj.value = b"out of luck"
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """nvidia(kinds, error=0): a Driver in the place of NVIDIA's."""
+    def make(*given):
+        found = Driver(*given)
+        monkeypatch.setattr(driver, "_library", lambda: found)
+        monkeypatch.setattr(driver, "_context", driver._context.__wrapped__)  # not a kept one
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7 + index,
+                            raising=False)
+        return found
+    return make
+
+
+def test_a_launch_is_on_the_tensors_device_and_stream(nvidia):
+    """Grid, block, shared memory and every argument; the context that was current is again."""
+    pointer, step = ctypes.c_void_p, ctypes.c_uint32
+    found = nvidia([pointer, pointer, ctypes.c_uint64, ctypes.c_int32, pointer, step, pointer])
+    x, counter = torch.zeros(3), torch.zeros((), dtype=torch.int64)
+    launch = driver.prepare(torch.device("cuda:1"), driver.Kernel(42, 256, 16), 9,
+                            (x, None, ctypes.c_uint64(2**64 - 1), ctypes.c_int32(-5)))
+    for last, held in (((), (None, 0)), ((None, 2**32 - 1), (None, 2**32 - 1)),
+                       ((counter,), (counter.data_ptr(), 0))):
+        found.seen.clear()
+        launch(*last)
+        assert found.seen == [
+            ("entered", 101),
+            ("launched", 42, [9, 1, 1, 256, 1, 1, 16], 8,
+             [x.data_ptr(), None, 2**64 - 1, -5, *held, None], None),
+            ("left",)]
+
+
+def test_a_launch_that_fails_says_so_in_the_drivers_words(nvidia):
+    found = nvidia([ctypes.c_void_p], 2)
+    launch = driver.prepare(torch.device("cuda:0"), driver.Kernel(1, 32), 1, (torch.zeros(1),))
+    with pytest.raises(RuntimeError, match="^cuLaunchKernel: out of luck$"):
+        launch()
+    assert found.seen[-1] == ("left",)
+
+
+def test_contraction_is_off_in_cupys_kernels(monkeypatch):
+    seen = []
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(
+        cuda=SimpleNamespace(Device=lambda i: nullcontext(seen.append(i))),
+        RawKernel=lambda *given: (seen.append(given), SimpleNamespace(
+            kernel=SimpleNamespace(ptr=11)))[1]))
+    variant = False, "float16", 1, True, False, 2
+    kernel = on_cupy.compiled.__wrapped__(torch.device("cuda:1"), variant)
+    assert (kernel.function, kernel.threads) == (11, on_cupy.THREADS)
+    options = on_cupy.options(*variant)
+    assert seen == [1, (on_cupy.SOURCE.read_text(), "update", options)]
+    assert "--fmad=false" in options
+
+
+@needs_nvrtc
+@needs_triton
+@pytest.mark.parametrize("more, name", [
+    (ROOTS, "roots"), (COUNTED, "products"), (COUNTED, "specials"), (words.SOURCE, "words"),
+    (words.SOURCE, "stages")])
+def test_nvrtc_takes_what_the_device_check_adds(more, name):
+    cubin = launch.compiled_by_nvrtc(MACROS[0], more, cubin=True)
+    assert disassembled(cubin, name)["instructions"] > 20
+
+
+ONE_ROOT = """
+extern "C" __global__ void own(float *x) { *x = root(*x); }
+extern "C" __global__ void rn(float *x) { *x = __fsqrt_rn(*x); }
+"""
+
+
+@needs_nvrtc
+@needs_triton
+def test_the_root_is_that_of_sqrt_rn(from_triton):
+    """The machine's own correctly rounded root, where it takes its short way: the same five
+    instructions; and radii are where it does."""
+    cubin = launch.compiled_by_nvrtc(MACROS[0], ONE_ROOT, cubin=True)
+    own, rn = (machine_code(cubin, name)[0] for name in ("own", "rn"))
+    assert roots(own) == roots(rn) and len(roots(rn)) == 1, (own, rn)
+    assert {*from_triton["roots"]} == {*roots(rn)}
+    assert len(from_triton["roots"]) == from_triton["stages"]["root"]
+    low, = re.findall(r"IADD3 R\d+, R\d+, -(0x\w+), RZ", "\n".join(rn))
+    span, = re.findall(r"ISETP.GT.U32.AND P0, PT, R\d+, (0x\w+), PT", "\n".join(rn))
+    least, most = (int(np.float32(v).view(np.uint32)) for v in (1e-7, 46))
+    assert int(low, 16) <= least and most - int(low, 16) <= int(span, 16)
+
+
+if __name__ == "__main__":
+    triton_runs()

@@ -1,0 +1,685 @@
+"""Every backend returns the oracle's bits, and the oracle the equation's value."""
+
+import ctypes
+import math
+import platform
+from inspect import signature
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from folded import LARGE, last_normals
+from minidiff import ddpm, kernels, langevin, noise, samplers, score_matching, sde
+from minidiff.kernels import OPS, Fused, Op, coefficients, on_host, on_triton, update
+from minidiff.samplers import Reference
+
+FLOATS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}
+COUNTER = {"seed": 0x123456789ABCDEF, "sample": 2**32 - 3, "step": 5, "tag": 2}
+SHAPES = [(5, d) for d in range(1, 10)] + [
+    (0,), (0, 3), (4, 0), (1,), (1, 1), (7,), (13, 101), (2, 3, 1, 5, 7), (8, 64), (9, 2, 12),
+    (300, 2), (3, 4099)]
+EDGE = 1 << 16  # guard elements either side of an array: more than a block of any kernel
+SPECIAL = [math.nan, math.inf, -math.inf, -0., 0., 1e-40, -1e-45, 6e-8, 3e38, -65504., 1., .1]
+
+
+def guarded(values, dtype, device="cpu", shift=0):
+    """values as an array of this dtype between two guards, and whether the guards are whole."""
+    n, start = values.numel(), EDGE + shift
+    buffer = torch.full((n + 2 * EDGE + shift,), 7., dtype=dtype, device=device)
+    array = buffer[start:start + n].view(values.shape).copy_(values)
+    return array, lambda: bool((buffer[:start] == 7).all() and (buffer[start + n:] == 7).all())
+
+
+def difference(got, want):
+    """Index of the first element whose bits differ, or None. Any NaN equals any NaN."""
+    assert got.dtype == want.dtype and got.shape == want.shape
+    bits = torch.int32 if want.dtype == torch.float32 else torch.int16
+    got = got.cpu()
+    unequal = (got.view(bits) != want.view(bits)) & ~(got.isnan() & want.isnan())
+    return tuple(unequal.nonzero()[0].tolist()) if unequal.any() else None
+
+
+def oracle(operands, coef, dtype, shape, **kw):
+    """The float32 result of the NumPy backend on the operands as stored, then rounded."""
+    operands = [u.to(dtype).float() for u in operands]
+    return update(operands, coef, out=torch.empty(shape), backend="numpy", **kw).to(dtype)
+
+
+def check(place, dtype, operands, coef, shape, message, shift=0, **kw):
+    """Bits and guards: into a poisoned array out of place, then in place onto an operand."""
+    backend, device = place
+    want = oracle(operands, coef, dtype, shape, **kw)
+    for alias in (-1, sum(shape) % len(operands)) if operands else (-1,):
+        placed = [guarded(u, dtype, device, shift) for u in operands]
+        out = guarded(torch.full(shape, math.nan), dtype, device, shift) \
+            if alias < 0 else placed[alias]
+        update([u for u, _ in placed], coef, out=out[0], backend=backend, **kw)
+        at = difference(out[0], want)
+        assert at is None, (f"{message}, dtype {dtype}, shape {shape}, out={alias}: differs first "
+                            f"at {at}: {out[0][at]} instead of {want[at]}")
+        assert out[1](), f"{message}, dtype {dtype}, shape {shape}, out={alias}: wrote outside"
+        for k, (u, whole) in enumerate(placed):
+            assert whole() and (k == alias or difference(u, operands[k].to(dtype)) is None), \
+                f"{message}, dtype {dtype}, shape {shape}: changed operand {k}"
+
+
+# ---- every op ----
+
+def drawn(op, rng, batch=None):
+    """Random parameters of a row, its clip bounds if it has any, and its coefficients."""
+    parameters, ends = op.parameters(rng, batch), (-.5, .8) if op.denoise else None
+    return parameters, ends, op.coefficients(ends, **parameters)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_op_on_every_shape(place, dtype):
+    """Per call and per sample. Triton takes every ninth shape an op: its interpreter is slow,
+    and its compiler has a kernel for each."""
+    stride = 9 if place[0] == "triton" else 1
+    rng = np.random.default_rng(0)
+    for n, (op, per_sample) in enumerate((op, p) for op in OPS.values() for p in (False, True)):
+        for shape in SHAPES[n % stride::stride]:
+            operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
+                        for _ in op.operands]
+            *_, coef = drawn(op, rng, shape[0] if per_sample else None)
+            check(place, getattr(torch, dtype), operands, coef, shape,
+                  f"{op.name}, per sample {per_sample}", shift=n % 2, **COUNTER)
+
+
+def test_apply_is_update_with_the_rows_coefficients(place):
+    backend, device = place
+    for op in OPS.values():
+        rng = np.random.default_rng(1)
+        operands = [torch.from_numpy(rng.standard_normal((3, 7), np.float32)).to(device)
+                    for _ in op.operands]
+        parameters, ends, coef = drawn(op, rng, 3)
+        want = oracle([u.cpu() for u in operands], coef, torch.float32, (3, 7), **COUNTER)
+        for name in (op.name, op) if op.denoise else (op.name, op, op.step):
+            got = kernels.apply(name, *operands, clip=ends, **parameters, **COUNTER,
+                                backend=backend, out=torch.empty((3, 7), device=device))
+            assert difference(got, want) is None, op.name
+
+
+def own(f, parameters):
+    return {name: v for name, v in parameters.items() if name in signature(f).parameters}
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_rows_are_their_equation(op):
+    """At random inputs the step in float64 is the sum of its coefficients' products to 1e-12,
+    0 at 0, and the float32 update of n terms lies within gamma_{n+1} sum |c u| of it.
+
+    A term meets the rounding of its coefficient, of its product and of at most n - 1 sums:
+    n + 1 factors 1 + d, |d| <= e = 2^-24, so gamma_m = m e / (1 - m e) [Higham, lemma 3.1].
+    A denoised operand comes with its own such error, which the clip does not enlarge.
+    Beneath 2^-126 a rounding may lose 2^-150 instead: 2^-140 covers all.
+    """
+    def gamma(terms):
+        m = (len(terms) + 1) * 2.**-24
+        return m / (1 - m) * sum(map(np.abs, terms))
+
+    rng, shape = np.random.default_rng(2), (16, 5)
+    for _ in range(50):
+        p, ends, coef = drawn(op, rng)
+        c, clip = (coef[:-4], coef[-4:]) if op.denoise else (coef, None)
+        u = [rng.standard_normal(shape, np.float32) for _ in op.operands]
+        got = update(u, coef, out=np.empty(shape, np.float32), backend="numpy", **COUNTER)
+        u = [v.astype(np.float64) for v in u + [noise.normal(shape, **COUNTER)] * op.noise]
+        slack = 2.**-140
+        if op.denoise:
+            pair = [clip[0] * u[0], clip[1] * u[1]]
+            denoised = op.denoise(u[0], u[1], **own(op.denoise, p))
+            assert np.allclose(denoised, sum(pair), rtol=0, atol=1e-12 * np.abs(pair).max())
+            u[1] = np.clip(denoised, *ends)
+            slack += 1.01 * abs(c[1]) * gamma(pair)
+        terms = [c_k * u_k for c_k, u_k in zip(c, u, strict=True)]
+        exact = op.step(*u, **own(op.step, p))
+        size = np.maximum(sum(map(np.abs, terms)), 1)
+        assert (np.abs(exact - sum(terms)) <= 1e-12 * size).all()
+        assert np.all(op.step(*(0. * v for v in u), **own(op.step, p)) == 0)
+        assert (np.abs(got - exact) <= gamma(terms) + slack).all()
+
+
+def test_rows_move_gaussians_as_they_should():
+    """The variance after one step, from the coefficients alone, where a Gaussian's is known:
+    exactly, or for an Euler step of dt to O(dt^2), 1 % of the change at dt = 1e-4."""
+    def after(step, v, s=0., **p):
+        op, c = Op(step.__name__, step), coefficients(step, **p)
+        cx = c[0] + c[1] * s if "s" in op.operands else c[0]
+        return cx**2 * v + c[-1]**2 * op.noise
+
+    eps, beta, a, b, eta = .01, .02, .3, .6, .7  # a, b: alpha_bar and the one before
+    assert math.isclose(after(sde.perturb, 2., a=.6, sigma=3.), .36 * 2 + 9)
+    assert math.isclose(after(langevin.langevin_step, 2., -1 / 2, eps=eps), 2 + eps**2 / 8)
+    assert math.isclose(after(ddpm.forward_step, 3., beta=beta), 1 + (1 - beta) * 2)
+    assert math.isclose(after(ddpm.ancestral_step, 1., -1., beta=beta, variance=beta), 1)
+    assert math.isclose(after(ddpm.ddim_step, 1 - a, -1 / (1 - a), alpha_bar=a,
+                              alpha_bar_prev=b, eta=eta), 1 - b)
+    assert math.isclose(after(ddpm.posterior_step, 1 - a, alpha_bar=a, alpha_bar_prev=b,
+                              variance=(1 - b) / (1 - a) * (1 - a / b)), 1 - b)
+    dt, t, v0 = 1e-4, .4, 2.
+    for model in (sde.VE(), sde.VP(), sde.SubVP()):
+        def variance(t, model=model):
+            scale, sigma = model.marginal(t)
+            return scale**2 * v0 + sigma**2
+
+        v, p = variance(t), {"sde": model, "t": t, "dt": dt}
+        up, down = variance(t + dt), variance(t - dt)
+        n = round(1 / dt) + 1
+        for got, want in (
+                (after(sde.forward_sde_step, v, **p), up),
+                (after(sde.reverse_sde_step, v, -1 / v, **p), down),
+                (after(sde.pf_ode_step, v, -1 / v, **p), down),
+                (after(sde.reverse_diffusion_step, v, -1 / v, sde=model, i=round(t / dt), n=n),
+                 down)):
+            assert abs(got - want) < .01 * abs(want - v)
+
+
+# ---- the update itself ----
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_up_to_four_operands_noise_and_clip(place, dtype):
+    """With NaN, infinities, -0, subnormals and the largest values among the operands."""
+    rng = np.random.default_rng(3)
+    bounds = {"none": None, "finite": [.9, -.4, -1., 1.], "zero": [1., 0., 0., math.inf],
+              "infinite": [.5, 2., -math.inf, math.inf]}
+    for count in range(5):
+        for draws in (False, True):
+            for name, clip in bounds.items() if count > 1 else [("none", None)]:
+                for batch in (None, 6) if count + draws else ():
+                    shape = (6, 40) if draws else (6, 37)
+                    operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
+                                for _ in range(count)]
+                    for u in operands:
+                        u.view(-1)[rng.integers(0, u.numel(), 30)] = torch.tensor(
+                            rng.choice(SPECIAL, 30), dtype=torch.float32)
+                    coef = rng.standard_normal((batch or 1, count + draws))
+                    if clip is not None:
+                        rows = [clip] if batch is None else np.outer(
+                            rng.uniform(.5, 2, batch), np.maximum(np.minimum(clip, 9), -9))
+                        coef = np.concatenate((coef, rows), 1)
+                    check(place, getattr(torch, dtype), operands, coef if batch else coef[0],
+                          shape, f"{count} operands, draws {draws}, clip {name}, batch {batch}",
+                          **COUNTER)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_16_bit_pattern_loads_and_stores(place, dtype):
+    """coef [1] is the identity: -0, subnormals and infinities included."""
+    x = torch.arange(-2**15, 2**15).short().view(getattr(torch, dtype)).view(64, 1024)
+    got = update([x.to(place[1])], [1.], backend=place[0])
+    assert difference(got, x) is None
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stores_round_to_nearest_even(place, dtype):
+    """float32 values that are 16-bit ones, ties between two, and their neighbours; and any.
+
+    A coefficient a sample on an operand of ones makes the float32 result any we like.
+    """
+    kind = getattr(torch, dtype)
+    low = torch.arange(-2**15, 2**15).short().view(kind).float().view(torch.int32)
+    half = 1 << 15 if dtype == "bfloat16" else 1 << 12  # half a unit in float16's last place
+    i = torch.cat([low, low + half, low + half - 1, low + half + 1, low + 1, low - 1])
+    i = torch.cat([i, torch.from_numpy(np.random.default_rng(4).integers(
+        -2**31, 2**31, 1 << 16, np.int32))])
+    values = torch.cat([i.view(torch.float32), torch.tensor(
+        [2.**-25, 2.**-24 * 1.5, 2.**-24 * 2.5, 65519.99, 65520., -65520., 3.4e38])])
+    if dtype == "float16":  # ties between its subnormals
+        values = torch.cat([values, (torch.arange(-2047, 2048, 2) * 2.**-25)])
+    got = update([torch.ones(len(values), 1, dtype=kind, device=place[1])], values[:, None],
+                 backend=place[0])
+    assert difference(got[:, 0], values.to(kind)) is None
+    if dtype == "float16":
+        exact = torch.from_numpy(values.numpy().astype(np.float16))
+        assert difference(values.to(kind), exact) is None
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_batch_splits_and_storage_offsets_change_nothing(place, dtype):
+    """A batch in parts, each with its first sample's id; parts start at any address."""
+    backend, device = place
+    kind, rng = getattr(torch, dtype), np.random.default_rng(5)
+    for size in (7, 8):
+        x, s = (torch.from_numpy(rng.standard_normal((11, size), np.float32)).to(kind)
+                for _ in range(2))
+        coef = rng.standard_normal((11, 3))
+        want = oracle([x, s], coef, kind, (11, size), **COUNTER)
+        for shift in (0, 1, 2, 3):
+            (x_, _), (s_, _) = guarded(x, kind, device, shift), guarded(s, kind, device)
+            for a, b in ((0, 11), (0, 4), (4, 5), (5, 11)):
+                got = update([x_[a:b], s_[a:b]], coef[a:b], backend=backend,
+                             **COUNTER | {"sample": COUNTER["sample"] + a})
+                assert difference(got, want[a:b]) is None, (size, shift, a, b)
+
+
+def test_strided_operands_are_copied(place):
+    backend, device = place
+    x = torch.from_numpy(np.random.default_rng(6).standard_normal((6, 10), np.float32))
+    views = [x.to(device)[::2, ::3], x.to(device).T[:3, :4].T[:3, :3],
+             x.to(device)[:3, :1].expand(3, 4)]
+    for u in views:
+        assert not u.is_contiguous()
+        want = oracle([u.cpu()], [2., 1.], torch.float32, tuple(u.shape))
+        assert difference(update([u], [2., 1.], backend=backend), want) is None
+
+
+def test_any_seed_sample_step_and_tag(place):
+    """Seeds beyond 2^32 and negative; sample ids that pass 2^31 and wrap at 2^32, as steps and
+    tags do."""
+    backend, device = place
+    for seed in (0, 2**31, 2**32, 2**63, 2**64 - 1, -1, -2**40):
+        for first in (0, 2**31 - 2, 2**32 - 2, 2**33 + 1, 2**64 + 5, -1):
+            counter = {"seed": seed, "sample": first, "step": seed + first, "tag": first}
+            got = kernels.normal((4, 5), device=device, backend=backend, **counter)
+            want = torch.from_numpy(noise.normal((4, 5), **counter))
+            assert difference(got, want) is None, counter
+
+
+def test_integers_may_be_numpys(place):
+    backend, device = place
+    counter = {"seed": 3, "sample": 4, "step": 5, "tag": 6}
+    want = torch.from_numpy(noise.normal((2, 3), **counter))
+    for kind in (np.int32, np.int64, np.uint32):
+        got = kernels.normal((2, 3), device=device, backend=backend,
+                             **{name: kind(v) for name, v in counter.items()})
+        assert difference(got, want) is None, kind
+
+
+def test_a_step_counter_selects_the_row_and_is_the_noises_step(place):
+    """The row is clamped to the last, the noise's step is not; nothing writes the counter."""
+    backend, device = place
+    rng = np.random.default_rng(7)
+    u = [torch.from_numpy(rng.standard_normal((3, 6), np.float32)) for _ in range(2)]
+    clipped = rng.standard_normal((4, 7))
+    for k in (-1, 0, 1, 3, 4, 9, 2**32 + 1, 2**64 - 1, 2**70 + 2, -2**66 - 5):
+        for table in (clipped[:, :3], clipped):
+            want = oracle(u, table[max(0, min(k, 3))], torch.float32, (3, 6), step=k, seed=8)
+            fits = -2**63 <= k < 2**63
+            step = torch.tensor(k, device=device) if fits else None
+            for how in (step, k)[not fits:]:  # a number chooses as a counter does
+                got = update([v.to(device) for v in u], table, step=how, rows="step", seed=8,
+                             backend=backend)
+                assert difference(got, want) is None, (k, table.shape)
+                assert step is None or step == k
+
+
+def test_rows_a_sample_beside_a_step_counter(place):
+    """The rows are the samples', the counter is the noise's step alone."""
+    backend, device = place
+    u, rows = torch.ones(5, 6, device=device), np.random.default_rng(7).standard_normal((5, 2))
+    got = update([u], rows, step=torch.tensor(3, device=device), rows="sample", backend=backend)
+    assert difference(got, oracle([u.cpu()], rows, torch.float32, (5, 6), step=3)) is None
+
+
+def test_a_step_counter_never_changes_what_parameters_mean(place):
+    """One a sample is one a sample, whether the step is a number or a counter, of tensors or of
+    arrays; where rows could be either it must be said."""
+    backend, device = place
+    x, s = torch.zeros(4, 3, device=device), torch.ones(4, 3, device=device)
+    eps, rows = np.array([1., 2., 3., 4.]), np.random.default_rng(7).standard_normal((4, 3))
+    for k in (0, 2, 9):
+        want = kernels.apply("langevin", x, s, eps=eps, step=k, backend=backend)
+        counter = torch.tensor(k, device=device)
+        got = kernels.apply("langevin", x, s, eps=eps, step=counter, backend=backend)
+        assert torch.equal(got, want)
+        for f in (kernels.update, kernels.bind):
+            with pytest.raises(ValueError, match='counter: say rows="step".*rows="sample"'):
+                f([x, s], rows, step=counter, backend=backend)
+        assert torch.equal(kernels.bind([x, s], rows, step=counter, rows="sample",
+                                        backend=backend)(counter),
+                           kernels.update([x, s], rows, step=k, backend=backend))
+    with pytest.raises(ValueError, match="rows must be 'sample' or 'step', got 'steps'"):
+        kernels.update([x, s], rows, rows="steps", backend=backend)
+    if device == "cpu" and backend != "triton":
+        a, b = (kernels.apply("langevin", x.numpy(), s.numpy(), eps=eps, step=step,
+                              backend="host") for step in (2, np.array(2)))
+        assert np.array_equal(a, b)
+
+
+# ---- what is drawn for different purposes is different ----
+
+def test_default_tags():
+    """Each op's draw is that of its purpose; the streams that meet in one run have other tags."""
+    x = np.zeros((5, 7), np.float32)
+    tags = {"normal": noise.PRIOR, "perturb": noise.PERTURBATION, "forward_sde": noise.FORWARD,
+            "ddpm_forward": noise.FORWARD}
+    rng = np.random.default_rng(0)
+    for op in OPS.values():
+        if op.noise:
+            coef, u = op.coefficients(**op.parameters(rng)), [x] * len(op.operands)
+            how = {"backend": "numpy"} | ({} if u else {"out": x.copy()})
+            tag = tags.get(op.name, noise.PREDICTOR)
+            want = update(u, coef, tag=tag, **how)
+            for named in (op.name, op, *([] if op.denoise else [op.step])):
+                p = op.parameters(np.random.default_rng(1))
+                got = kernels.apply(named, *u, **p, **how)
+                want = update(u, op.coefficients(**p), tag=tag, **how)
+                assert np.array_equal(got, want), op.name
+    plain = {kernels.normal: noise.PRIOR, noise.normal: noise.PRIOR, noise.uniform: noise.TIME,
+             noise.rademacher: noise.PROBE}
+    for f, tag in plain.items():
+        assert np.array_equal(f((4, 6), seed=3), f((4, 6), seed=3, tag=tag))
+    for f in (kernels.update, kernels.noise_norms):
+        arguments = ([x], [0., 1.]) if f is kernels.update else (x,)
+        assert np.array_equal(f(*arguments), f(*arguments, tag=noise.PREDICTOR))
+    assert len({noise.PRIOR, noise.PERTURBATION, noise.PREDICTOR, noise.TIME, noise.PROBE,
+                noise.FORWARD, noise.CORRECTOR, noise.KNOWN, noise.LABEL}) == 9
+
+
+def test_the_losss_noise_is_the_perturbations(place):
+    """By default as well: at s = -z the residual s + z / 1 is 0."""
+    backend, device = place
+    zero = torch.zeros(6, 9, device=device)
+    z = kernels.apply("perturb", zero, a=1., sigma=1., seed=3, step=4, backend=backend)
+    value, _ = kernels.dsm_loss(-z, [1., 1., 1.], seed=3, step=4, backend=backend)
+    assert value == 0
+
+
+def test_noise_of_one_seed_is_used_once():
+    """What is drawn, noised and brought back with one seed has the variance of fresh noise, to six
+    standard errors of n squares; the same noise twice gave 1.98 and 1.64 where 1 is right. Euler's
+    step of beta dt = b, either way, makes of a variance v (1 - b / 2)^2 v + b."""
+    n, z = 1 << 17, kernels.normal((1 << 17, 1), seed=0)
+    x = kernels.apply("perturb", z, a=.6, sigma=.8, seed=0)
+    op, vp, up = Reference(0), sde.VP(), np.linspace(1e-3, .3, 101)
+    *_, xt = samplers.forward_sde(z.astype(float), vp, up, op)
+    *_, y = samplers.reverse_sde(lambda x, t: -x, xt, vp, up[::-1], op)
+    v, dt = 1., np.diff(up)
+    for b in (*vp.beta(up[:-1]) * dt, *(vp.beta(up[1:]) * dt)[::-1]):
+        v = (1 - b / 2)**2 * v + b
+    assert abs(x.var() - 1) < 6 * (2 / n)**.5
+    assert abs(y.var() - v) < 6 * v * (2 / n)**.5
+
+
+def test_a_step_counter_in_numpy():
+    x, table = np.ones((2, 3), np.float32), [[1., 2.], [3., 4.]]
+    for name in ("numpy", "host"):
+        if kernels.missing(name) is None:
+            for k in range(4):
+                got = update([x], table, step=np.array(k), rows="step", backend=name)
+                want = update([x], table[min(k, 1)], step=k, backend="numpy")
+                assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+def test_fused_is_each_step_of_the_reference(place):
+    """Whole loops: bits equal to NumPy's, and each step within its rounding bound
+    (test_rows_are_their_equation) of the equation in float64 at the same state."""
+    backend, device = place
+
+    def both(step, tag, **p):
+        op = Op(step.__name__, step)
+        table, m = coefficients(step, **p), 4 * 2.**-24
+        fused, same, exact = (Fused(3, 5, backend)(step, tag, **p),
+                              Fused(3, 5, "numpy")(step, tag, **p),
+                              Reference(3, 5)(step, tag, **p))
+
+        def move(k, *u):
+            got, host = fused(k, *u), [v.cpu() for v in u]
+            assert difference(got, same(k, *host)) is None
+            host = [v.numpy().astype(np.float64) for v in host]
+            z = [noise.normal(host[0].shape, 3, 5, k, tag)] * op.noise
+            size = sum(abs(c * v) for c, v in zip(table[k], host + z, strict=True))
+            assert (abs(got.cpu().numpy() - exact(k, *host)) <= m / (1 - m) * size).all()
+            return got
+        return move
+
+    x = torch.from_numpy(samplers.prior((4, 5), seed=3)).to(device)
+    times, betas = np.linspace(1, .1, 6), ddpm.linear_betas(5)
+    for loop, *arguments in ((samplers.reverse_sde, sde.VP(), times),
+                             (samplers.pf_ode, sde.SubVP(), times),
+                             (samplers.reverse_diffusion, sde.VP(), 30),
+                             (samplers.ancestral, betas), (samplers.ddim, ddpm.alpha_bars(betas))):
+        *_, end = loop(lambda x, level: -x, x, *arguments, both)
+        assert bool(end.isfinite().all())
+
+
+def test_fused_takes_a_step_counter(place):
+    backend, device = place
+    p = {"beta": np.linspace(.1, .2, 4), "variance": np.linspace(.2, .3, 4)}
+    move = Fused(3, 5, backend)(ddpm.ancestral_step, noise.PREDICTOR, **p)
+    x = torch.from_numpy(noise.normal((3, 6), seed=9)).to(device)
+    for k in range(4):
+        assert difference(move(torch.tensor(k, device=device), x, -x), move(k, x, -x).cpu()) is None
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_host_is_numpy_whatever_is_drawn(data):
+    reason = kernels.missing("host")
+    if reason:
+        pytest.skip(f"host: {reason}")
+    integers = st.integers
+    shape = tuple(data.draw(st.lists(integers(0, 40), min_size=1, max_size=4)))
+    shape = shape if math.prod(shape) < 1 << 16 else shape[:2]
+    count, dtype = data.draw(integers(0, 4)), data.draw(st.sampled_from(list(FLOATS)))
+    draws = data.draw(st.booleans()) or not count
+    per_sample = data.draw(st.booleans())
+    rng = np.random.default_rng(data.draw(integers(0, 2**32)))
+    operands = [torch.from_numpy(rng.standard_normal(shape, np.float32)
+                                 * np.float32(10.)**rng.integers(-45, 38)) for _ in range(count)]
+    rows = shape[0] if per_sample else 1
+    coef = rng.standard_normal((rows, count + draws))
+    if count > 1 and data.draw(st.booleans()):
+        coef = np.concatenate((coef, np.sort(rng.standard_normal((rows, 4)), 1)), 1)
+    check(("host", "cpu"), getattr(torch, dtype), operands, coef if per_sample else coef[0], shape,
+          "hypothesis", shift=data.draw(integers(0, 3)),
+          seed=data.draw(integers(-2**63, 2**64 - 1)), sample=data.draw(integers(0, 2**40)),
+          step=data.draw(integers(0, 2**40)), tag=data.draw(integers(0, 2**32 - 1)))
+
+
+# ---- sums ----
+
+SUMMED = [(5, 1), (5, 3), (5, 8), (300, 2), (13, 101), (3, 4099), (2, 3, 4), (0, 3), (4, 0)]
+
+
+def close(got, want, last_places=1):
+    """Positive float32 arrays within so many units in the last place."""
+    got, want = (torch.as_tensor(v).float().cpu().reshape(-1) for v in (got, want))
+    assert got.shape == want.shape
+    return bool(((got.view(torch.int32) - want.view(torch.int32)).abs() <= last_places).all())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_norms(place, dtype):
+    """Within 1 ulp of NumPy's; and that of float64's: a square, and two sums of positive
+    numbers, are rounded to float32 (3 e of the sum, 1.5 e of its root), then the root (e)."""
+    backend, device = place
+    uneven = torch.full((3, 4099), 2.**-13)  # summed in float32 the small squares are lost
+    uneven[:, ::61] = 1.
+    for x in [torch.from_numpy(noise.normal(shape, seed=11)) for shape in SUMMED] + [uneven]:
+        x = x.to(getattr(torch, dtype))
+        got = kernels.norms(x.to(device), backend=backend)
+        exact = x.double().reshape(len(x), -1).norm(dim=1) if x.numel() else torch.zeros(len(x))
+        assert got.dtype == torch.float32 and close(got, kernels.norms(x, backend="numpy")), x.shape
+        assert ((got.cpu() - exact).abs() <= 2.51 * 2.**-24 * exact).all(), x.shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_noise_norms(place, dtype):
+    """Those of the noise an update would draw, in float32 whatever like's dtype."""
+    backend, device = place
+    for shape in SUMMED:
+        like, whole = guarded(torch.ones(shape), getattr(torch, dtype), device)
+        got = kernels.noise_norms(like, backend=backend, **COUNTER)
+        want = kernels.norms(noise.normal(shape, **COUNTER), backend="numpy")
+        assert close(got, want), shape
+        assert whole() and bool((like == 1).all()), shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_dsm_loss(place, dtype):
+    """The gradient is NumPy's bits, and those of torch's autograd of the composed form; the
+    value is within 1 ulp of NumPy's, and of sum w e^2 in float64 by a norm's bound, squared
+    (3 e), and the last rounding."""
+    backend, device = place
+    kind = getattr(torch, dtype)
+    rng = np.random.default_rng(12)
+    for n, shape in enumerate(SUMMED):
+        sigma = rng.uniform(.1, 5, shape[0])
+        c0, cz = coefficients(score_matching.residual, sigma=sigma).T
+        coef = np.stack((c0 * rng.uniform(.5, 2), cz, sigma**2 / (2 * max(1, shape[0]))), -1)
+        coef = coef if n % 2 or not shape[0] else coef[0]
+        s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(kind)
+        value, gradient = kernels.dsm_loss(s.to(device), coef, backend=backend, **COUNTER)
+        want, _ = kernels.dsm_loss(s.float(), coef, backend="numpy", **COUNTER)
+        leaf = s.float().requires_grad_()
+        c = torch.from_numpy(np.broadcast_to(coef, (shape[0], 3)).astype(np.float32)).reshape(
+            shape[0], 3, *[1] * (len(shape) - 1)).unbind(1)
+        e = c[0] * leaf + c[1] * torch.from_numpy(noise.normal(shape, **COUNTER))
+        (c[2] * e * e).sum().backward()
+        exact = (c[2].double() * e.detach().double()**2).sum()
+        assert difference(gradient, leaf.grad.to(kind)) is None, shape
+        assert value.shape == () and close(value, want), shape
+        assert abs(value.cpu() - exact) <= 4.01 * 2.**-24 * exact, shape
+
+
+def test_dsm_loss_is_denoising_score_matching():
+    """With the coefficients of its docstring. A residual of two terms is off by at most
+    d = gamma_3 (|c0 s| + |cz z|), its square by 2 |e| d + d^2."""
+    sigma, weight = np.linspace(.5, 2, 8), np.linspace(1, 3, 8)
+    c0, cz = coefficients(score_matching.residual, sigma=sigma).T
+    s, z = noise.normal((8, 20), seed=13), noise.normal((8, 20), seed=14)
+    value, _ = kernels.dsm_loss(s, np.stack((c0, cz, weight / 16), -1), seed=14, tag=noise.PRIOR)
+    s, z, sigma = s.astype(np.float64), z.astype(np.float64), sigma[:, None]
+    d = 3.01 * 2.**-24 * (np.abs(s) + np.abs(z / sigma))
+    e = np.abs(score_matching.residual(s, z, sigma))
+    exact = score_matching.denoising(s, z, sigma, weight)
+    slack = (weight[:, None] / 16 * (2 * e * d + d**2)).sum() + 5 * 2.**-24 * exact
+    assert abs(value - exact) <= slack
+
+
+def test_an_engine_uploads_a_schedule_once():
+    """So a loop that has run before copies nothing, and a CUDA graph can capture it whole."""
+    engine, x, times = Fused(backend="torch"), torch.ones(3, 4), [1., .6, .2]
+    first = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
+    before = {key: table.data_ptr() for key, table in engine.tables.items()}
+    again = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
+    assert before and before == {k: table.data_ptr() for k, table in engine.tables.items()}
+    assert torch.equal(first, again)
+    many = engine(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 5))
+    for eps in np.linspace(.1, .2, 2 * kernels.SCHEDULES):  # bounded, and each its own
+        one = engine(langevin.langevin_step, 2, eps=eps)(0, x, -x)
+        assert torch.equal(one, update([x, -x], coefficients(langevin.langevin_step, eps=eps),
+                                       tag=2, backend="torch"))
+    assert len(engine.tables) == kernels.SCHEDULES and many(4, x, -x).isfinite().all()
+
+
+# ---- blocks, threads, instruction sets, sizes ----
+
+@pytest.mark.skipif(kernels.missing("triton") is not None, reason="triton cannot run here")
+@pytest.mark.parametrize("quads", [8, 64, 512])
+def test_triton_block_sizes_change_nothing(monkeypatch, quads):
+    monkeypatch.setattr(on_triton, "QUADS", quads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rng = np.random.default_rng(8)
+    for dtype in FLOATS:
+        for shape in ((5, 3), (3, 41), (2, 64)):
+            u = [torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2)]
+            check(("triton", device), getattr(torch, dtype), u,
+                  rng.standard_normal((shape[0], 3)), shape, f"QUADS {quads}", **COUNTER)
+
+
+def cpu_has(flag):
+    info = Path("/proc/cpuinfo")
+    return platform.machine() == "x86_64" and info.exists() and f" {flag} " in info.read_text()
+
+
+@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("flags", [
+    ("-march=haswell", "-fopenmp"), ("-march=x86-64", "-fopenmp"), ("-march=native",),
+    ("-march=native", "-O0")], ids=" ".join)
+def test_host_instruction_sets_change_nothing(monkeypatch, flags):
+    """AVX2 and SSE2; and this CPU's own without OpenMP, and without optimisation."""
+    needs = {"-march=haswell": "avx2", "-march=x86-64": "sse2"}.get(flags[0])
+    if needs and not cpu_has(needs):
+        pytest.skip(f"the CPU has no {needs}")
+    monkeypatch.setattr(on_host, "NATIVE", flags)
+    rng = np.random.default_rng(9)
+    for dtype in FLOATS:
+        for shape in ((5, 3), (700, 2), (3, 1031), (2, 4096)):
+            for rows in (None, shape[0]):
+                u = [torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(3)]
+                coef = np.r_[rng.standard_normal(4), .9, .1, -1., 1.]
+                check(("host", "cpu"), getattr(torch, dtype), u,
+                      np.outer(np.ones(rows), coef) if rows else coef, shape, str(flags), **COUNTER)
+
+
+@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_host_threads_change_nothing(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(10)
+    for shape in ((20_001, 3), (3, 20_001), (2, 1 << 15)):
+        u = [torch.from_numpy(rng.standard_normal(shape, np.float32))]
+        check(("host", "cpu"), torch.float32, u, rng.standard_normal((shape[0], 2)), shape,
+              f"{threads} threads", **COUNTER)
+
+
+@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+def test_host_beyond_2_31_elements(monkeypatch, folded):
+    """Row b becomes b mod 251; in one thread the rows written last are the ones that stay."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    batch, size = (1 << 16) + 1, 1 << 15
+    u, out = folded((batch, size)), folded((batch, size))
+    held = folded.period // size  # rows the memory holds
+    u[:held] = 1.
+    rows = torch.arange(batch)[:, None] % 251.
+    update([u], rows, out=out, backend="host")
+    assert torch.equal(out[-held:], rows[-held:].bfloat16().expand(held, size))
+
+
+@pytest.mark.skipif(kernels.missing("triton") is not None or not on_triton.INTERPRET,
+                    reason="runs one program of many: Triton's interpreter only")
+def test_triton_beyond_2_31_elements(monkeypatch, folded):
+    """The last program alone: the tile that ends a tensor of LARGE."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+    plain, last = on_triton.kernel, []
+
+    class Last:
+        def __getitem__(self, grid):
+            last.append(grid[0] - 1)
+            return plain[(1,)]
+    monkeypatch.setattr(on_triton, "kernel", Last())
+    monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: setattr(
+        builder, "grid_idx", (last[-1], y, z)))
+    for shape in LARGE:
+        out = folded(shape, torch.float16)  # bfloat16 is widened whole in the interpreter
+        kernels.normal(shape, out=out, backend="triton", seed=7, sample=1)
+        got, want = last_normals(out, seed=7, sample=1)
+        assert last[-1] > 0 and torch.equal(got, want.half()), shape
+
+
+def peak_bytes(f):
+    """How far the process's memory rose inside f, whoever allocated; None where the system does
+    not tell."""
+    def status(key):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again, unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = status("VmRSS")
+        f()
+        return status("VmHWM") - before
+    except (OSError, AttributeError):
+        return None
+
+
+def test_an_update_holds_its_output_alone():
+    """Within 2 % of 2^22 elements' 16 MiB: pages and the interpreter's own."""
+    u = [torch.randn(4096, 1024) for _ in "xs"]
+    f = lambda: update(u, [.5, 2., .25], backend="host")
+    f()
+    peak = peak_bytes(f)
+    if peak is None:
+        pytest.skip("the system does not tell the process's peak memory")
+    assert abs(peak / u[0].nbytes - 1) < .02
