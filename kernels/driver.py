@@ -1,7 +1,7 @@
 """CUDA's driver: a compiled kernel is launched with arguments that were looked at once.
 
-Triton's and CuPy's own launchers look at every argument in Python at every call, which takes
-the host 30 microseconds. Here a call packs only the arguments that change.
+Triton's and CuPy's own launchers look at every argument in Python at every call, which
+takes the host 30 microseconds. Here a call packs only the arguments that change.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ class Kernel(NamedTuple):
 
 @cache
 def _library():
-    """The driver, each function's arguments as C takes them; no result but the error's number."""
+    """The driver, its functions' arguments as C takes them; each returns an error."""
     library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     pointer, number = ctypes.c_void_p, ctypes.c_uint
     library.cuCtxPushCurrent_v2.argtypes = [pointer]
@@ -45,7 +45,9 @@ def _check(name, error):
 @cache
 def _context(index):
     """The device's primary context, which torch and CuPy use too."""
-    library, device, context = _library(), ctypes.c_int(), ctypes.c_void_p()
+    library = _library()
+    device = ctypes.c_int()
+    context = ctypes.c_void_p()
     _check("cuDeviceGet", library.cuDeviceGet(ctypes.byref(device), index))
     _check("cuDevicePrimaryCtxRetain",
            library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
@@ -54,7 +56,9 @@ def _context(index):
 
 def load(device, cubin, name, threads, shared):
     """The Kernel of that name in machine code; it stays loaded."""
-    library, module, function = _library(), ctypes.c_void_p(), ctypes.c_void_p()
+    library = _library()
+    module = ctypes.c_void_p()
+    function = ctypes.c_void_p()
     _check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(_context(device.index)))
     try:
         _check("cuModuleLoadData", library.cuModuleLoadData(ctypes.byref(module), cubin))
@@ -66,25 +70,32 @@ def load(device, cubin, name, threads, shared):
 
 
 def packed(argument):
-    """An argument as C takes it: a tensor's address, a null pointer for None, else a number."""
-    if argument is None or hasattr(argument, "data_ptr"):
-        return ctypes.c_void_p(argument.data_ptr() if argument is not None else None)
+    """An argument as C takes it: a tensor's address, null for None, else a number."""
+    if argument is None:
+        return ctypes.c_void_p()
+    if hasattr(argument, "data_ptr"):
+        return ctypes.c_void_p(argument.data_ptr())
     return argument
 
 
 def prepare(device, kernel, blocks, arguments):
-    """launch(counter=None, step=0): the kernel on `blocks` blocks, on the device's current stream.
+    """launch(counter=None, step=0): the kernel on `blocks` blocks, on the device's current
+    stream.
 
-    arguments: tensors, None and ctypes numbers, in the kernel's order, up to its last two: a
-    step counter, a tensor or None, and a step. These alone may change from call to call.
+    arguments: tensors, None and ctypes numbers, in the kernel's order, up to its last two:
+    a step counter, a tensor or None, and a step. These alone may change from call to call.
     launch holds what it launches.
     """
     import torch
-    library, context = _library(), _context(device.index)
-    address, number = ctypes.c_void_p(), ctypes.c_uint32()
+    library = _library()
+    context = _context(device.index)
+    address = ctypes.c_void_p()
+    number = ctypes.c_uint32()
     null = ctypes.c_void_p()
-    values = [*map(packed, arguments), address, number, null, null]  # Triton's own two come last
-    pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+    values = [*map(packed, arguments), address, number]
+    values += [null, null]  # Triton's own two
+    places = [ctypes.addressof(value) for value in values]
+    pointers = (ctypes.c_void_p * len(places))(*places)
     shape = blocks, 1, 1, kernel.threads, 1, 1, kernel.shared
     before = ctypes.byref(ctypes.c_void_p())
     index = device.index

@@ -1,9 +1,11 @@
-// The noise contract and the affine update, one source for two machines: NVRTC compiles it for
-// the GPU, a C++ compiler for the CPU. Contraction must be off in both.
-//   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z,  z = normal(seed, sample, element, step, tag)
-// The macros STORAGE, OPERANDS, DRAWS, CLIP, SUMS, and on a GPU ALIGNED, choose a variant. With
-// CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares of the
-// result e are added up a row: 1 stores nothing else, 2 the loss's gradient ((2*w)*e)*c0, 3 e.
+// The noise contract and the affine update, one source for two machines: NVRTC compiles it
+// for the GPU, a C++ compiler for the CPU. Contraction must be off in both.
+//   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z
+//   z = normal(seed, sample, element, step, tag)
+// The macros STORAGE, OPERANDS, DRAWS, CLIP, SUMS, and on a GPU ALIGNED, choose a variant.
+// With CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares
+// of the result e are added up a row: 1 stores nothing else, 2 the loss's gradient
+// ((2*w)*e)*c0, 3 e.
 #ifdef __CUDACC_RTC__
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -20,7 +22,7 @@ FN u32 and_or(u32 w, u32 keep, u32 set) {
     asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(w), "r"(keep), "r"(set));
     return r;
 }
-// sqrt.rn without its range check: 1e-7 < x < 46 here, and the check costs seven instructions
+// sqrt.rn without its range check, seven instructions: 1e-7 < x < 46 here
 FN float root(float x) {
     float y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -46,8 +48,8 @@ FN float as_float(u32 i) { float f; memcpy(&f, &i, 4); return f; }
 FN u32 as_uint(float f) { u32 i; memcpy(&i, &f, 4); return i; }
 FN float root(float x) { return sqrtf(x); }
 FN u32 and_or(u32 w, u32 keep, u32 set) { return (w & keep) | set; }
-// a machine without the instruction: libm's function takes twice as long as float64 does, which
-// rounds the same wherever the noise is
+// a machine without the instruction: libm's function takes twice as long as float64 does,
+// which rounds the same wherever the noise is
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 enum { HAS_FMA = 1 };
 #else
@@ -60,8 +62,8 @@ FN float fused(float x, float y, float z) {
     return HAS_FMA ? __builtin_fmaf(x, y, z) : (float)((double)x * y + z);
 }
 
-// eight, four or two counters at once: 64-bit products of the low halves. GCC would take three
-// instructions for one if it were left to find them.
+// eight, four or two counters at once: 64-bit products of the low halves. GCC would take
+// three instructions for one if it were left to find them.
 #if defined(__F16C__) && !defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -124,9 +126,10 @@ FN float radius(u32 w) {
 FN void cos_sin(u32 w, float &c, float &s) {
     float g = as_float(and_or(w, 0x7ffffe, 0x40000001)) - 3.f;
     float y = g * g;
-    float sin = horner(y, -3.6274606827646494e-05f, .0024905067402869463f, -.0807456523180008f,
-                       .7853981852531433f) * g;
-    float cos = horner(y, -.0003189094422850758f, .015850016847252846f, -.30842435359954834f, 1.f);
+    float sin = horner(y, -3.6274606827646494e-05f, .0024905067402869463f,
+                       -.0807456523180008f, .7853981852531433f) * g;
+    float cos = horner(y, -.0003189094422850758f, .015850016847252846f,
+                       -.30842435359954834f, 1.f);
     bool exchanged = (int)(w << 1) < 0;  // bit 30
     c = exchanged ? sin : cos;
     s = exchanged ? cos : sin;
@@ -171,7 +174,8 @@ struct F16 {
         return f;
 #else
         u32 m = (u32)(x.v & 0x7fff) << 13, finite = as_uint(as_float(m) * 0x1p112f);
-        return as_float((m >= 0x0f800000 ? m | 0x7f800000 : finite) | (u32)(x.v & 0x8000) << 16);
+        u32 sign = (u32)(x.v & 0x8000) << 16;
+        return as_float((m >= 0x0f800000 ? m | 0x7f800000 : finite) | sign);
 #endif
     }
     static FN F16 store(float f) {
@@ -235,9 +239,9 @@ FN void write(STORAGE *x, Pack p, int count) {
 // blockDim.x >> columns rows by 1 << columns threads, each with `packs` packs of its row.
 // coef is [batch, WIDTH] (per_sample) or [rows, WIDTH], whose row is the step's, clamped.
 extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
-        const STORAGE *u2, const STORAGE *u3, double *sums, const float *coef, int per_sample,
-        i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 tag, int columns, int packs,
-        u32 column_tiles, const i64 *counter, u32 step) {
+        const STORAGE *u2, const STORAGE *u3, double *sums, const float *coef,
+        int per_sample, i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 tag,
+        int columns, int packs, u32 column_tiles, const i64 *counter, u32 step) {
     i64 tile = blockIdx.x / column_tiles;
     i64 b = tile * (blockDim.x >> columns) + (threadIdx.x >> columns);
     i64 pack = ((i64)(blockIdx.x % column_tiles) * packs << columns)
@@ -313,8 +317,10 @@ template <class T> FN void narrow(const T *, T *, i64) {}
 #ifdef __F16C__
 static const F32 *widen(const F16 *x, F32 *f, i64 n) {
     i64 i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(&f[i].v, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
+    for (; i + 8 <= n; i += 8) {
+        __m128i half = _mm_loadu_si128((const __m128i *)(x + i));
+        _mm256_storeu_ps(&f[i].v, _mm256_cvtph_ps(half));
+    }
     for (; i < n; i++) f[i].v = F16::load(x[i]);
     return f;
 }
@@ -329,8 +335,8 @@ static void narrow(const F32 *f, F16 *x, i64 n) {
 }
 #endif
 
-// C is a float, one coefficient for the block, or a pointer, one an element. Fills sum. out may
-// be an operand itself: nothing is carried from one element to the next.
+// C is a float, one coefficient for the block, or a pointer, one an element. Fills sum. out
+// may be an operand itself: nothing is carried from one element to the next.
 template <class T, class C>
 static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n, float *sum) {
 #pragma GCC ivdep
@@ -344,9 +350,10 @@ static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n, f
     }
 }
 
-// The words of LANES counters from i on: w0 w2 of one after the other in `even`, w1 w3 in `odd`;
-// of half a quad w0 alone, and w1.
-FN void draw(const Job &job, Lanes quad, Lanes sample, u32 *even, u32 *odd, i64 i, bool half) {
+// The words of LANES counters from i on: w0 w2 of one after the other in `even`, w1 w3 in
+// `odd`; of half a quad w0 alone, and w1.
+FN void draw(const Job &job, Lanes quad, Lanes sample, u32 *even, u32 *odd, i64 i,
+             bool half) {
     Lanes c2 = quad * 0 + (u32)job.step, c3 = quad * 0 + (u32)job.tag;
     philox(quad, sample, c2, c3, (u32)job.seed, (u32)(job.seed >> 32));
     if (half) {
@@ -449,7 +456,8 @@ extern "C" void minidiff_update(const Job *given) {
     i64 rows = quads < QUADS ? QUADS / quads : 1;             // rows a block, or
     i64 columns = (quads + QUADS - 1) / QUADS;                // blocks a row
     i64 blocks = (job.batch + rows - 1) / rows * columns;
-#pragma omp parallel for schedule(dynamic, 16) num_threads((int)job.threads) if (job.threads > 1)
+    const int threads = (int)job.threads;
+#pragma omp parallel for schedule(dynamic, 16) num_threads(threads) if (threads > 1)
     for (i64 i = 0; i < blocks; i++) {
         i64 b = i / columns * rows, j = i % columns * 4 * QUADS;
         i64 r = job.batch - b < rows ? job.batch - b : rows;

@@ -9,9 +9,10 @@ except ImportError:
     torch = None
 
 from . import driver
-from .on_host import SOURCE, macros
+from .on_host import SOURCE, macros, variant_of
 
-NAME, TAKES = "cupy", "cuda"
+NAME = "cupy"
+TAKES = "cuda"
 PACKS = 8     # packs of 16 bytes a thread
 THREADS = 256
 
@@ -28,7 +29,7 @@ def missing():
 
 
 def options(aligned, *variant):
-    """NVRTC's options for one variant of the kernel: on_host.macros, and 16-byte accesses."""
+    """NVRTC's options for one variant of the kernel: on_host.macros, 16-byte accesses."""
     return "--std=c++17", "--fmad=false", f"-DALIGNED={int(aligned)}", *macros(*variant)
 
 
@@ -37,44 +38,57 @@ def compiled(device, variant, name="update", more=""):
     """A kernel of the file, or of `more` beside it."""
     import cupy
     with cupy.cuda.Device(device.index):
-        found = cupy.RawKernel(SOURCE.read_text() + more, name, options(*variant))
+        source = SOURCE.read_text() + more
+        found = cupy.RawKernel(source, name, options(*variant))
         return driver.Kernel(found.kernel.ptr, THREADS, owner=found)
 
 
 def tile(size, pack):
-    """(log2 threads along a row, packs a thread, column tiles) for rows of `size` elements."""
+    """(log2 threads along a row, packs a thread, column tiles) for rows of such a size."""
     packs = -(-size // pack)
-    full = (packs - 1).bit_length()  # a warp along a row, then several packs a thread, then more
-    columns = min(max(full - PACKS.bit_length() + 1, min(full, 5)), THREADS.bit_length() - 1)
+    full = (packs - 1).bit_length()
+    a_warp = min(full, 5)  # along a row; then several packs a thread, then more threads
+    several = full - PACKS.bit_length() + 1
+    most = THREADS.bit_length() - 1
+    columns = min(max(several, a_warp), most)
     each = min(PACKS, -(-packs >> columns) or 1)
     return columns, each, -(-packs // (each << columns))
 
 
-def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
-    """run(step): see on_numpy.update."""
-    (batch, size), item = out.shape, out.element_size()
+def prepare(launch):
+    """run(step) of a `launch.Launch`, its arguments packed once."""
+    out, operands, coef = launch.out, launch.operands, launch.coef
+    batch, size = out.shape
+    item = out.element_size()
     columns, packs, column_tiles = tile(size, 16 // item)
-    aligned = size * item % 16 == 0 and all(t.data_ptr() % 16 == 0 for t in (out, *operands))
-    squares = out.new_empty(batch, dtype=torch.float64) if sums else None
-    variant = aligned, str(out.dtype).removeprefix("torch."), len(operands), draws, clips, sums
     blocks = -(-batch // (THREADS >> columns)) * column_tiles
-    launch = driver.prepare(out.device, compiled(out.device, variant), blocks, (
-        out, *operands, *[None] * (4 - len(operands)), squares, coef, c_int(per_sample),
-        c_int64(len(coef)), c_int64(batch), c_int64(size), c_uint64(seed), c_uint32(sample),
-        c_uint32(tag), c_int(columns), c_int(packs), c_uint32(column_tiles)))
+    places = [t.data_ptr() for t in (out, *operands)]
+    whole_packs = size * item % 16 == 0
+    aligned = whole_packs and all(place % 16 == 0 for place in places)
+    squares = None
+    if launch.result:
+        squares = out.new_empty(batch, dtype=torch.float64)
+    variant = aligned, *variant_of(launch)
+    nothing = [None] * (4 - len(operands))
+    arguments = [
+        out, *operands, *nothing, squares, coef,
+        c_int(launch.rows == "sample"), c_int64(len(coef)), c_int64(batch), c_int64(size),
+        c_uint64(launch.seed), c_uint32(launch.sample), c_uint32(launch.tag),
+        c_int(columns), c_int(packs), c_uint32(column_tiles)]
+    kernel = compiled(out.device, variant)
+    start = driver.prepare(out.device, kernel, blocks, arguments)
 
     def run(step):
-        if sums:
+        if launch.result:
             squares.zero_()
         if isinstance(step, int):
-            launch(None, step)
+            start(None, step)
         else:
-            launch(step)
+            start(step)
         return squares
     return run
 
 
-def update(*case):
-    """See on_numpy.update."""
-    *case, step = case
-    return bind(*case)(step)
+def update(launch, step):
+    """Run a `launch.Launch` once."""
+    return prepare(launch)(step)

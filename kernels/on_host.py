@@ -1,4 +1,4 @@
-"""The CUDA C file on the CPU: each variant compiled once by the C++ compiler, called by ctypes."""
+"""The CUDA C file on the CPU: each variant compiled once, called by ctypes."""
 
 import ctypes
 import hashlib
@@ -20,38 +20,54 @@ except ImportError:
 
 from . import threads
 
-NAME, TAKES = "host", "cpu"
+NAME = "host"
+TAKES = "cpu"
 SOURCE = Path(__file__).with_name("kernels.cu")
-FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
-         "-std=c++17")
-NATIVE = "-march=native", "-mprefer-vector-width=512", "-fopenmp"
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared",
+         "-fPIC", "-std=c++17")
+NATIVE = "-march=native", "-mprefer-vector-width=512"  # and OpenMP
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SMALL = 1 << 15  # elements below which one thread is faster than waking two
 
 
 def macros(dtype, operands, draws, clips, sums=0):
     """The definitions that choose a variant of kernels.cu."""
-    return (f"-DSTORAGE={STORAGE[dtype]}", f"-DOPERANDS={operands}", f"-DDRAWS={int(draws)}",
-            f"-DCLIP={int(clips)}", f"-DSUMS={sums}")
+    return (f"-DSTORAGE={STORAGE[dtype]}",
+            f"-DOPERANDS={operands}",
+            f"-DDRAWS={int(draws)}",
+            f"-DCLIP={int(clips)}",
+            f"-DSUMS={sums}")
+
+
+def variant_of(launch):
+    """What `macros` takes, of a `launch.Launch`."""
+    dtype = str(launch.out.dtype).removeprefix("torch.")
+    return dtype, len(launch.operands), launch.draws, launch.clips, launch.result
+
+
+NOISE = macros("float32", 0, True, False)  # the smallest variant
 
 
 def compiler():
     """The C++ compiler's path: $CXX, c++, g++ or clang++; None without one."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++",
-                                                "clang++"))), None)
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return path
+    return None
 
 
 @cache
 def _cpu():
     """What -march=native means here, for the cache's key."""
     info = Path("/proc/cpuinfo")
-    found = re.search("(?m)^(flags|Features).*", info.read_text() if info.exists() else "")
+    text = info.read_text() if info.exists() else ""
+    found = re.search("(?m)^(flags|Features).*", text)
     return found[0] if found else platform.processor()
 
 
 @cache
 def _folder():
-    """$XDG_CACHE_HOME/minidiff, or where that cannot be written a folder of this process."""
+    """$XDG_CACHE_HOME/minidiff; a folder of this process where that cannot be written."""
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(home) / "minidiff"
@@ -66,63 +82,104 @@ def _folder():
 @cache
 def library(variant, flags, more=""):
     """kernels.cu and `more` source compiled; cached by source, flags and CPU."""
-    source, command = SOURCE.read_text() + more, [compiler(), *FLAGS, *flags, *variant]
-    key = hashlib.sha256("\0".join((source, *command, _cpu())).encode()).hexdigest()
+    source = SOURCE.read_text() + more
+    command = [compiler(), *FLAGS, *flags, *variant]
+    identity = "\0".join((source, *command, _cpu()))
+    key = hashlib.sha256(identity.encode()).hexdigest()
     built = _folder() / f"host-{key[:24]}.so"
     try:
         return ctypes.CDLL(str(built))
     except OSError:  # not there yet, or damaged
         with tempfile.TemporaryDirectory(dir=_folder()) as part:
-            subprocess.run([*command, "-x", "c++", "-", "-o", f"{part}/so"], check=True, text=True,
-                           capture_output=True, input=source)
-            os.replace(f"{part}/so", built)  # whole or not at all, also between two processes
+            command += ["-x", "c++", "-", "-o", f"{part}/so"]
+            subprocess.run(command, check=True, text=True, capture_output=True,
+                           input=source)
+            os.replace(f"{part}/so", built)  # whole or not at all, also of two processes
     return ctypes.CDLL(str(built))
 
 
 @cache
-def missing():
-    """None, or why nothing could be compiled; a compiler without OpenMP gives one thread."""
-    global NATIVE
-    reason = "no C++ compiler found: install g++ or clang++, or set CXX"
-    for openmp in ("-fopenmp", "-fopenmp-simd") if compiler() else ():
+def _native():
+    """(flags for this CPU, None), or (None, why nothing could be compiled).
+
+    A compiler without OpenMP gives one thread.
+    """
+    if not compiler():
+        return None, "no C++ compiler found: install g++ or clang++, or set CXX"
+    for openmp in ("-fopenmp", "-fopenmp-simd"):
+        flags = (*NATIVE, openmp)
         try:
-            library(macros("float32", 0, True, False), (*NATIVE[:2], openmp))
-            NATIVE = *NATIVE[:2], openmp
-            return None
+            library(NOISE, flags)
+            return flags, None
         except subprocess.CalledProcessError as e:
-            reason = f"{e.cmd[0]} failed on kernels.cu: {(e.stderr.strip() or 'no message')[:200]}"
+            said = (e.stderr.strip() or "no message")[:200]
+            reason = f"{e.cmd[0]} failed on kernels.cu: {said}"
         except OSError as e:
             reason = f"could not build or load kernels.cu: {e}"
-    return reason
+    return None, reason
+
+
+def native():
+    """The flags for this CPU."""
+    return _native()[0]
+
+
+def missing():
+    """None, or why nothing could be compiled."""
+    return _native()[1]
 
 
 @cache
-def _function(flags, dtype, *variant):
-    return library(macros(str(dtype).removeprefix("torch."), *variant), flags).minidiff_update
+def _function(dtype, *variant):
+    dtype = str(dtype).removeprefix("torch.")
+    return library(macros(dtype, *variant), native()).minidiff_update
 
 
 def has_fma():
     """Whether the CPU has fused multiply-adds, as the compiler sees it."""
-    return bool(library(macros("float32", 0, True, False), NATIVE).minidiff_has_fma())
+    return bool(library(NOISE, native()).minidiff_has_fma())
 
 
-def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
-    """run(step): see on_numpy.update."""
-    (batch, size), (rows, width) = out.shape, coef.shape
-    function = _function(NATIVE, out.dtype, len(operands), draws, clips, sums)
-    partial = np.empty((batch, -(-size // 1024))) if sums else None  # a block is 1024 elements
-    pointers = [u.data_ptr() for u in (out, *operands)] + [0] * (4 - len(operands))
-    job = (ctypes.c_uint64 * 15)(  # struct Job
-        *pointers, partial.ctypes.data if sums else 0, coef.data_ptr(), per_sample, batch, size,
-        seed, sample, 0, tag, 1)
-    job.memory = out, operands, coef, partial  # lives as long as what points to it
+class Job(ctypes.Structure):
+    """struct Job of kernels.cu."""
 
-    def run(step):
-        job[12] = step = int(step)
-        if batch * size > SMALL:
-            job[14] = threads.count()
-        if rows > 1 and not per_sample:
-            job[6] = coef.data_ptr() + 4 * width * max(0, min(step, rows - 1))
-        function(job)
-        return torch.from_numpy(partial.sum(1)) if sums else None
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "out", "u0", "u1", "u2", "u3", "sums", "coef",
+        "per_sample", "batch", "size",
+        "seed", "sample", "step", "tag", "threads")]
+
+
+def prepare(launch):
+    """run(step) of a `launch.Launch`, pointers looked up once."""
+    out, operands, coef = launch.out, launch.operands, launch.coef
+    batch, size = out.shape
+    function = _function(
+        out.dtype, len(operands), launch.draws, launch.clips, launch.result)
+    blocks = -(-size // 1024)  # of a row
+    sums = np.empty((batch, blocks)) if launch.result else None
+    sums_at = sums.ctypes.data if launch.result else 0
+    u = [v.data_ptr() for v in operands]
+    u += [0] * (4 - len(u))
+    first_row = coef.data_ptr()
+    job = Job(out.data_ptr(), *u, sums_at, first_row, launch.rows == "sample", batch, size,
+              launch.seed, launch.sample, 0, launch.tag, 1)
+    given = ctypes.byref(job)
+    many = batch * size > SMALL
+    chooses = launch.rows == "step"
+    row_bytes = 4 * coef.shape[1]
+
+    def run(step):  # holds the launch, and so the memory that the job points to
+        step = int(step)
+        job.step = step
+        if many:
+            job.threads = threads.count()
+        if chooses:
+            job.coef = first_row + row_bytes * launch.row(step)
+        function(given)
+        return torch.from_numpy(sums.sum(1)) if launch.result else None
     return run
+
+
+def update(launch, step):
+    """Run a `launch.Launch` once."""
+    return prepare(launch)(step)

@@ -10,9 +10,11 @@ except ImportError:
     torch = None
 
 from .. import noise
+from .launch import Result
 from .on_numpy import affine
 
-NAME, TAKES = "torch", "cpu, cuda"
+NAME = "torch"
+TAKES = "cpu, cuda"
 
 
 def missing():
@@ -22,27 +24,43 @@ def missing():
 
 def normal(shape, seed, sample, step, tag, device):
     """noise.normal as a tensor; shape (batch, size), step an int or a 0-d int64 tensor."""
-    quads = torch.arange(-(-shape[1] // 4), device=device)[None, :]
-    ids = torch.arange(shape[0], device=device)[:, None] + sample & noise.MASK
-    counter = *torch.broadcast_tensors(quads, ids), step & noise.MASK, tag
-    words = noise.philox(counter, (seed & noise.MASK, seed >> 32))
-    return noise.elements(noise.to_normal(torch.stack(words, -1), torch), shape)
+    batch, size = shape
+    quads = torch.arange(-(-size // 4), device=device)[None, :]
+    ids = torch.arange(batch, device=device)[:, None]
+    ids = ids + sample & noise.MASK
+    quads, ids = torch.broadcast_tensors(quads, ids)
+    counter = quads, ids, step & noise.MASK, tag
+    key = seed & noise.MASK, seed >> 32
+    words = torch.stack(noise.philox(counter, key), -1)
+    return noise.elements(noise.to_normal(words, torch), shape)
 
 
 def quad_squares(e):
     """See on_numpy.quad_squares."""
-    q = torch.nn.functional.pad(e * e, (0, -e.shape[1] % 4)).unflatten(1, (-1, 4)).unbind(2)
-    return ((q[0] + q[1]) + (q[2] + q[3])).double().sum(1)
+    gap = -e.shape[1] % 4
+    q = torch.nn.functional.pad(e * e, (0, gap))
+    q0, q1, q2, q3 = q.unflatten(1, (-1, 4)).unbind(2)
+    quads = (q0 + q1) + (q2 + q3)
+    return quads.double().sum(1)
 
 
-def update(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag, step):
-    """See on_numpy.update; nothing waits for a step counter's value."""
-    if not per_sample and hasattr(step, "data_ptr"):
-        coef = coef.index_select(0, step.clamp(0, len(coef) - 1).reshape(1))  # [step] would wait
+def update(launch, step):
+    """Run a `launch.Launch`; nothing waits for a step counter's value."""
+    out, coef, result = launch.out, launch.coef, launch.result
+    if launch.rows == "step" and hasattr(step, "data_ptr"):
+        row = step.clamp(0, len(coef) - 1).reshape(1)
+        coef = coef.index_select(0, row)  # coef[step] would wait
+    elif launch.rows == "step":
+        coef = coef[[launch.row(step)]]
     c = coef[:, :, None].unbind(1)
-    u = [v.float() for v in operands]
-    z = [normal(out.shape, seed, sample, step, tag, out.device)] if draws else []
-    e = affine(c, u + z, clips, torch.where)
-    if sums != 1:
-        out.copy_(((2. * c[2]) * e) * c[0] if sums == 2 else e)
-    return quad_squares(e) if sums else None
+    u = [v.float() for v in launch.operands]
+    if launch.draws:
+        z = normal(out.shape, launch.seed, launch.sample, step, launch.tag, out.device)
+        u.append(z)
+    e = affine(c, u, launch.clips, torch.where)
+    if result == Result.GRADIENT:
+        w = c[2]
+        out.copy_(((2. * w) * e) * c[0])
+    elif result != Result.SQUARES:
+        out.copy_(e)
+    return quad_squares(e) if result else None

@@ -1,8 +1,8 @@
 """The contract in Triton, for CUDA tensors; for CPU tensors under TRITON_INTERPRET=1, which
 has no bfloat16 of its own: there float32 is computed and torch rounds it.
 
-A program owns a tile of ROWS samples by COLUMNS quads. Philox multiplies 32 by 32 to 64 bits
-in one instruction; a quad's four normals are joined so that a thread stores 16 bytes.
+A program owns a tile of ROWS samples by COLUMNS quads. Philox multiplies 32 by 32 to 64
+bits in one instruction; a quad's four normals are joined so that a thread stores 16 bytes.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from . import driver
 NAME = "triton"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 TAKES = "cpu" if INTERPRET else "cuda"
-QUADS = 1024  # quads a program, about: 32 elements a thread of 128, where noise is most of it
+QUADS = 1024  # a program's, about: 32 elements a thread of 128, where noise is most of it
 WARPS = 4
 
 
@@ -41,7 +41,9 @@ def missing():
 
 
 if triton:
-    LOG, SIN, COS = (tl.constexpr(p) for p in (noise.LOG, noise.SIN, noise.COS))
+    LOG = tl.constexpr(noise.LOG)
+    SIN = tl.constexpr(noise.SIN)
+    COS = tl.constexpr(noise.COS)
     LOG_SCALE = tl.constexpr(noise.LOG_SCALE)
 
     @triton.jit
@@ -59,7 +61,7 @@ if triton:
 
     @triton.jit
     def fma(x, y, z, INTERPRETED: tl.constexpr):
-        if INTERPRETED:  # older interpreters round twice; float64 does not, wherever noise is
+        if INTERPRETED:  # older ones round twice; float64 does not, wherever noise is
             return (x.to(tl.float64) * y + z).to(tl.float32)
         return tl.fma(x, y, z)
 
@@ -75,8 +77,9 @@ if triton:
         if INTERPRETED:
             return (w & keep) | bits
         # two constants would make two instructions of it
-        return tl.inline_asm_elementwise("lop3.b32 $0, $1, $2, $3, 0xEA;", "=r,r,r,r",
-                                         [w, keep, bits], dtype=tl.int32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "lop3.b32 $0, $1, $2, $3, 0xEA;", "=r,r,r,r", [w, keep, bits],
+            dtype=tl.int32, is_pure=True, pack=1)
 
     @triton.jit
     def clamped_difference(m, i, INTERPRETED: tl.constexpr):
@@ -84,17 +87,21 @@ if triton:
         if INTERPRETED:
             return tl.maximum(tl.minimum(m - i, 1 << 28), 0)
         return tl.inline_asm_elementwise(
-            "{ .reg .s32 d; sub.s32 d, $1, $2; min.s32 d, d, 268435456; max.s32 $0, d, 0; }",
-            "=r,r,r", [m, i], dtype=tl.int32, is_pure=True, pack=1)
+            "{ .reg .s32 d; sub.s32 d, $1, $2; "
+            "min.s32 d, d, 268435456; max.s32 $0, d, 0; }",
+            "=r,r,r", [m, i],
+            dtype=tl.int32, is_pure=True, pack=1)
 
     @triton.jit
     def radius(w, INTERPRETED: tl.constexpr):
         i = w.to(tl.float32).to(tl.int32, bitcast=True)
         m = and_or(i, 0x7FFFFF, 0x4F000000, INTERPRETED)
         scale = tl.zeros_like(w).to(tl.float32) - 4.656612873077393e-10
-        t = fma(m.to(tl.float32, bitcast=True), scale, 2., INTERPRETED)  # exact, fused or not
+        m_float = m.to(tl.float32, bitcast=True)
+        t = fma(m_float, scale, 2., INTERPRETED)  # exact, fused or not
         e = clamped_difference(m, i, INTERPRETED).to(tl.float32)
-        v = fma(t * t, horner(t, LOG, 8, INTERPRETED), t, INTERPRETED)
+        p = horner(t, LOG, 8, INTERPRETED)
+        v = fma(t * t, p, t, INTERPRETED)
         v = fma(e, tl.zeros_like(e) + LOG_SCALE, v, INTERPRETED)
         if INTERPRETED:
             return tl.sqrt_rn(v)
@@ -102,11 +109,13 @@ if triton:
         return tl.inline_asm_elementwise(
             "{ .reg .f32 y, s, h; rsqrt.approx.ftz.f32 y, $1; mul.rn.f32 s, $1, y; "
             "mul.rn.f32 h, y, 0f3F000000; neg.f32 y, s; fma.rn.f32 y, y, s, $1; "
-            "fma.rn.f32 $0, y, h, s; }", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+            "fma.rn.f32 $0, y, h, s; }", "=f,f", [v],
+            dtype=tl.float32, is_pure=True, pack=1)
 
     @triton.jit
     def cos_sin(w, INTERPRETED: tl.constexpr):
-        g = and_or(w.to(tl.int32, bitcast=True), 0x7FFFFE, 0x40000001, INTERPRETED)
+        i = w.to(tl.int32, bitcast=True)
+        g = and_or(i, 0x7FFFFE, 0x40000001, INTERPRETED)
         g = g.to(tl.float32, bitcast=True) - 3.
         y = g * g
         sin = horner(y, SIN, 4, INTERPRETED) * g
@@ -116,7 +125,8 @@ if triton:
 
     @triton.jit
     def pair(w0, w1, INTERPRETED: tl.constexpr):
-        r = radius(w0, INTERPRETED).to(tl.uint32, bitcast=True) ^ (w1 & 0x80000000)
+        r = radius(w0, INTERPRETED).to(tl.uint32, bitcast=True)
+        r = r ^ (w1 & 0x80000000)
         r = r.to(tl.float32, bitcast=True)
         cos, sin = cos_sin(w1, INTERPRETED)
         return r * cos, r * sin
@@ -130,24 +140,38 @@ if triton:
         z2, z3 = pair(w2, w3, INTERPRETED)
         return tl.join(tl.join(z0, z2), tl.join(z1, z3))
 
-    # integers as they are: one that is 1 would become a constant, and that a kernel of its own
-    @triton.jit(do_not_specialize=["rows", "batch", "size", "packs", "tiles", "k0", "k1", "sample",
-                                   "tag", "step"], do_not_specialize_on_alignment=["counter"])
-    def kernel(out, u0, u1, u2, u3, sums, coef, rows, batch, size, packs, tiles,
-               k0, k1, sample, tag, counter, step, OPERANDS: tl.constexpr, DRAWS: tl.constexpr,
-               CLIP: tl.constexpr, SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr,
-               COUNTED: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+    @triton.jit
+    def load(u, at, mask):
+        return tl.load(u + at, mask=mask, other=0.).to(tl.float32)
+
+    # integers as they are: a 1 would become a constant, and that a kernel of its own
+    @triton.jit(
+        do_not_specialize=["rows", "batch", "size", "packs", "tiles",
+                           "k0", "k1", "sample", "tag", "step"],
+        do_not_specialize_on_alignment=["counter"])
+    def kernel(out, u0, u1, u2, u3, sums, coef,
+               rows, batch, size, packs, tiles,
+               k0, k1, sample, tag, counter, step,
+               OPERANDS: tl.constexpr, DRAWS: tl.constexpr, CLIP: tl.constexpr,
+               SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr, COUNTED: tl.constexpr,
+               ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
                COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr):
+        """A launch: Result is SUMS; V packs of 16 bytes hold so many quads."""
         WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + (SUMS == 2)
+        PACK: tl.constexpr = 4 * V
+        ELEMENTS: tl.constexpr = COLUMNS * PACK
         pid = tl.program_id(0)
         tile = pid // tiles
+        part = pid % tiles
         b = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        column = (pid % tiles) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        j = (pid % tiles).to(tl.int64) * (COLUMNS * 4 * V) + tl.arange(0, COLUMNS * 4 * V)[None, :]
+        column = part * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        j = part.to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)[None, :]
         # the compiler must see an aligned row's length as a multiple of a pack
-        length = packs.to(tl.int64) * (4 * V) if ALIGNED else size.to(tl.int64)
+        length = packs.to(tl.int64) * PACK if ALIGNED else size.to(tl.int64)
         at = b * length + j
         mask = (b < batch) & (j < length)
+
+        # the coefficients: one row, one a sample, or the one that the counter chooses
         now = tl.load(counter) if COUNTED else step.to(tl.int64)
         c = coef
         c_mask = None
@@ -155,45 +179,55 @@ if triton:
             c += b * WIDTH
             c_mask = b < batch
         elif COUNTED:
-            c += tl.maximum(tl.minimum(now, rows - 1), 0) * WIDTH
+            chosen = tl.maximum(tl.minimum(now, rows - 1), 0)
+            c += chosen * WIDTH
+
         if OPERANDS > 0:
-            x = tl.load(u0 + at, mask=mask, other=0.).to(tl.float32)
+            x = load(u0, at, mask)
             total = tl.load(c, mask=c_mask) * x
         if OPERANDS > 1:
-            s = tl.load(u1 + at, mask=mask, other=0.).to(tl.float32)
+            s = load(u1, at, mask)
             if CLIP:
-                s = tl.load(c + WIDTH - 4, mask=c_mask) * x \
-                    + tl.load(c + WIDTH - 3, mask=c_mask) * s
+                p0 = tl.load(c + WIDTH - 4, mask=c_mask)
+                p1 = tl.load(c + WIDTH - 3, mask=c_mask)
                 lo = tl.load(c + WIDTH - 2, mask=c_mask)
                 hi = tl.load(c + WIDTH - 1, mask=c_mask)
+                s = p0 * x + p1 * s
                 s = tl.where(s < lo, lo, s)
                 s = tl.where(s > hi, hi, s)
             total += tl.load(c + 1, mask=c_mask) * s
         for k in tl.static_range(2, OPERANDS):
-            u = tl.load((u2 if k == 2 else u3) + at, mask=mask, other=0.).to(tl.float32)
+            u = load(u2 if k == 2 else u3, at, mask)
             total += tl.load(c + k, mask=c_mask) * u
+
         if DRAWS:
             ids = (b + sample).to(tl.uint32)
             t = tl.zeros_like(ids) + tag.to(tl.uint32)
             quad = (column * V).to(tl.uint32)
-            z = normal4(quad, ids, now.to(tl.uint32), t, k0.to(tl.uint32), k1.to(tl.uint32),
-                        INTERPRETED)
+            n = now.to(tl.uint32)
+            key0 = k0.to(tl.uint32)
+            key1 = k1.to(tl.uint32)
+            z = normal4(quad, ids, n, t, key0, key1, INTERPRETED)
             if V == 2:
-                z1 = normal4(quad + 1, ids, now.to(tl.uint32), t, k0.to(tl.uint32),
-                             k1.to(tl.uint32), INTERPRETED)
+                z1 = normal4(quad + 1, ids, n, t, key0, key1, INTERPRETED)
                 z = tl.permute(tl.join(z, z1), (0, 1, 4, 2, 3))
-            z = tl.load(c + OPERANDS, mask=c_mask) * tl.reshape(z, (ROWS, COLUMNS * 4 * V))
+            z = tl.reshape(z, (ROWS, ELEMENTS))
+            z = tl.load(c + OPERANDS, mask=c_mask) * z
             total = total + z if OPERANDS > 0 else z
+
         if SUMS > 0:  # a quad's squares in float32, quads in float64
             q = tl.where(mask, total * total, 0.)
-            even, odd = tl.split(tl.reshape(q, (ROWS, COLUMNS * V, 2, 2)))
+            q = tl.reshape(q, (ROWS, COLUMNS * V, 2, 2))
+            even, odd = tl.split(q)
             first, second = tl.split(even + odd)
-            partial = tl.sum((first + second).to(tl.float64), axis=1)
+            quads = (first + second).to(tl.float64)
             row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-            tl.store(sums + row * tiles + pid % tiles, partial, mask=row < batch)
+            place = sums + row * tiles + part
+            tl.store(place, tl.sum(quads, axis=1), mask=row < batch)
         if SUMS == 2:
+            c0 = tl.load(c, mask=c_mask)
             w = tl.load(c + WIDTH - 1, mask=c_mask)
-            total = ((2. * w) * total) * tl.load(c, mask=c_mask)
+            total = ((2. * w) * total) * c0
         if SUMS != 1:
             tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
@@ -206,12 +240,16 @@ def tile(size, v, quads):
 
 
 def signed(word):
-    return (word + (1 << 31)) % (1 << 32) - (1 << 31)
+    """The low 32 bits as a signed integer."""
+    half = 1 << 31
+    return (word + half) % (2 * half) - half
 
 
 def number(value):
     """An integer as wide as Triton takes it."""
-    return (ctypes.c_int32 if -1 << 31 <= value < 1 << 31 else ctypes.c_int64)(value)
+    if -1 << 31 <= value < 1 << 31:
+        return ctypes.c_int32(value)
+    return ctypes.c_int64(value)
 
 
 def plain(argument):
@@ -219,12 +257,20 @@ def plain(argument):
     return getattr(argument, "value", argument)
 
 
-def load(device, found):
+def loaded(device, found):
     """What Triton compiled, as the driver's kernel."""
     of = found.metadata
     if of.global_scratch_size or of.shared > 48 << 10:
         raise RuntimeError("Triton's kernel wants memory that the launch does not give")
-    return driver.load(device, found.asm["cubin"], of.name, 32 * of.num_warps, of.shared)
+    threads_a_block = 32 * of.num_warps
+    return driver.load(device, found.asm["cubin"], of.name, threads_a_block, of.shared)
+
+
+def kind(argument):
+    """What Triton tells apart: a tensor's dtype and alignment, a number's width."""
+    if hasattr(argument, "data_ptr"):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return type(argument)
 
 
 kept = {}
@@ -233,71 +279,86 @@ kept = {}
 def compiled(device, arguments, options):
     """The kernel for such arguments, kept by all that Triton makes a difference of."""
     *others, counter, _ = arguments
-    kinds = [(a.dtype, a.data_ptr() % 16 == 0) if hasattr(a, "data_ptr") else type(a)
-             for a in others] + [counter.dtype]
-    key = device, *kinds, *options.values()
+    kinds = [kind(argument) for argument in others]
+    key = device, *kinds, counter.dtype, *options.values()
     if key not in kept:
+        given = map(plain, arguments)
         with torch.cuda.device(device if device.type == "cuda" else -1):
-            kept[key] = load(device, kernel.warmup(*map(plain, arguments), grid=(1,), **options))
+            kept[key] = loaded(device, kernel.warmup(*given, grid=(1,), **options))
     return kept[key]
 
 
-def bind(out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag):
-    """run(step): see on_numpy.update."""
-    case = out, operands, coef, per_sample, draws, clips, sums, seed, sample, tag
+def prepare(launch):
+    """run(step) of a `launch.Launch`: its kernel is kept, its arguments are packed."""
+    out, operands, coef = launch.out, launch.operands, launch.coef
     if INTERPRET and out.dtype == torch.bfloat16:
-        return partial(rounded, *case)
-    (batch, size), v = out.shape, 4 // out.element_size()
-    mostly_noise = draws and len(operands) <= 2  # else registers would not do for so many
-    rows, columns, tiles = tile(size, v, QUADS if mostly_noise else QUADS // 2)
+        return partial(rounded, launch)
+    batch, size = out.shape
+    v = 4 // out.element_size()
+    mostly_noise = launch.draws and len(operands) <= 2
+    quads = QUADS if mostly_noise else QUADS // 2  # else registers would not do for so many
+    rows, columns, tiles = tile(size, v, quads)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
     blocks = -(-batch // rows) * tiles
-    sum_of_tile = out.new_empty((batch, tiles), dtype=torch.float64) if sums else coef
-    u = [out, *operands, *[out] * (4 - len(operands))]
-    aligned = size % (4 * v) == 0 and all(t.data_ptr() % 16 == 0 for t in u)
-    numbers = len(coef), batch, size, size // (4 * v), tiles, signed(seed), signed(seed >> 32), \
-        signed(sample), signed(tag)
-    arguments = [*u, sum_of_tile, coef, *map(number, numbers)]
-    options = {"OPERANDS": len(operands), "DRAWS": int(draws), "CLIP": int(clips), "SUMS": sums,
-               "PER_SAMPLE": per_sample, "ALIGNED": aligned, "V": v, "ROWS": rows,
-               "COLUMNS": columns, "INTERPRETED": INTERPRET, "num_warps": WARPS,
-               "enable_fp_fusion": False}
+    sums = None
+    if launch.result:
+        sums = out.new_empty((batch, tiles), dtype=torch.float64)
+    u = [out, *operands]
+    u += [out] * (5 - len(u))
+    whole_packs = size % (4 * v) == 0
+    numbers = [len(coef), batch, size, size // (4 * v), tiles]
+    numbers += map(signed, (launch.seed, launch.seed >> 32, launch.sample, launch.tag))
+    arguments = [*u, coef if sums is None else sums, coef, *map(number, numbers)]
+    options = {
+        "OPERANDS": len(operands),
+        "DRAWS": int(launch.draws),
+        "CLIP": int(launch.clips),
+        "SUMS": launch.result,
+        "PER_SAMPLE": launch.rows == "sample",
+        "ALIGNED": whole_packs and all(t.data_ptr() % 16 == 0 for t in u),
+        "V": v,
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "INTERPRETED": INTERPRET,
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,
+    }
     launches = {}
 
-    def launch(counted, counter, step):
-        """A number's kernel and a counter's differ; without a counter coef's place is given."""
+    def launch_compiled(counted, counter, step):
+        """A number's kernel and a counter's differ; coef stands for no counter."""
         if counted not in launches:
             how = options | {"COUNTED": counted}
             every = [*arguments, counter, ctypes.c_int32()]
-            launches[counted] = driver.prepare(
-                out.device, compiled(out.device, every, how), blocks, arguments)
+            kept_kernel = compiled(out.device, every, how)
+            launches[counted] = driver.prepare(out.device, kept_kernel, blocks, arguments)
         launches[counted](counter, step)
 
-    def interpreted(counted, counter, step):
-        kernel[blocks,](*map(plain, arguments), counter, signed(step), COUNTED=counted, **options)
+    def interpret(counted, counter, step):
+        given = map(plain, arguments)
+        kernel[blocks,](*given, counter, signed(step), COUNTED=counted, **options)
 
-    how = interpreted if INTERPRET else launch
+    start = interpret if INTERPRET else launch_compiled
 
     def run(step):
         if isinstance(step, int):
-            how(False, coef, step)
+            start(False, coef, step)
         else:
-            how(True, step, 0)
-        return sum_of_tile.sum(1) if sums else None
+            start(True, step, 0)
+        return sums.sum(1) if launch.result else None
     return run
 
 
-def rounded(out, operands, *case):
+def rounded(launch, step):
     """In the interpreter, which has no bfloat16 of its own: float32, rounded by torch."""
-    *case, step = case
-    wide = out.float()
-    total = bind(wide, [u.float() for u in operands], *case)(step)
-    out.copy_(wide)
-    return total
+    operands = [u.float() for u in launch.operands]
+    wide = launch._replace(out=launch.out.float(), operands=operands)
+    sums = prepare(wide)(step)
+    launch.out.copy_(wide.out)
+    return sums
 
 
-def update(*case):
-    """See on_numpy.update."""
-    *case, step = case
-    return bind(*case)(step)
+def update(launch, step):
+    """Run a `launch.Launch` once."""
+    return prepare(launch)(step)

@@ -1,7 +1,10 @@
 """One row an op. Kernels, checks, tests and benchmarks are generated from these rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
 
 from .. import ddpm, langevin, noise, predictions, sde, solvers
 from ..affine import coefficient_row, operands
@@ -13,7 +16,7 @@ def white(z, /):
     return z
 
 
-# what a step draws for, where it is not a sampler's: streams that meet in one run stay apart
+# what a step draws for, where it is not a sampler's: streams of one run stay apart
 TAGS = {white: noise.PRIOR, sde.perturb: noise.PERTURBATION,
         sde.forward_sde_step: noise.FORWARD, ddpm.forward_step: noise.FORWARD}
 
@@ -22,8 +25,8 @@ TAGS = {white: noise.PRIOR, sde.perturb: noise.PERTURBATION,
 class Op:
     """A step of the reference and where to try it: parameter -> (low, high) or a choice.
 
-    denoise(x, s) is clipped and takes s's place in the step. Operands and noise are read off
-    the step's signature.
+    denoise(x, s) is clipped and takes s's place in the step. Operands and noise are read
+    off the step's signature.
     """
 
     name: str
@@ -31,7 +34,7 @@ class Op:
     tried: dict = field(default_factory=dict)
     denoise: Callable | None = None
 
-    @property
+    @cached_property
     def operands(self):
         """Names of the operands, without z."""
         names = operands(self.step)
@@ -39,7 +42,7 @@ class Op:
             names = operands(self.denoise) + names[2:]
         return tuple(u for u in names if u != "z")
 
-    @property
+    @cached_property
     def noise(self):
         """Whether the step draws z."""
         return "z" in operands(self.step)
@@ -55,42 +58,87 @@ class Op:
             if isinstance(low, int):
                 return rng.integers(low, high, batch)
             return rng.uniform(low, high, batch)
-        return {name: draw(*v) if isinstance(v, tuple) else v[rng.integers(len(v))]
-                for name, v in self.tried.items()}
+        found = {}
+        for name, v in self.tried.items():
+            is_range = isinstance(v, tuple)
+            found[name] = draw(*v) if is_range else v[rng.integers(len(v))]
+        return found
 
     def coefficients(self, clip=None, **parameters):
         """coef of `update`, as `affine.coefficient_row` says."""
         return coefficient_row(self.step, self.denoise, clip, **parameters)
 
 
-_SDE = {"sde": [VE(), VP(), SubVP()], "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
-_CHAIN = {"i": (0, 100), "n": [100]}
-_DDIM = {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.)}
+# ---- where each row is tried ----
+
+SDES = [VE(), VP(), SubVP()]
+IN_TIME = {"sde": SDES, "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
+IN_CHAIN = {"i": (0, 100), "n": [100]}
+ALPHA_BARS = {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.)}
+
 OPS = {op.name: op for op in (
     Op("normal", white),
     Op("perturb", sde.perturb, {"a": (.01, 1.), "sigma": (.01, 50.)}),
     Op("langevin", langevin.langevin_step, {"eps": (1e-5, .1)}),
     Op("ddpm_forward", ddpm.forward_step, {"beta": (1e-4, .02)}),
-    Op("ddpm_ancestral", ddpm.ancestral_step, {"beta": (1e-4, .02), "variance": (0., .02)}),
-    Op("ddpm_clipped", ddpm.posterior_step, {**_DDIM, "variance": (0., .5)},
+    Op("ddpm_ancestral", ddpm.ancestral_step,
+       {"beta": (1e-4, .02), "variance": (0., .02)}),
+    Op("ddpm_clipped", ddpm.posterior_step, ALPHA_BARS | {"variance": (0., .5)},
        denoise=ddpm.predicted_x0),
-    Op("ddim", ddpm.ddim_step, {**_DDIM, "eta": (0., 1.)}),
-    Op("forward_sde", sde.forward_sde_step, _SDE),
-    Op("reverse_sde", sde.reverse_sde_step, _SDE),
-    Op("reverse_diffusion", sde.reverse_diffusion_step, {"sde": [VE(), VP(), SubVP()], **_CHAIN}),
-    Op("ancestral_sde", sde.ancestral_step, {"sde": [VE(), VP()], **_CHAIN}),
-    Op("pf_ode", sde.pf_ode_step, _SDE),
-    Op("heun", sde.heun_step, {**_SDE, "sde": [EDM(1.), VE(), VP(), SubVP()], "t": (.02, 1.)}),
+    Op("ddim", ddpm.ddim_step, ALPHA_BARS | {"eta": (0., 1.)}),
+    Op("forward_sde", sde.forward_sde_step, IN_TIME),
+    Op("reverse_sde", sde.reverse_sde_step, IN_TIME),
+    Op("reverse_diffusion", sde.reverse_diffusion_step, {"sde": SDES} | IN_CHAIN),
+    Op("ancestral_sde", sde.ancestral_step, {"sde": [VE(), VP()]} | IN_CHAIN),
+    Op("pf_ode", sde.pf_ode_step, IN_TIME),
+    Op("heun", sde.heun_step, IN_TIME | {"sde": [EDM(1.), *SDES], "t": (.02, 1.)}),
     Op("dpmpp_2m", solvers.dpmpp_2m_step,
        {"sigma_prev": (10., 20.), "sigma": (1., 10.), "sigma_next": (.1, 1.)}),
-    Op("posterior_mean", predictions.posterior_mean, {"a": (.1, 1.), "sigma": (.01, 2.)}),
+    Op("posterior_mean", predictions.posterior_mean,
+       {"a": (.1, 1.), "sigma": (.01, 2.)}),
 )}
+
+
+# each row as its function is called: a message names what the caller named
+STEPS = {(op.step, op.denoise): replace(op, name=op.step.__name__) for op in OPS.values()}
+ROWS = {(op.step, op.denoise): op.name for op in OPS.values()}
 
 
 def lookup(op, denoise=None):
     """An Op by its name, or made of a step function. ValueError lists the names."""
-    if isinstance(op, str) and op not in OPS:
-        raise ValueError(f"op {op!r} is none of {', '.join(OPS)}")
-    if callable(op):
-        return Op(op.__name__, op, denoise=denoise)
-    return OPS[op] if isinstance(op, str) else op
+    if isinstance(op, str):
+        if op not in OPS:
+            raise ValueError(f"op {op!r} is none of {', '.join(OPS)}")
+        return OPS[op]
+    if isinstance(op, Op):
+        return op
+    return STEPS.get((op, denoise)) or Op(op.__name__, op, denoise=denoise)
+
+
+# ---- coefficients that were seen before ----
+
+NUMBERS = {int, float, np.float64, VE, VP, SubVP, EDM}  # an SDE is what its numbers are
+KEPT = 256
+
+
+@lru_cache(KEPT)
+def _kept(name, clip, _, *numbers):
+    given = {parameter: value for parameter, _, value, _ in numbers}
+    return OPS[name].coefficients(clip, **given).astype(np.float32)
+
+
+def seen(op, clip, parameters):
+    """`op.coefficients`, kept where they follow from numbers alone and the op is a row's.
+
+    The key is the row's name, never a function: that would keep alive whatever it holds.
+    """
+    name = ROWS.get((op.step, op.denoise))
+    values = [*parameters.values()]
+    if type(clip) is tuple:
+        values += clip
+    simple = all(type(v) in NUMBERS for v in values)
+    if name is None or not simple or clip is not None and type(clip) is not tuple:
+        return op.coefficients(clip, **parameters)
+    # 1 equals 1.0 and 0.0 equals -0.0: their types and signs are in the key
+    numbers = [(n, type(v), v, v == 0 and str(v)) for n, v in parameters.items()]
+    return _kept(name, clip, str(clip), *numbers)

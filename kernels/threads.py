@@ -1,8 +1,9 @@
 """How many threads the CPU's kernels may use, in a forked child too.
 
 A fork copies no thread but its own. OpenMP would wait for ever for those that it had woken
-before it, for torch or for us: they are the same. So a forked child works alone. Where it was we
-who woke them, torch works alone in it too, as it does in the workers of a DataLoader.
+before it, for torch or for us: they are the same. So a forked child works alone. Where it
+was we who woke them, torch works alone in it too, as it does in the workers of a
+DataLoader.
 """
 
 import os

@@ -1,15 +1,20 @@
-"""The kernels as torch operators, torch.ops.minidiff.*: opaque to torch.compile and export, with
-fake and autograd. For loops and CUDA graphs the launchers of minidiff.kernels cost less a call.
+"""The kernels as torch operators, torch.ops.minidiff.*, with their fake forms and autograd.
 
-A gradient with respect to coefficients is not defined; that of an update's operand k is c_k.
-Forward-mode derivatives are refused: what computes below autograd would lose a tangent unseen.
+They are opaque to torch.compile and torch.export. For loops and CUDA graphs the launchers
+of minidiff.kernels cost less a call.
+
+A gradient with respect to coefficients is not defined; that of an update's operand k is
+c_k. Forward-mode derivatives are refused: what computes below autograd would lose a tangent
+unseen.
 """
 
 import torch
 from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
-from . import dsm_loss, noise_norms, norms, update
+from .sums import dsm_loss, noise_norms, norms
+from .updates import update
 
 DRAW = "seed", "sample", "step", "tag"
 COUNTER = ", ".join(f"SymInt {word}" for word in DRAW)
@@ -25,9 +30,10 @@ def register(name, signature, run, fake, backward=None, save=None):
     if not backward:  # no derivative: the result is a constant, as of torch.randn_like
         LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
         return
-    # What torch.library.register_autograd registers (of torch's own functions, in 2.11 to 2.13),
-    # behind a look at tangents: below, none is seen.
-    recorded = make_autograd_impl(getattr(torch.ops.minidiff, name).default, Info(backward, save))
+    # What torch.library.register_autograd registers, of torch's own functions in 2.11 to
+    # 2.13, behind a look at tangents: below, none is seen.
+    operator = getattr(torch.ops.minidiff, name).default
+    recorded = make_autograd_impl(operator, Info(backward, save))
 
     def reverse_mode(keys, *inputs):
         _no_tangent(name, inputs)
@@ -37,86 +43,151 @@ def register(name, signature, run, fake, backward=None, save=None):
 
 def _no_tangent(name, inputs):
     """RuntimeError where an input is a dual number of torch.func.jvp or forward_ad."""
-    tensors = [u for v in inputs for u in (v if isinstance(v, (list, tuple)) else [v])]
-    if forward_ad._current_level >= 0 and any(
-            isinstance(u, torch.Tensor) and forward_ad.unpack_dual(u).tangent is not None
-            for u in tensors):
-        raise RuntimeError(f"torch.ops.minidiff.{name} has no forward-mode derivative: take "
-                           "torch.autograd.grad, or the derivative of the reference's step")
+    if forward_ad._current_level < 0:
+        return
+    for u in tree_leaves(inputs):
+        if not isinstance(u, torch.Tensor):
+            continue
+        if forward_ad.unpack_dual(u).tangent is not None:
+            raise RuntimeError(
+                f"torch.ops.minidiff.{name} has no forward-mode derivative: take "
+                "torch.autograd.grad, or the derivative of the reference's step")
 
 
 def _dense(x, *_):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _rows(x, *_):
+def _a_number_a_sample(x, *_):
     return x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-def _update(operands, coef, counter, seed, sample, step, tag, rows=None):
-    step = step if counter is None else counter
-    return update([u.detach() for u in operands], coef.detach(), seed=seed, sample=sample,
-                  step=step, tag=tag, rows=rows)
+def _along_rows(v, like):
+    """v, one number a sample or one for all, to be multiplied with `like`."""
+    others = like.dim() - 1
+    return v.reshape(-1, *[1] * others)
 
 
-def _constant(coef):
+def _refuse_gradient(coef):
     if coef.requires_grad:
         raise RuntimeError("coef requires grad, which is not defined: pass it detached")
 
 
+# ---- update ----
+
+def _update(operands, coef, counter, seed, sample, step, tag, rows=None):
+    operands = [u.detach() for u in operands]
+    step = step if counter is None else counter
+    return update(operands, coef.detach(), seed=seed, sample=sample, step=step, tag=tag,
+                  rows=rows)
+
+
+def _update_fake(operands, *_):
+    return _dense(operands[0])
+
+
 def _update_save(ctx, inputs, output):
     operands, coef, counter, _, _, step, _, rows = inputs
-    _constant(coef)
-    ctx.n, clipped = len(operands), coef.shape[-1] - len(operands) > 3
-    ctx.step, ctx.chooses = step, rows == "step" and coef.dim() == 2
-    ctx.save_for_backward(coef, counter, *(operands[:2] if clipped else ()))
+    _refuse_gradient(coef)
+    ctx.operands = len(operands)
+    clips = coef.shape[-1] - ctx.operands > 3  # p0, p1, lo, hi; a SymInt is no key of HOLDS
+    ctx.step = step
+    ctx.chooses = rows == "step" and coef.dim() == 2
+    clipped = operands[:2] if clips else []
+    ctx.save_for_backward(coef, counter, *clipped)
 
 
 def _update_backward(ctx, g):
     coef, counter, *clipped = ctx.saved_tensors
+    last = len(coef) - 1
     if ctx.chooses and counter is None:
-        coef = coef[max(0, min(ctx.step, len(coef) - 1))]
+        coef = coef[max(0, min(ctx.step, last))]
     elif ctx.chooses:
-        coef = coef.index_select(0, counter.clamp(0, len(coef) - 1).reshape(1))
-    c = [c_k.reshape(-1, *[1] * (g.dim() - 1)) for c_k in coef.to(g.device).float().unbind(-1)]
-    gradients = [c_k * g for c_k in c[:ctx.n]]
+        row = counter.clamp(0, last).reshape(1)
+        coef = coef.index_select(0, row)
+    columns = coef.to(g.device).float().unbind(-1)
+    c = [_along_rows(c_k, g) for c_k in columns]
+    gradients = [c_k * g for c_k in c[:ctx.operands]]
     if clipped:  # u1 = clip(p0 x + p1 s): what passes the clip goes on to x and s
-        (x, s), (p0, p1, lo, hi) = clipped, c[-4:]
+        x, s = clipped
+        p0, p1, low, high = c[-4:]
         d = p0 * x + p1 * s
-        inside = gradients[1] * ((d >= lo) & (d <= hi))
-        gradients[:2] = gradients[0] + p0 * inside, p1 * inside
-    return [v.to(g.dtype) for v in gradients], *[None] * (len(ctx.needs_input_grad) - 1)
+        inside = gradients[1] * ((d >= low) & (d <= high))
+        gradients[0] = gradients[0] + p0 * inside
+        gradients[1] = p1 * inside
+    gradients = [v.to(g.dtype) for v in gradients]
+    return gradients, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+register(
+    "update", f"(Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}, "
+    "str? rows=None) -> Tensor",
+    _update, _update_fake, _update_backward, _update_save)
+
+
+# ---- noise ----
+
+def _normal(like, *draw):
+    draw = dict(zip(DRAW, draw))
+    return update([], [1.], out=_dense(like), **draw)
+
+
+def _noise_norms(like, *draw):
+    draw = dict(zip(DRAW, draw))
+    return noise_norms(like.detach(), **draw)
+
+
+LIKE = f"(Tensor like, {COUNTER}) -> Tensor"
+register("normal", LIKE, _normal, _dense)
+register("noise_norms", LIKE, _noise_norms, _a_number_a_sample)
+
+
+# ---- norms ----
+
+def _norms(x):
+    return norms(x.detach())
+
+
+def _norms_save(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0], output)
 
 
 def _norms_backward(ctx, g):
     x, norm = ctx.saved_tensors
     g = g / norm.masked_fill(norm == 0, torch.inf)  # 0 there, as torch's
-    return x * g.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+    return x * _along_rows(g, x).to(x.dtype)
+
+
+register("norms", "(Tensor x) -> Tensor", _norms, _a_number_a_sample, _norms_backward,
+         _norms_save)
+
+
+# ---- the loss, whose gradient comes with it ----
+
+def _loss(s, coef, *draw):
+    draw = dict(zip(DRAW, draw))
+    return dsm_loss(s.detach(), coef.detach(), **draw)
+
+
+def _loss_fake(s, *_):
+    return s.new_empty((), dtype=torch.float32), _dense(s)
 
 
 def _loss_save(ctx, inputs, output):
-    _constant(inputs[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    _refuse_gradient(inputs[1])
+    _, gradient = output
+    ctx.mark_non_differentiable(gradient)
+    ctx.save_for_backward(gradient)
 
 
 def _loss_backward(ctx, g, _):
     gradient, = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError("dsm_loss has no second derivative: backward without create_graph")
+        raise RuntimeError(
+            "dsm_loss has no second derivative: backward without create_graph")
     return g.to(gradient.dtype) * gradient, *[None] * 5
 
 
-register("update", f"(Tensor[] operands, Tensor coef, Tensor? counter, {COUNTER}, str? rows=None)"
-         " -> Tensor",
-         _update, lambda operands, *_: _dense(operands[0]), _update_backward, _update_save)
-register("normal", f"(Tensor like, {COUNTER}) -> Tensor", lambda like, *draw: update(
-    [], [1.], out=_dense(like), **dict(zip(DRAW, draw))), _dense)
-register("norms", "(Tensor x) -> Tensor", lambda x: norms(x.detach()), _rows, _norms_backward,
-         lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output))
-register("noise_norms", f"(Tensor like, {COUNTER}) -> Tensor",
-         lambda like, *draw: noise_norms(like.detach(), **dict(zip(DRAW, draw))), _rows)
-register("dsm_loss", f"(Tensor s, Tensor coef, {COUNTER}) -> (Tensor, Tensor)",
-         lambda s, coef, *draw: dsm_loss(s.detach(), coef.detach(), **dict(zip(DRAW, draw))),
-         lambda s, *_: (s.new_empty((), dtype=torch.float32), _dense(s)),
-         _loss_backward, _loss_save)
+register(
+    "dsm_loss", f"(Tensor s, Tensor coef, {COUNTER}) -> (Tensor, Tensor)",
+    _loss, _loss_fake, _loss_backward, _loss_save)

@@ -95,7 +95,7 @@ class ImageNet(nn.Module):
 
 class ScoreNet(nn.Module):
     """The score s(x, sigma) of data blurred by N(0, sigma^2), through EDM's preconditioning:
-    `score_matching.preconditioned` undone, F = F_x(c_in x; c_noise), c_noise = ln(sigma) / 4, so
+    `predictions.preconditioned` undone, F = F_x(c_in x; c_noise), c_noise = ln(sigma) / 4, so
     that the network's input and target have unit variance. [EDM eq. 7 and table 1]
 
     shape is one sample's: (D,) for vectors; (channels, H, W), H and W even, for images.

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from . import noise, score_matching
+from . import noise, predictions, score_matching
 from .affine import coefficients
 from .data import _order, dequantized
 from .net import ScoreNet
@@ -40,7 +40,7 @@ def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  #
         a, sigma = sde.marginal(t)
         return sigma / a, Z * (sigma / a)**2
     sigma = np.exp(-1.2 + 1.2 * noise.normal((n,), **draw).astype(float))
-    edm = (score_matching.c_in(sigma, sigma_data) * sigma_data)**-2
+    edm = (predictions.c_in(sigma, sigma_data) * sigma_data)**-2
     return sigma, sigma**2 * (edm if weighting == "edm" else 1.)
 
 

@@ -56,7 +56,7 @@ def launched(backend, given, width, launch):
 def on_a_host(name, given, width, *numbers):
     """A function of SOURCE, compiled for the CPU."""
     given, out = np.ascontiguousarray(given), np.empty((len(given), width), np.uint32)
-    library = on_host.library(on_host.macros("float32", 0, 1, 0), on_host.NATIVE, SOURCE)
+    library = on_host.library(on_host.macros("float32", 0, 1, 0), on_host.native(), SOURCE)
     getattr(library, name)(*(ctypes.c_void_p(a.ctypes.data) for a in (given, out)),
                            ctypes.c_int64(len(out)), *numbers)
     return out

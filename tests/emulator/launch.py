@@ -86,7 +86,7 @@ class Launcher:
 
 
 def load(device, found):
-    """on_triton.load here."""
+    """on_triton.loaded here."""
     of = found.metadata
     return Emulated(found.asm["ptx"], of.name, 32 * of.num_warps, of.shared)
 
@@ -130,7 +130,7 @@ def emulate():
     for name, module in (("triton", on_triton), ("cupy", on_cupy)):
         if not lacking(name):
             module.TAKES, module.missing = "cpu", lambda: None
-    on_cupy.compiled, on_triton.load, driver.prepare = compiled, load, prepare
+    on_cupy.compiled, on_triton.loaded, driver.prepare = compiled, load, prepare
     if not lacking("triton"):
         from triton.backends.compiler import GPUTarget
         from triton.runtime import driver as of_triton

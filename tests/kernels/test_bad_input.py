@@ -180,7 +180,7 @@ def test_empty_arrays(place):
 
 def test_an_empty_batch_launches_nothing(monkeypatch):
     for name in CPU:
-        monkeypatch.setattr(kernels.backend(name), "bind" if name == "host" else "update", None)
+        monkeypatch.setattr(kernels.backend(name), "prepare" if name == "host" else "update", None)
         assert update([X[:0]], [1., 1.], backend=name).shape == (0, 3)
 
 
@@ -256,7 +256,7 @@ def test_a_package_that_is_not_there_says_how_to_install_it(monkeypatch):
 
 def test_no_compiler_says_what_to_install(monkeypatch):
     monkeypatch.setattr(on_host, "compiler", lambda: None)
-    monkeypatch.setattr(on_host, "missing", on_host.missing.__wrapped__)
+    monkeypatch.setattr(on_host, "_native", on_host._native.__wrapped__)
     with pytest.raises(RuntimeError, match="no C.. compiler found: install g.. or clang"):
         update([T], [1.], backend="host")
     with pytest.warns(UserWarning, match="'torch' instead of host: no C.. compiler"):

@@ -26,6 +26,7 @@ from minidiff.kernels import driver, on_cupy, on_host, on_numpy, on_triton
 from minidiff.kernels.check import words
 from minidiff.kernels.check.compare import compare, ulps
 from minidiff.kernels.check.words import check_words
+from minidiff.kernels.launch import Launch, Result
 
 try:
     import triton
@@ -124,10 +125,10 @@ def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, o
     """What a backend's update makes otherwise than NumPy's, a line each; with special values
     among the operands, tensors that start `shift` elements off, in place as well; `ones` for
     seed, sample, step and tag, which a compiler may take for constants."""
-    kind, rng = getattr(torch, dtype), np.random.default_rng(0)
+    storage, rng = getattr(torch, dtype), np.random.default_rng(0)
 
     def place(values):
-        return torch.empty(values.size + shift, dtype=kind)[shift:].view(shape).copy_(
+        return torch.empty(values.size + shift, dtype=storage)[shift:].view(shape).copy_(
             torch.from_numpy(values))
     u = [rng.standard_normal(shape, np.float32) for _ in range(operands)]
     for values in u[:1] * (not sums):
@@ -136,17 +137,21 @@ def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, o
     step = {"before": -2, "end": 4, "counter": 6}.get(rows, 1 if ones else 5)
     coef = rng.standard_normal((
         {"call": 1, "counter": 4, "before": 4, "end": 4}.get(rows, shape[0]), width))
-    case = torch.from_numpy(coef.astype(np.float32)), "sample" in rows, draws, clip, sums, \
-        *((1, 1, 1) if ones else (2**40 + 3, 2**32 - 2, 1))
-    u, got, want = [place(v) for v in u], *(place(np.full(shape, np.float32(np.nan))) for _ in "12")
+    kind = "sample" if "sample" in rows else "all" if rows == "call" else "step"
+    seed, sample, tag = (1, 1, 1) if ones else (2**40 + 3, 2**32 - 2, 1)
+    u = [place(v) for v in u]
+    got, want = (place(np.full(shape, np.float32(np.nan))) for _ in "12")
+    case = Launch(got, u, torch.from_numpy(coef.astype(np.float32)), kind, bool(draws), bool(clip),
+                  sums, seed, sample, tag)
     counter = step if rows in ("call", "sample") else torch.tensor(step)
-    total, exact = backend.update(got, u, *case, counter), on_numpy.update(want, u, *case, step)
+    total = backend.update(case, counter)
+    exact = on_numpy.update(case._replace(out=want), step)
     lines = []
     if sums and not torch.allclose(total, exact, rtol=1e-12, atol=0):
         lines.append(f"sums {total} and not {exact}")
-    if u and sums != 1:
-        backend.update(u[0], u, *case, counter)
-    for out in [got, *u[:1] * (sums != 1)]:
+    if u and sums != Result.SQUARES:
+        backend.update(case._replace(out=u[0]), counter)
+    for out in [got, *u[:1] * (sums != Result.SQUARES)]:
         found = compare("update", backend.NAME, dtype, shape, out, want, f"{rows}, shift {shift}")
         lines += [] if found["passed"] else [found["reason"]]
     return lines
@@ -158,7 +163,8 @@ def last_differs(backend, shape):
     end, z = last_normals(x, seed=7, sample=1)
     end.copy_(torch.randn(end.shape))
     want = (.5 * end.float() + z).bfloat16()
-    backend.update(x, [x], torch.tensor([[.5, 1.]]), False, True, False, 0, 7, 1, 0, 0)
+    coef = torch.tensor([[.5, 1.]])
+    backend.update(Launch(x, [x], coef, "all", True, False, Result.STATE, 7, 1, 0), 0)
     return not torch.equal(end, want)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from folded import LARGE, last_normals
 from minidiff import ddpm, kernels, langevin, noise, samplers, score_matching, sde
-from minidiff.kernels import OPS, Fused, Op, coefficients, on_host, on_triton, update
+from minidiff.kernels import OPS, Fused, Op, coefficients, fused, on_host, on_triton, update
 from minidiff.samplers import Reference
 
 FLOATS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}
@@ -561,16 +561,17 @@ def test_an_engine_uploads_a_schedule_once():
     """So a loop that has run before copies nothing, and a CUDA graph can capture it whole."""
     engine, x, times = Fused(backend="torch"), torch.ones(3, 4), [1., .6, .2]
     first = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
-    before = {key: table.data_ptr() for key, table in engine.tables.items()}
+    before = {key: table.data_ptr() for key, (table, _) in engine.tables.items()}
     again = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
-    assert before and before == {k: table.data_ptr() for k, table in engine.tables.items()}
+    assert before and before == {k: table.data_ptr()
+                                 for k, (table, _) in engine.tables.items()}
     assert torch.equal(first, again)
     many = engine(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 5))
-    for eps in np.linspace(.1, .2, 2 * kernels.SCHEDULES):  # bounded, and each its own
+    for eps in np.linspace(.1, .2, 2 * fused.SCHEDULES):  # bounded, and each its own
         one = engine(langevin.langevin_step, 2, eps=eps)(0, x, -x)
         assert torch.equal(one, update([x, -x], coefficients(langevin.langevin_step, eps=eps),
                                        tag=2, backend="torch"))
-    assert len(engine.tables) == kernels.SCHEDULES and many(4, x, -x).isfinite().all()
+    assert len(engine.tables) == fused.SCHEDULES and many(4, x, -x).isfinite().all()
 
 
 # ---- blocks, threads, instruction sets, sizes ----
@@ -602,7 +603,8 @@ def test_host_instruction_sets_change_nothing(monkeypatch, flags):
     needs = {"-march=haswell": "avx2", "-march=x86-64": "sse2"}.get(flags[0])
     if needs and not cpu_has(needs):
         pytest.skip(f"the CPU has no {needs}")
-    monkeypatch.setattr(on_host, "NATIVE", flags)
+    monkeypatch.setattr(on_host, "native", lambda: flags)
+    monkeypatch.setattr(on_host, "_function", on_host._function.__wrapped__)  # not a kept one
     rng = np.random.default_rng(9)
     for dtype in FLOATS:
         for shape in ((5, 3), (700, 2), (3, 1031), (2, 4096)):

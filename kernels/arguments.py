@@ -1,0 +1,272 @@
+"""What a caller may pass, looked at once: arrays become tensors of the same memory.
+
+What is refused is one clear line that names the argument. torch is imported at the first
+call.
+"""
+
+from functools import cache
+from operator import index
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..noise import MASK
+from .backends import backend
+
+FLOATS = "float32", "bfloat16", "float16"
+ROWS = None, "sample", "step"  # what the rows of coef may be said to be
+NAMES = "operands[0]", "operands[1]", "operands[2]", "operands[3]"  # four at most
+# what a row of coef holds after one number for each operand: does it draw, does it clip
+HOLDS = {
+    0: (False, False),
+    1: (True, False),
+    4: (False, True),
+    5: (True, True),
+}
+
+
+@cache
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def as_tensor(name, u):
+    """An array or tensor as a dense tensor, a copy only where it must be."""
+    import torch
+    if (type(u) is torch.Tensor
+            and (u.is_cpu or u.is_cuda)
+            and _name(u.dtype) in FLOATS
+            and u.ndim
+            and u.is_contiguous()
+            and u.data_ptr()
+            and not u.is_neg()
+            and not u.requires_grad
+            and torch.autograd.forward_ad._current_level < 0):
+        return u  # what most calls pass, looked at in a microsecond
+    is_array = isinstance(u, np.ndarray)
+    if not is_array and not isinstance(u, torch.Tensor):
+        kind = type(u).__name__
+        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {kind}")
+    if _name(u.dtype) not in FLOATS:
+        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {_name(u.dtype)}")
+    if not u.ndim:
+        raise ValueError(f"{name} needs a first axis, the samples")
+    if is_array:
+        if not u.flags.carray:
+            u = np.require(u, None, "CAW")
+        return torch.from_numpy(u)
+    require_real(name, u)
+    if u.is_contiguous() and not u.is_neg():
+        return u
+    return u.resolve_neg().contiguous()
+
+
+def require_real(name, u):
+    """TypeError or RuntimeError where a tensor has no memory to read, or a gradient."""
+    import torch
+    here = u.is_cpu or u.is_cuda
+    if not here or u.layout is not torch.strided or u.is_complex():
+        raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
+                        f"{u.device}, {u.layout}")
+    dual = torch.autograd.forward_ad
+    if dual._current_level >= 0 and dual.unpack_dual(u).tangent is not None:
+        raise RuntimeError(
+            f"{name} carries a forward-mode tangent, which would be lost: pass it "
+            "detached, or take the derivative of the reference's step")
+    is_fake = isinstance(u, torch._subclasses.FakeTensor)
+    if is_fake or u.numel() and not u.data_ptr():
+        raise TypeError(
+            f"{name} has no memory (a fake or freed tensor); for compilers there is "
+            "torch.ops.minidiff, by import minidiff.kernels.torch_ops")
+    if u.requires_grad:
+        raise RuntimeError(
+            f"{name} requires grad and this records none: pass it detached, or call "
+            "torch.ops.minidiff, by import minidiff.kernels.torch_ops")
+
+
+def accept(arrays, names, chosen):
+    """(tensors, backend's module): arrays of one kind, dtype, shape and device."""
+    tensors = [as_tensor(name, u) for name, u in zip(names, arrays)]
+    first, t0 = arrays[0], tensors[0]
+    is_array = isinstance(first, np.ndarray)
+    shape = t0.shape
+    for name, u, t in zip(names, arrays, tensors):
+        if t is t0:
+            continue
+        if isinstance(u, np.ndarray) != is_array or t.dtype != t0.dtype:
+            raise TypeError(f"{name} is a {type(u).__name__} of {u.dtype}, {names[0]} a "
+                            f"{type(first).__name__} of {first.dtype}")
+        if t.shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}, {names[0]} {tuple(shape)}")
+        if t.get_device() != t0.get_device():  # -1 for the CPU
+            raise ValueError(f"{name} is on {t.device}, {names[0]} on {t0.device}")
+    device = "cpu" if t0.is_cpu else "cuda"
+    module = backend(chosen, device)
+    if device not in module.TAKES:
+        raise ValueError(
+            f"backend {module.NAME!r} takes arrays on {module.TAKES}, not {device}")
+    return tensors, module
+
+
+def accept_update(operands, out, names, chosen):
+    """(backend's module, operands as tensors, the tensor to write, what is returned)."""
+    import torch
+    k = len(operands)
+    if k > len(NAMES):
+        raise ValueError(f"at most {len(NAMES)} operands, got {k}")
+    names = names or NAMES
+    if out is not None:
+        names = [*names[:k], "out"]
+        tensors, module = accept([*operands, out], names, chosen)
+        target = tensors.pop()
+        require_writable(out, target, tensors, names)
+        return module, tensors, target, out
+    if not operands:
+        raise ValueError("out is needed where there is no operand")
+    tensors, module = accept(operands, names, chosen)
+    target = torch.empty_like(tensors[0])
+    return module, tensors, target, as_given(operands[0], target)
+
+
+def require_writable(out, t, operands, names):
+    """ValueError where out is strided, read-only or shares part of an operand's bytes."""
+    is_array = isinstance(out, np.ndarray)
+    dense = out.flags.c_contiguous and out.flags.aligned if is_array else t is out
+    if not dense:
+        raise ValueError("out must be contiguous")
+    if is_array and not out.flags.writeable:
+        raise ValueError("out is read-only")
+    start = t.data_ptr()
+    for name, u in zip(names, operands):
+        apart = abs(u.data_ptr() - start)
+        if 0 < apart < t.nbytes:
+            raise ValueError(
+                f"out overlaps {name} in part: pass that array itself or a new one")
+
+
+def require_own_memory(name, u, t):
+    """ValueError where a tensor is not the very memory of what was given."""
+    is_array = isinstance(u, np.ndarray)
+    start = u.ctypes.data if is_array else u.data_ptr()
+    if t.data_ptr() != start:
+        raise ValueError(f"{name} must be contiguous and writeable to be bound")
+
+
+@cache
+def _increment_version():
+    from torch.autograd.graph import increment_version
+    return increment_version
+
+
+def tell_autograd(out):
+    """A tensor has been written. A graph that had saved it then refuses to go back, as
+    after torch's own in-place forms."""
+    if not isinstance(out, np.ndarray):
+        _increment_version()(out)
+
+
+def as_given(given, t):
+    """A result in the kind of what was given."""
+    return t.numpy() if isinstance(given, np.ndarray) else t
+
+
+def table(coef, like):
+    """Coefficients as a dense float32 tensor of two axes or more where `like` is."""
+    import torch
+    if not isinstance(coef, np.ndarray):
+        require_real("coef", coef)
+        elsewhere = coef.get_device() != like.get_device()
+        if elsewhere or coef.dtype is not torch.float32:
+            coef = coef.to(like.device, torch.float32)
+        coef = coef.contiguous()
+        return coef if coef.dim() > 1 else coef.view(1, -1)
+    if coef.dtype.kind not in "fiu":
+        raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
+    coef = np.array(coef, np.float32, order="C", ndmin=2)
+    coef = torch.from_numpy(coef)
+    return coef if like.is_cpu else coef.to(like.device)
+
+
+def require_rows(rows):
+    """ValueError unless rows is what the rows of coef may be said to be."""
+    if rows not in ROWS:
+        raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")
+
+
+class Rows(NamedTuple):
+    """Coefficients, float32 (rows, width), and what a row is and holds, as in a Launch."""
+
+    coef: Any
+    kind: str
+    draws: bool
+    clips: bool = False
+
+
+@cache
+def widths(operands):
+    """How long a row of an update's coef may be."""
+    if operands == 0:
+        return 1,
+    if operands == 1:
+        return 1, 2  # a clip stage needs two
+    return tuple(operands + more for more in HOLDS)
+
+
+def rows_of(coef, widths, like, rows):
+    """(coef as (rows, width), what the rows are), or ValueError.
+
+    rows: "step" for a table, of which the step chooses a row; else two axes are one row a
+    sample.
+    """
+    shape = tuple(coef.shape)
+    batch = like.shape[0]  # len() of a tensor takes a microsecond
+    coef = table(coef, like)
+    if not shape or shape[-1] not in widths:
+        raise ValueError(f"coef has shape {shape}: its last axis must be "
+                         f"{' or '.join(map(str, widths))} long")
+    if batch and 0 in shape:
+        raise ValueError(f"coef has shape {shape}: it holds no row")
+    if len(shape) == 1:
+        return coef, "all"
+    if len(shape) > 2 or rows != "step" and shape[0] != batch:
+        raise ValueError(f"coef has shape {shape}: one row a sample needs {batch} rows for "
+                         f"operands of shape {tuple(like.shape)}")
+    return coef, "step" if rows == "step" else "sample"
+
+
+def update_rows(coef, operands, like, rows, step):
+    """The Rows of an update of so many operands, whose step has been looked at."""
+    if not isinstance(coef, np.ndarray) and not hasattr(coef, "data_ptr"):
+        coef = np.asarray(coef)
+    if coef.ndim == 2 and rows is None and not isinstance(step, int):
+        raise ValueError(
+            'coef has rows and step is a counter: say rows="step" where it chooses one of '
+            'them, rows="sample" where each sample has its own')
+    coef, kind = rows_of(coef, widths(operands), like, rows)
+    draws, clips = HOLDS[coef.shape[1] - operands]
+    return Rows(coef, kind, draws, clips)
+
+
+def noise_step(step, like, rows=None):
+    """The step as an int; as a tensor a step counter, and a number that chooses a row."""
+    if isinstance(step, int) and rows != "step":
+        return step & MASK
+    is_number = isinstance(step, np.generic) or not hasattr(step, "shape")
+    if is_number and rows != "step":
+        return index(step) & MASK
+    import torch
+    if is_number:
+        step = index(step)
+        if abs(step) >> 62:  # beyond int64: as far out, and the same noise
+            far = 1 << 62 if step > 0 else -1 << 62
+            step = far + (step & MASK)
+        step = torch.from_numpy(np.asarray(step)).to(like.device)
+    if not isinstance(step, torch.Tensor):
+        step = torch.from_numpy(step)
+    is_counter = step.dtype == torch.int64 and not step.shape
+    if not is_counter or step.device != like.device:
+        raise ValueError(
+            "a step counter must be a 0-d int64 array or tensor on the operands' device, "
+            f"got {step.dtype} {tuple(step.shape)} on {step.device}")
+    return step

@@ -1,0 +1,73 @@
+"""The one object that every backend is handed: an update, its arguments checked."""
+
+from functools import partial
+from operator import index
+from typing import Any, NamedTuple
+
+from ..noise import MASK
+
+SEEDS = 2**64 - 1
+
+
+class Result:
+    """What a launch leaves of e = ((c0*u0 + c1*u1) + ...) + cz*z; a sum is a sample's."""
+
+    STATE = 0     # e, in out
+    SQUARES = 1   # its sum of squares, returned; out is not written
+    GRADIENT = 2  # the loss's gradient ((2*w)*e)*c0 in out, and the squares
+    BOTH = 3      # e in out, and the squares
+
+
+class Launch(NamedTuple):
+    """An update as backends take it.
+
+    `update(launch, step)` runs it; a backend that can look at it once has
+    `prepare(launch)`, which returns run(step). The step is an int, or a 0-d int64 tensor on
+    the device. Both return the sums of squares, float64 (batch,), or None where the result
+    has none.
+
+    out: (batch, size), dense, where to write; it may be an operand.
+    operands: up to four tensors like out.
+    coef: float32 (rows, width) on their device. A row holds c0, c1, ..., one for each
+      operand; cz where it draws; p0, p1, lo, hi where it clips; w where the result is a
+      gradient.
+    rows: what the rows are. "all": there is one. "sample": one a sample. "step": a table,
+      of which the step chooses one, held to the first and the last.
+    draws: whether noise is added. clips: whether u1 first becomes min(max(p0*u0 + p1*u1,
+    lo), hi). result: one of Result. seed, sample, tag: the noise's counter, beside the
+    step; unsigned.
+    """
+
+    out: Any
+    operands: list
+    coef: Any
+    rows: str
+    draws: bool
+    clips: bool
+    result: int
+    seed: int
+    sample: int
+    tag: int
+
+    def row(self, step):
+        """Which row of coef a step chooses, a number; of rows "all" the only one."""
+        return max(0, min(step, len(self.coef) - 1))
+
+
+def launched(module, out, operands, rows, *, result=Result.STATE, seed=0, sample=0, tag=0):
+    """run(step) of a Launch on a backend's module.
+
+    out, operands: tensors (batch, ...). rows: the coefficients, `arguments.Rows`.
+    """
+    if not out.numel():
+        nothing = out.new_zeros(len(out)).double() if result else None
+        return lambda step: nothing
+    if out.dim() != 2:
+        out = out.view(len(out), -1)
+        operands = [u.view(len(out), -1) for u in operands]
+    seed = index(seed) & SEEDS
+    sample = index(sample) & MASK
+    tag = index(tag) & MASK
+    launch = Launch(out, operands, *rows, result, seed, sample, tag)
+    prepare = getattr(module, "prepare", None)
+    return prepare(launch) if prepare else partial(module.update, launch)

@@ -1,0 +1,70 @@
+"""What adds up squares: norms of arrays and of noise, the denoising loss."""
+
+import numpy as np
+
+from ..noise import PERTURBATION, PREDICTOR
+from .arguments import (
+    Rows,
+    accept,
+    as_given,
+    noise_step,
+    require_writable,
+    rows_of,
+    tell_autograd,
+)
+from .launch import Result, launched
+
+
+def _one(like):
+    """The coefficient 1."""
+    import torch
+    return torch.ones((1, 1), dtype=torch.float32, device=like.device)
+
+
+def norms(x, *, backend="auto"):
+    """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64."""
+    (u,), module = accept([x], ["x"], backend)
+    rows = Rows(_one(u), "all", draws=False)
+    run = launched(module, u, [u], rows, result=Result.SQUARES)
+    return as_given(x, run(0).sqrt().float())
+
+
+def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, backend="auto"):
+    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z itself goes
+    to `out`, if given, and else nowhere."""
+    given = [like] if out is None else [like, out]
+    tensors, module = accept(given, ["like", "out"], backend)
+    if out is not None:
+        require_writable(out, tensors[1], (), ())
+    rows = Rows(_one(tensors[0]), "all", draws=True)
+    result = Result.SQUARES if out is None else Result.BOTH
+    run = launched(module, tensors[-1], [], rows, result=result,
+                   seed=seed, sample=sample, tag=tag)
+    squares = run(noise_step(step, tensors[0]))
+    if out is not None:
+        tell_autograd(out)
+    return as_given(like, squares.sqrt().float())
+
+
+def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="auto"):
+    """Denoising score matching, value and gradient in one pass, its noise drawn again.
+
+        e = c0*s + cz*z,  value = sum_b w_b |e_b|^2,  gradient = ((2*w)*e)*c0
+
+    s: (batch, ...), the network's output; coef: rows (c0, cz, w), (batch, 3) or (3,). With
+    (c0, cz) = coefficients(score_matching.residual, sigma=sigma) and w = weight / (2 batch)
+    the value is score_matching.denoising. The noise is that of apply("perturb", ...) with
+    the same seed, sample, step and tag. Returns (float32 scalar, gradient of s's dtype).
+    """
+    (u,), module = accept([s], ["s"], backend)
+    gradient = u.new_empty(u.shape)
+    step = noise_step(step, u)
+    if not hasattr(coef, "data_ptr"):
+        coef = np.asarray(coef)
+    coef, kind = rows_of(coef, (3,), u, "sample")
+    rows = Rows(coef, kind, draws=True)
+    run = launched(module, gradient, [u], rows, result=Result.GRADIENT,
+                   seed=seed, sample=sample, tag=tag)
+    w = coef[:, 2].double()
+    value = (w * run(step)).sum().float()
+    return as_given(s, value)[()], as_given(s, gradient)

@@ -1,0 +1,119 @@
+"""An update from its coefficients, once or again and again; a step by its name."""
+
+import numpy as np
+
+from ..noise import PREDICTOR, PRIOR
+from .arguments import (
+    FLOATS,
+    NAMES,
+    accept_update,
+    noise_step,
+    require_own_memory,
+    require_rows,
+    tell_autograd,
+    update_rows,
+)
+from .launch import launched
+from .table import lookup, seen
+
+
+def update(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None, out=None,
+           backend="auto", names=()):
+    """out = ((c0*u0 + c1*u1) + ...) + cz*z in float32, rounded once to the operands' dtype.
+
+    operands: none (then `out` gives the shape) to four arrays of one shape, dtype (float32,
+      bfloat16, float16) and device; the first axis is the samples.
+    coef: (K,), or (K + 1,) where the last multiplies the noise; with four more, p0, p1, lo,
+      hi, u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a
+      sample.
+    seed, sample, step, tag: the noise's counter (minidiff.noise); sample is the first row's
+      id. step is a number or a step counter, a 0-d int64 array or tensor that a GPU reads
+      when it comes to it: nothing waits.
+    rows: what the rows of coef are. "sample": one a sample. "step": a table (N, ...) of
+      which step chooses one, clamped to 0 ... N - 1. Beside a counter it must be said.
+    out: where to write; may be an operand itself (in place), may not overlap one otherwise.
+    backend: "auto" or a name; names: the operands', for messages.
+    Returns out. TypeError, ValueError and RuntimeError say which argument and why.
+    """
+    operands = [*operands]
+    if rows is not None:
+        require_rows(rows)
+    module, inputs, target, result = accept_update(operands, out, names, backend)
+    step = noise_step(step, target, rows)
+    known = update_rows(coef, len(operands), target, rows, step)
+    run = launched(module, target, inputs, known, seed=seed, sample=sample, tag=tag)
+    run(step)
+    if out is not None:
+        tell_autograd(out)
+    return result
+
+
+def bind(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None, out=None,
+         backend="auto", names=()):
+    """f(step): this `update` on these very arrays, its arguments checked once; f returns
+    out.
+
+    For loops whose buffers stay: a call on the host costs about a microsecond. coef is
+    copied; one thread at a time may call f. It takes a number, or a counter where `step`
+    was one. ValueError for arrays that are not dense.
+    """
+    operands = [*operands]
+    require_rows(rows)
+    module, inputs, target, result = accept_update(operands, out, names, backend)
+    for name, u, t in zip(names or NAMES, operands, inputs):
+        require_own_memory(name, u, t)
+    require_own_memory("out", result, target)
+    first = noise_step(step, target, rows)
+    known = update_rows(coef, len(operands), target, rows, first)
+    known = known._replace(coef=known.coef.clone())
+    run = launched(module, target, inputs, known, seed=seed, sample=sample, tag=tag)
+
+    def again(step):
+        step = noise_step(step, target, rows)
+        if isinstance(step, int) != isinstance(first, int):
+            raise ValueError(
+                "bound with a number for its step, f takes numbers; with a counter, "
+                "counters")
+        run(step)
+        tell_autograd(result)
+        return result
+    return again
+
+
+def normal(shape, dtype="float32", device=None, *, tag=PRIOR, out=None, **kw):
+    """z ~ N(0, I): an array of `shape`, NumPy, or a torch tensor where `device` is given.
+
+    Keywords as in `update`: seed, sample, step, tag, backend; `out` is filled if given. The
+    tag is PRIOR's, so that no op, which has another, draws the same again.
+    """
+    if out is not None:
+        if tuple(out.shape) != tuple(shape):
+            raise ValueError(f"out has shape {tuple(out.shape)}, not {tuple(shape)}")
+    elif device is None:
+        out = np.empty(shape, dtype)
+    else:
+        import torch
+        if dtype not in FLOATS:
+            raise TypeError(f"dtype must be one of {', '.join(FLOATS)}, got {dtype}")
+        out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+    return update([], [1.], tag=tag, out=out, **kw)
+
+
+def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=None, out=None,
+          backend="auto", **parameters):
+    """A step of the reference, fused: its name in OPS or the function, operands without z.
+
+    parameters: the step's own, numbers, or arrays (batch,) for one a sample, whatever
+    `step` is. clip: (lo, hi) for a row with a denoise stage. tag: by default what the op
+    draws for, `Op.tag`.
+
+    Example: apply("perturb", x0, a=a, sigma=sigma, seed=0, step=iteration)
+    """
+    op = lookup(op)
+    if len(operands) != len(op.operands):
+        raise TypeError(f"{op.name} takes {', '.join(op.operands) or 'no operand'}, "
+                        f"got {len(operands)} operands")
+    tag = op.tag if tag is None else tag
+    coef = seen(op, clip, parameters)
+    return update(operands, coef, rows="sample", seed=seed, sample=sample, step=step,
+                  tag=tag, out=out, backend=backend, names=op.operands)
