@@ -22,6 +22,7 @@ from . import noise, score_matching
 from .affine import coefficients
 from .data import _order, dequantized
 from .net import ScoreNet
+from .predictions import c_in
 from .score_matching import residual
 from .sde import VP, importance_times, perturb
 
@@ -40,7 +41,7 @@ def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  #
         a, sigma = sde.marginal(t)
         return sigma / a, Z * (sigma / a)**2
     sigma = np.exp(-1.2 + 1.2 * noise.normal((n,), **draw).astype(float))
-    edm = (score_matching.c_in(sigma, sigma_data) * sigma_data)**-2
+    edm = (c_in(sigma, sigma_data) * sigma_data)**-2
     return sigma, sigma**2 * (edm if weighting == "edm" else 1.)
 
 
