@@ -59,9 +59,9 @@ class Data:
 
 
 def dequantized(x, levels, seed=0, step=0):
-    """Grey levels in [-1, 1] plus uniform noise, as a network sees them; points pass unchanged.
+    """`likelihood.dequantize` of grey levels in [-1, 1], with its noise: what a network sees.
 
-    The formula is `likelihood.dequantize`.
+    Points pass unchanged.
     """
     if not levels:
         return x
@@ -71,7 +71,7 @@ def dequantized(x, levels, seed=0, step=0):
 
 
 @lru_cache(maxsize=2)  # an epoch's iterations share one
-def _order(n, seed, step=0):
+def permutation(n, seed, step=0):
     """A random permutation of n, a function of seed and step."""
     words = noise.words((n,), seed, step=step, tag=noise.ORDER)
     order = np.argsort(words[:, 0, 0], kind="stable")
@@ -127,9 +127,9 @@ def load(name, seed=0, ends=None):
     """A data set by name (digits, mixture, moons, checkerboard) or the path of a .npz file.
 
     From a file this takes the array `x`, or else the first numeric one of two to four axes:
-    (n, D), (n, H, W) or (n, C, H, W). Its smallest and largest numbers become -1 and 1. uint8
-    counts as 256 grey levels: there 0 and 255 become -1 and 1. To measure a model, pass the
-    `ends` of the data that it was trained on: then these two numbers become -1 and 1.
+    (n, D), (n, H, W) or (n, C, H, W). Its smallest and largest numbers become -1 and 1.
+    uint8 counts as 256 grey levels: there 0 and 255 become -1 and 1. To measure a model, pass
+    the `ends` of the data that it was trained on: then these two numbers become -1 and 1.
     ValueError, in one line, where a file cannot be used.
     """
     if name == "digits":
@@ -142,7 +142,7 @@ def load(name, seed=0, ends=None):
         x, levels, own_ends = _read(name)
     ends = tuple(ends or own_ends)
     x = _scaled(name, x, ends)
-    x = x[_order(len(x), seed)]
+    x = x[permutation(len(x), seed)]
     held, train = x[:HELD_OUT], x[HELD_OUT:]
     return Data(str(name), train, held, levels, ends)
 
