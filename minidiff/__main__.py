@@ -163,7 +163,7 @@ def run_train(args):
 
 
 def resume(trainer, state, run):
-    """Put a trainer where the file `state` left off; ValueError if that is another run's."""
+    """Put a trainer where the file `state` left off; ValueError if it is another run's."""
     from .train import read
     tensors, saved = read(state)
     step = saved.pop("step", None)
@@ -350,7 +350,7 @@ def bench_options(add):
 
 
 def run_bench(args):
-    """Gate, then times; exit 2 where the gate fails, 1 where --compare finds slower ones."""
+    """Gate, then times; exit 2 if the gate fails, 1 if --compare finds slower ones."""
     from .bench import report
     from .bench.speed.rows import MAIN_OP
     from .bench.speed.run import bench
@@ -437,7 +437,8 @@ def parser():
             "compare every op on every backend with NumPy, bit for bit",
             "--backend host --json check.json")
     command("bench", bench_options, run_bench,
-            "time every kernel and whole samplers against what users write today, after a gate",
+            "time every kernel and whole samplers against what users write today, after "
+            "a gate",
             "--op langevin --elements 1048576")
     command("info", info_options, run_info,
             "say what this machine can run",

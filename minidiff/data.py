@@ -59,7 +59,7 @@ class Data:
 
 
 def dequantized(x, levels, seed=0, step=0):
-    """`likelihood.dequantize` of grey levels in [-1, 1], with its noise: what a network sees.
+    """What a network sees: `likelihood.dequantize` of grey levels in [-1, 1], with noise.
 
     Points pass unchanged.
     """
@@ -128,8 +128,8 @@ def load(name, seed=0, ends=None):
 
     From a file this takes the array `x`, or else the first numeric one of two to four axes:
     (n, D), (n, H, W) or (n, C, H, W). Its smallest and largest numbers become -1 and 1.
-    uint8 counts as 256 grey levels: there 0 and 255 become -1 and 1. To measure a model, pass
-    the `ends` of the data that it was trained on: then these two numbers become -1 and 1.
+    uint8 counts as 256 grey levels: there 0 and 255 become -1 and 1. To measure a model,
+    pass the `ends` of the data that it was trained on: then these become -1 and 1.
     ValueError, in one line, where a file cannot be used.
     """
     if name == "digits":

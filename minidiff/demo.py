@@ -52,8 +52,8 @@ class NetScore:
 def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     """Bits/dim of n held-out samples: of their grey levels, or of the density of points.
 
-    The prior is N(0, std^2 I), the process's own. The trace of the score's Jacobian is exact
-    in up to 4 dimensions; beyond, one Rademacher probe a sample estimates it.
+    The prior is N(0, std^2 I), the process's own. The trace of the score's Jacobian is
+    exact in up to 4 dimensions; beyond, one Rademacher probe a sample estimates it.
     Prints the result. Returns (mean, standard error, evaluations).
     """
     score = rescaled(NetScore(net), sde.marginal)
@@ -111,8 +111,8 @@ def sample(score, shape, family, n, kernels, evaluations=None, *, seed=0, device
 def measure(net, data, family, n, kernels, evaluations=None, **options):
     """Sample one family and compare its samples with held-out data.
 
-    options: seed, device and backend, as in `sample`. Returns (Measured, samples, trajectory):
-    arrays (n, *shape) and, of the first sample's states, (k, *shape).
+    options: seed, device and backend, as in `sample`. Returns (Measured, samples,
+    trajectory): arrays (n, *shape) and, of the first sample's states, (k, *shape).
     """
     score = NetScore(net)
     trajectory = []
@@ -143,7 +143,7 @@ def measure_fewer(net, data, measured, n, kernels, **options):
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
-    Prints the table. Writes model.safetensors, demo.png and evaluations.png to folder `out`.
+    Prints the table. Writes model.safetensors, demo.png and evaluations.png to `out`.
     """
     from .plot import curves, picture
     out = Path(out)
@@ -175,11 +175,14 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
             trajectory = states
         for less in measure_fewer(net, data, row, n, kernels, **options):
             fewer[family, less.evaluations] = less
-    real = measured_data(data, n)
+    held = data.held[:n]
+    accuracy, error = svm_accuracy(data.train[:n], held)
+    nearest = nearest_distance(held, data.train)
+    real = Measured("train | held-out", 0, 0., accuracy, error, nearest)
     print(table(rows, real))
     likelihood(net, data, n, seed, device)
     picture(samples_png, data, samples, trajectory)
-    curves(curves_png, [*rows, *fewer.values()], real.accuracy)
+    curves(curves_png, [*rows, *fewer.values()], accuracy)
     print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
           f"{trainer.steps} iterations")
     print(f"in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all")
@@ -193,16 +196,11 @@ def metadata(data, trainer):
             "ends": list(data.ends), "steps": trainer.steps, "seed": trainer.seed}
 
 
-def measured_data(data, n):
-    """Real data as a line of the table: n training samples beside n held-out ones."""
-    held = data.held[:n]
-    accuracy, error = svm_accuracy(data.train[:n], held)
-    nearest = nearest_distance(held, data.train)
-    return Measured("train | held-out", 0, 0., accuracy, error, nearest)
-
-
 def table(rows, real):
-    """Evaluations, seconds and quality of each family, a line each; real data last."""
+    """Evaluations, seconds and quality of each family, a line each; real data's last.
+
+    rows, real: `Measured`. Returns text.
+    """
     def line(row, cost):
         quality = f"{row.accuracy:>9.3f} +- {row.error:.3f}{row.nearest:>9.2f}"
         return f"{row.family:<20}{cost:>21}{quality}"
@@ -212,8 +210,8 @@ def table(rows, real):
     for row in rows:
         lines.append(line(row, f"{row.evaluations}{row.seconds:>9.1f}"))
     lines.append(line(real, ""))
-    lines.append("SVM accuracy: telling samples from held-out data, .5 is perfect. nearest: "
-                 "median distance")
-    lines.append("to the closest training sample; far below held-out's (last line) is "
+    lines.append("SVM accuracy: telling samples from held-out data, .5 is perfect. "
+                 "nearest: median distance\n"
+                 "to the closest training sample; far below held-out's (last line) is "
                  "memorising.")
     return "\n".join(lines)

@@ -118,8 +118,8 @@ class ScoreNet(nn.Module):
     """The score s(x, sigma) of data blurred by N(0, sigma^2), by EDM's preconditioning.
 
     The inner network F_x(c_in x; c_noise) with c_noise = ln(sigma) / 4 has an input and a
-    target of unit variance. It returns `predictions.preconditioned`, whose inverse is the score.
-    [EDM eq. 7 and table 1]
+    target of unit variance. It returns `predictions.preconditioned`, whose inverse gives
+    the score. [EDM eq. 7 and table 1]
 
     shape is one sample's: (D,) for vectors; (channels, H, W), H and W even, for images.
     """

@@ -9,6 +9,7 @@ import numpy as np  # noqa: E402
 FLOWS = "ddim", "pf_ode", "heun", "dpmpp_2m", "pf_ode_adaptive"
 OKABE_ITO = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"
 MARKERS = "os^Dvp*"
+TICKS = 10, 20, 40, 80  # evaluations
 
 
 def _images(axis, x, title):
@@ -25,7 +26,6 @@ def _images(axis, x, title):
 
 def _points(axis, x, title):
     """A scatter plot of the first two coordinates of points, (n, D)."""
-    axis.axis("on")
     axis.scatter(x[:, 0], x[:, 1], s=2, color="black", linewidths=0)
     limits = (-1.3, 1.3)
     axis.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
@@ -51,15 +51,15 @@ def _image_rows(rows, trajectory, columns):
 
 def _scatter_plots(rows, trajectory):
     """A figure with a scatter plot for each name, and the trajectory over the data."""
-    across = -(-(len(rows) + 1) // 3)
+    rows = {**rows, "one trajectory": rows["data"]}
+    across = -(-len(rows) // 3)
     figure, axes = plt.subplots(3, across, figsize=(2.6 * across, 8))
-    for axis in axes.flat:
-        axis.axis("off")
     for axis, (name, x) in zip(axes.flat, rows.items()):
         _points(axis, x, _name(name))
-    axis = axes.flat[len(rows)]
-    _points(axis, rows["data"], "one trajectory")
-    axis.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
+    last = axes.flat[len(rows) - 1]
+    last.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
+    for unused in axes.flat[len(rows):]:
+        unused.axis("off")
     return figure
 
 
@@ -88,20 +88,20 @@ def _panel(family):
 
 
 def _curve(axis, rows, color, marker):
-    """One family's accuracy against its evaluations."""
+    """One family's accuracy against its evaluations, with error bars."""
     rows = sorted(rows)
     evaluations = [row.evaluations for row in rows]
     accuracy = [row.accuracy for row in rows]
     error = [row.error for row in rows]
-    axis.errorbar(evaluations, accuracy, error, color=color, marker=marker, ms=4, lw=1.2,
-                  label=_name(rows[0].family))
+    axis.errorbar(evaluations, accuracy, error, color=color, marker=marker, ms=4,
+                  lw=1.2, label=_name(rows[0].family))
 
 
 def curves(file, rows, best):
     """Write a PNG of SVM accuracy against network evaluations, a curve a family.
 
-    rows: `demo.Measured`; best: the accuracy of real data. The ground is white, so that a dark
-    page shows the figure too.
+    rows: `demo.Measured`; best: the accuracy of real data. The ground is white, so that a
+    dark page shows the figure too.
     """
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True)
     families = dict.fromkeys(row.family for row in rows)
@@ -114,7 +114,7 @@ def curves(file, rows, best):
         axis.axhline(best, color="gray", lw=1, ls="--")
         axis.set(xscale="log", xlabel="evaluations of the network", title=title,
                  ylim=(.45, 1.02))
-        axis.set_xticks([10, 20, 40, 80], ["10", "20", "40", "80"], minor=False)
+        axis.set_xticks(TICKS, map(str, TICKS))
         axis.minorticks_off()
         axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.16))
     axes[0].set_ylabel("SVM accuracy (dashed: real data)")

@@ -141,8 +141,8 @@ class Trainer:
 
         `fitted.backward(gradient)` differentiates it. For denoising, fitted is the scores.
         One kernel, which draws the perturbation's noise again, returns the value and its
-        gradient with respect to them. For the others, fitted is the value itself and gradient
-        is None.
+        gradient with respect to them. For the others, fitted is the value itself and
+        gradient is None.
         """
         draw = {"seed": self.seed, "step": self.step, "tag": noise.PERTURBATION,
                 "backend": self.backend}
@@ -286,17 +286,14 @@ def _is_shape(shape):
             and all(isinstance(n, int) and n > 0 for n in shape))
 
 
-def _is_levels(levels):
-    """Whether this is a number of grey levels, or None for points."""
-    return levels is None or type(levels) is int and levels > 1
-
-
 def _is_ends(ends):
     """Whether these are two finite numbers, the first smaller; or None, as 0.2.0 wrote."""
     if ends is None:
         return True
-    numbers = isinstance(ends, list) and all(isinstance(v, (int, float)) for v in ends)
-    return numbers and len(ends) == 2 and 0 < ends[1] - ends[0] < math.inf
+    if not isinstance(ends, list) or len(ends) != 2:
+        return False
+    numbers = all(isinstance(v, (int, float)) for v in ends)
+    return numbers and 0 < ends[1] - ends[0] < math.inf
 
 
 def load_model(file, device="cpu"):
@@ -306,7 +303,8 @@ def load_model(file, device="cpu"):
     levels = metadata.get("levels", 0)
     ends = metadata.setdefault("ends", None)
     named = isinstance(metadata.get("data"), str)
-    if not (named and _is_shape(shape) and _is_levels(levels) and _is_ends(ends)):
+    graded = levels is None or type(levels) is int and levels > 1
+    if not (named and graded and _is_shape(shape) and _is_ends(ends)):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     with usual_defaults():
         net = ScoreNet(tuple(shape))
