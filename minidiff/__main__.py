@@ -1,6 +1,6 @@
 """python -m minidiff COMMAND: demo, train, sample, eval, check, bench, info.
 
-A command is two functions, its options and what it does, and a line of `commands`.
+A command has a function for its options, one for what it does, and an entry in `parser`.
 """
 
 import argparse
