@@ -8,15 +8,20 @@ from setuptools import setup
 if "develop" in sys.argv and "bdist_wheel" not in sys.argv:
     sys.exit("this layout needs a PEP 517 install: pip install --use-pep517 -e .")
 
-# An editable install puts .src on Python's path, and in it the package: a link to minidiff/.
-# An import hook would come after the path, on which the clone's own name, seen from its parent
-# folder, is a package too, an empty one. A system without links has to make do with the hook.
-EDITABLE = "editable_wheel" in sys.argv and os.path.islink(os.path.join(".src", "minidiff"))
-ROOMS = {"packages": ["minidiff"], "package_dir": {"": ".src"}} if EDITABLE else {
-    "packages": ["minidiff", "minidiff.kernels", "minidiff.kernels.check", "minidiff.bench",
-                 *(f"minidiff.bench.{room}" for room in ("peers", "speed", "device", "report"))],
-    "package_dir": {"minidiff.kernels": "kernels", "minidiff.bench": "bench"},
-    "package_data": {"minidiff.kernels": ["*.cu"]}}
+# An editable install puts .src on Python's path, with a link to minidiff/ in it.
+# An import hook would come after the path. There, seen from the clone's parent folder, the
+# clone's own name is a package too, an empty one. A system without links has only the hook.
+EDITABLE = "editable_wheel" in sys.argv
+if EDITABLE and os.path.islink(os.path.join(".src", "minidiff")):
+    ROOMS = {"packages": ["minidiff"], "package_dir": {"": ".src"}}
+else:
+    ROOMS = {
+        "packages": ["minidiff", "minidiff.kernels", "minidiff.kernels.check",
+                     "minidiff.bench", "minidiff.bench.peers", "minidiff.bench.speed",
+                     "minidiff.bench.device", "minidiff.bench.report"],
+        "package_dir": {"minidiff.kernels": "kernels", "minidiff.bench": "bench"},
+        "package_data": {"minidiff.kernels": ["*.cu"]},
+    }
 
 os.makedirs(".build", exist_ok=True)
 setup(
@@ -30,8 +35,9 @@ setup(
                       "matplotlib>=3.9,<4", "safetensors>=0.4,<0.9", "tqdm>=4.66,<5",
                       "scipy>=1.13,<2"],
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-benchmark[histogram]>=5,<6", "hypothesis>=6.100,<7",
-                 "ruff>=0.6,<1", "triton>=3.6,<3.10; platform_system == 'Linux'"],
+        "test": ["pytest>=8,<10", "pytest-benchmark[histogram]>=5,<6",
+                 "hypothesis>=6.100,<7", "ruff>=0.6,<1",
+                 "triton>=3.6,<3.10; platform_system == 'Linux'"],
         "cuda12": ["cupy-cuda12x>=14,<15"],
         "cuda13": ["cupy-cuda13x>=14,<15", "nvidia-cuda-nvrtc>=13,<14"],
     },

@@ -1,4 +1,7 @@
-"""python -m minidiff COMMAND: demo, train, sample, eval, check, bench, info."""
+"""python -m minidiff COMMAND: demo, train, sample, eval, check, bench, info.
+
+A command has a function for its options, one for what it does, and an entry in `parser`.
+"""
 
 import argparse
 import json
@@ -8,8 +11,12 @@ from pathlib import Path
 
 from . import __version__
 
-EPILOG = "example: python -m minidiff "
+DESCRIPTION = "Score-based generative modelling, its samplers and their fused kernels."
+EXAMPLE = "example: python -m minidiff "
+OPS_OF_SUMS = "norms", "noise_norms", "dsm_loss"
 
+
+# ---- options that commands share; add is a parser's add_argument ----
 
 def positive(text):
     """A whole number of at least 1."""
@@ -19,92 +26,45 @@ def positive(text):
     return value
 
 
-def parser():
-    """The commands and their options."""
+def backend_option(add):
+    """One backend, which runs the updates of a training or a sampler."""
+    from .kernels import BACKENDS
+    add("--backend", choices=("auto", *BACKENDS), default="auto",
+        help="what runs the updates (default auto)")
+
+
+def training_options(add):
+    """What demo and train share."""
+    backend_option(add)
+    add("--data", default="digits",
+        help="digits, mixture, moons, checkerboard or FILE.npz (default digits)")
+    add("--steps", type=positive,
+        help="training iterations (default 1250 for images, 3000 for points)")
+    add("--out", default="out", help="folder for what is written (default out)")
+
+
+def model_options(add):
+    """What sample and eval share."""
     from .families import FAMILIES
-    from .kernels import BACKENDS, FLOATS, OPS
+    backend_option(add)
+    add("--model", default="out/model.safetensors",
+        help="a model that demo or train wrote (default out/model.safetensors)")
+    add("--family", choices=FAMILIES, help="sampler (default ddim)")
+    add("--evaluations", type=positive, help="about how many network evaluations")
 
-    def one(default, text, **kw):
-        return {"default": default, "help": f"{text} (default {default})", **kw}
 
-    def some(choices=None, text="only this one", **kw):
-        return {"action": "append", "choices": choices, "help": f"{text} (repeatable)", **kw}
+def kernel_option(add):
+    """A user's own kernels, to be checked or timed."""
+    add("--kernel", metavar="FILE.py",
+        help="your own: functions named like ops (see the README)")
 
-    common = {"--seed": one(0, "names the run's noise", type=int),
-              "--device": {"help": "cpu, cuda or cuda:N (default: cuda if there is one)"}}
-    backend = {"--backend": one("auto", "what runs the updates", choices=("auto", *BACKENDS))}
-    data = backend | {
-        "--data": one("digits", "digits, mixture, moons, checkerboard or FILE.npz"),
-        "--steps": {"type": positive, "help": "training iterations (default 1250 for images, 3000 "
-                    "for points)"},
-        "--out": one("out", "folder for what is written")}
-    model = backend | {
-        "--model": one("out/model.safetensors", "a model that demo or train wrote"),
-        "--family": one("ddim", "sampler", choices=FAMILIES),
-        "--evaluations": {"type": positive, "help": "about how many network evaluations"}}
-    dtype = {"--dtype": some(FLOATS)}
-    own = {"--kernel": {"metavar": "FILE.py",
-                        "help": "your own: functions named like ops (see the README)"}}
-    written = {"--json --out": {"metavar": "F", "help": "write the result as JSON"}}
-    commands = (
-        (run_demo, "train on handwritten digits, sample with every family, measure and draw",
-         " --data moons", data),
-        (run_train, "train a score network", " --data digits --out out", data | {
-            "--batch": {"type": positive, "help": "samples a batch (default 128 for images, 512 "
-                        "for points)"},
-            "--lr": one(2e-3, "peak learning rate", type=float),
-            "--objective": one("denoising", "of score matching; the others differentiate the "
-                               "network: for small data", choices=(
-                                   "denoising", "implicit", "sliced", "sliced_vr")),
-            "--weighting": {"choices": ("edm", "sigma2", "likelihood"), "help": "of the loss over "
-                            "noise levels (default edm; sigma2 for the other objectives)"},
-            "--save-every": one(200, "iterations between saves", type=positive, metavar="N"),
-            "--resume": {"action": "store_true", "help": "go on from OUT/state.safetensors"}}),
-        (run_sample, "sample a trained network",
-         " --model out/model.safetensors --family ddim --n 64 --out digits.npz", model | {
-             "--n": one(64, "how many", type=positive),
-             "--units": one("model", "of x: the network's, [-1, 1], or those of the data",
-                            choices=("model", "data")),
-             "--out": one("samples.npz", "where to write x")}),
-        (run_eval, "measure a trained network on held-out data: its samples, or the likelihood",
-         " --likelihood --model out/model.safetensors --out eval.json", model | written | {
-             "--family": {"choices": FAMILIES, "help": "sampler (default ddim)"},
-             "--n": one(360, "how many samples", type=positive),
-             "--likelihood": {"action": "store_true", "help": "bits/dim by the probability flow"},
-             "--data": {"help": "a data set, which is scaled as the model's was (default: the one "
-                        "it was trained on)"}}),
-        (run_check, "compare every op on every backend with NumPy, bit for bit",
-         " --backend host --json check.json", dtype | own | written | {
-             "--backend": some(BACKENDS, "only this one; it must be able to run"),
-             "--stages": {"action": "store_true", "help": "print one counter's noise stage by "
-                          "stage, words to normals and an update, for whoever writes a kernel"},
-             "--op": some((*OPS, "norms", "noise_norms", "dsm_loss"))}),
-        (run_bench, "time every kernel and whole samplers against what users write today, "
-         "after a gate", " --op langevin --elements 1048576", own | written | {
-             "--backend": some(text="a backend or a peer; default: all that run here"),
-             "--op": some((*OPS, "norms", "noise_norms", "dsm_loss", "corrector"), "default: the "
-                          "whole suite, minutes; with other options langevin, or the --kernel's"),
-             "--elements": some(text="default 2^20, 2^22 and 2^24", type=positive),
-             "--dtype": {"choices": FLOATS, "help": "(default float32)"},
-             "--compare": {"metavar": "OLD.json", "help": "say what got slower beyond noise than "
-                           "in an older run, and exit 1 if anything did"},
-             "--report": {"nargs": "?", "const": "", "metavar": "FOLDER", "help": "time nothing: "
-                          "table and figures of the newest results (default bench/results)"}}),
-        (run_info, "say what this machine can run", " --out info.json", written | {
-            "--backend": some(BACKENDS)}))
-    p = argparse.ArgumentParser(prog="minidiff", description="Score-based generative modelling, "
-                                "its samplers and their fused kernels.", epilog=EPILOG + "demo")
-    p.add_argument("--version", action="version", version=__version__)
-    sub = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for run, text, example, options in commands:
-        name = run.__name__.removeprefix("run_")
-        c = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
-                           epilog=EPILOG + name + example)
-        c.set_defaults(run=run)
-        for option, settings in (common | options).items():
-            c.add_argument(*option.split(), **settings)
-    return p
 
+def json_option(add):
+    """A file for the result."""
+    add("--json", "--out", metavar="F", help="write the result as JSON")
+
+
+# ---- what the commands share ----
 
 def device(args):
     """The torch device asked for, or the best one here. ValueError if it is missing."""
@@ -117,29 +77,63 @@ def device(args):
     return name
 
 
+def where(args):
+    """What decides a run's noise and where it is computed: seed, device and backend."""
+    return {"seed": args.seed, "device": device(args), "backend": args.backend}
+
+
 def check_file(option, file):
     """ValueError where no file can be written, or would replace one of another kind."""
-    folder = Path(file).parent
-    if option == "--json" and Path(file).suffix != ".json":
+    path = Path(file)
+    folder = path.parent
+    if option == "--json" and path.suffix != ".json":
         raise ValueError(f"{option} {file}: results are written as .json")
-    if Path(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {file}: not a file in a folder that can be written")
 
 
 def write_json(file, rows):
-    """Rows to a file, whole or not at all."""
-    part = Path(str(file) + ".part")
+    """Write rows to a file, whole or not at all."""
+    part = Path(f"{file}.part")
     part.write_text(json.dumps(rows, indent=1) + "\n")
     os.replace(part, file)
 
+
+def check_ends(model, saved):
+    """ValueError where a model does not know the units of its data."""
+    if saved["ends"] is None:
+        raise ValueError(f"{model} was written before models kept the scale of their data, "
+                         "so that what it returns has no units: train it again")
+
+
+# ---- demo ----
 
 def run_demo(args):
     """See demo.demo."""
     from . import kernels
     from .data import load
     from .demo import demo
-    demo(load(args.data, args.seed), args.out, kernels, args.steps, seed=args.seed,
-         device=device(args), backend=args.backend)
+    data = load(args.data, args.seed)
+    demo(data, args.out, kernels, args.steps, **where(args))
+
+
+# ---- train ----
+
+def train_options(add):
+    """The options of train."""
+    training_options(add)
+    add("--batch", type=positive,
+        help="samples a batch (default 128 for images, 512 for points)")
+    add("--lr", type=float, default=2e-3, help="peak learning rate (default 0.002)")
+    add("--objective", choices=("denoising", "implicit", "sliced", "sliced_vr"),
+        default="denoising",
+        help="of score matching; the others differentiate the network: for small data "
+             "(default denoising)")
+    add("--weighting", choices=("edm", "sigma2", "likelihood"),
+        help="of the loss over noise levels (default edm; sigma2 for the other objectives)")
+    add("--save-every", type=positive, default=200, metavar="N",
+        help="iterations between saves (default 200)")
+    add("--resume", action="store_true", help="go on from OUT/state.safetensors")
 
 
 def run_train(args):
@@ -154,24 +148,42 @@ def run_train(args):
         raise ValueError(f"--batch {args.batch}: {data.name} has {len(data.train)} samples")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    trainer = train.Trainer(data.train, kernels, args.steps, args.batch, args.lr, seed=args.seed,
-                            device=device(args), backend=args.backend, levels=data.levels,
-                            weighting=args.weighting, objective=args.objective)
+    trainer = train.Trainer(data.train, kernels, args.steps, batch=args.batch, lr=args.lr,
+                            levels=data.levels, weighting=args.weighting,
+                            objective=args.objective, **where(args))
     run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr,
-                                     "weighting": trainer.weighting, "objective": args.objective}
+                                     "weighting": trainer.weighting,
+                                     "objective": args.objective}
     state = out / "state.safetensors"
     if args.resume:
-        tensors, saved = train.read(state)
-        step = saved.pop("step", None)
-        if saved != run:
-            raise ValueError(f"{state} is of another run: {saved}, not {run}")
-        try:
-            trainer.restore(tensors, step)
-        except (ValueError, RuntimeError, KeyError) as e:
-            raise ValueError(f"{state}: {str(e).splitlines()[0]}") from e
+        resume(trainer, state, run)
     elif state.exists():
         raise ValueError(f"{state} exists: --resume it, or choose another --out")
     return train.run(trainer, out, run, args.save_every)
+
+
+def resume(trainer, state, run):
+    """Put a trainer where the file `state` left off; ValueError if it is another run's."""
+    from .train import read
+    tensors, saved = read(state)
+    step = saved.pop("step", None)
+    if saved != run:
+        raise ValueError(f"{state} is of another run: {saved}, not {run}")
+    try:
+        trainer.restore(tensors, step)
+    except (ValueError, RuntimeError, KeyError) as e:
+        raise ValueError(f"{state}: {str(e).splitlines()[0]}") from e
+
+
+# ---- sample ----
+
+def sample_options(add):
+    """The options of sample."""
+    model_options(add)
+    add("--n", type=positive, default=64, help="how many (default 64)")
+    add("--units", choices=("model", "data"), default="model",
+        help="of x: the network's, [-1, 1], or those of the data (default model)")
+    add("--out", default="samples.npz", help="where to write x (default samples.npz)")
 
 
 def run_sample(args):
@@ -189,64 +201,100 @@ def run_sample(args):
     net, saved = load_model(args.model, device(args))
     if args.units == "data":
         check_ends(args.model, saved)
+    family = args.family or "ddim"
+    shape = saved["shape"]
     score = NetScore(net)
-    *_, x = sample(score, saved["shape"], args.family, args.n, kernels, args.evaluations,
-                   args.seed, device(args), args.backend)
-    data = Data(saved["data"], np.empty((0, *saved["shape"])), np.empty(0), saved["levels"],
-                saved["ends"])
+    *_, x = sample(score, shape, family, args.n, kernels, args.evaluations, **where(args))
+    none = np.empty((0, *shape))
+    data = Data(saved["data"], none, none, saved["levels"], saved["ends"])
     x = data.quantize(x.cpu().numpy())
-    x = data.in_own_units(x) if args.units == "data" else x
+    if args.units == "data":
+        x = data.in_own_units(x)
     if not np.isfinite(x).all():
-        raise FloatingPointError(f"{args.family}: samples are not finite")
+        raise FloatingPointError(f"{family}: samples are not finite")
     out = Path(args.out if args.out.endswith(".npz") else args.out + ".npz")
     part = out.with_suffix(".part")
     with open(part, "wb") as f:
         np.savez(f, x=x)
     os.replace(part, out)
-    print(f"{out}: {args.n} samples of {saved['data']}, {args.family}, {score.evaluations} "
+    print(f"{out}: {args.n} samples of {saved['data']}, {family}, {score.evaluations} "
           f"evaluations, torch {torch.__version__}")
 
 
-def check_ends(model, saved):
-    """ValueError where a model does not know the units of its data."""
-    if saved["ends"] is None:
-        raise ValueError(f"{model} was written before models kept the scale of their data, so "
-                         "that what it returns has no units: train it again")
+# ---- eval ----
+
+def eval_options(add):
+    """The options of eval."""
+    model_options(add)
+    json_option(add)
+    add("--n", type=positive, default=360, help="how many samples (default 360)")
+    add("--likelihood", action="store_true", help="bits/dim by the probability flow")
+    add("--data", help="a data set, which is scaled as the model's was (default: the one "
+                       "it was trained on)")
 
 
 def run_eval(args):
     """bits/dim of held-out data, or how good samples are beside it."""
-    from . import kernels
     from .data import SETS, load
-    from .demo import likelihood, measure
     from .train import load_model
     net, saved = load_model(args.model, device(args))
     name = args.data or saved["data"]
     if name not in ("digits", *SETS):
         check_ends(args.model, saved)
     data = load(name, saved.get("seed", 0), saved["ends"])
-    own, of_model = ({k: m[k] for k in ("shape", "levels")} for m in (vars(data) | {
-        "shape": list(data.shape)}, saved))
-    if own != of_model:
-        raise ValueError(f"--data {data.name}: {own}, but the model is of {of_model}")
-    n, least = min(args.n, len(data.held)), 2 if args.likelihood else 5
+    of_data = {"shape": list(data.shape), "levels": data.levels}
+    of_model = {"shape": saved["shape"], "levels": saved["levels"]}
+    if of_data != of_model:
+        raise ValueError(f"--data {data.name}: {of_data}, but the model is of {of_model}")
+    n = min(args.n, len(data.held))
+    least = 2 if args.likelihood else 5
     if n < least:
         raise ValueError(f"--n {n}: at least {least} are needed")
-    family = args.family or "ddim"
-    if args.likelihood and (args.backend != "auto" or args.evaluations or args.family):
-        raise ValueError("--likelihood runs RK45: without --backend, --evaluations and --family")
-    if args.likelihood:
-        mean, error, evaluations = likelihood(net, data, n, args.seed, device(args))
-        row = {"bits_per_dim": mean, "error": error}
-    else:
-        (_, evaluations, _, accuracy, error, nearest), _, _ = measure(
-            net, data, family, n, kernels, args.evaluations, args.seed, device(args),
-            args.backend)
-        print(f"{family}: SVM accuracy {accuracy:.3f} +- {error:.3f}, nearest {nearest:.2f}, "
-              f"{evaluations} evaluations")
-        row = {"family": family, "accuracy": accuracy, "error": error, "nearest": nearest}
+    evaluate = eval_likelihood if args.likelihood else eval_samples
+    result = evaluate(args, net, data, n)
     if args.json:
-        write_json(args.json, row | {"n": n, "evaluations": evaluations, "data": data.name})
+        write_json(args.json, result)
+
+
+def eval_likelihood(args, net, data, n):
+    """The bits/dim of n held-out samples, as a result for --json."""
+    from .demo import likelihood
+    if args.backend != "auto" or args.evaluations or args.family:
+        raise ValueError("--likelihood runs RK45: without --backend, --evaluations and "
+                         "--family")
+    mean, error, evaluations = likelihood(net, data, n, args.seed, device(args))
+    return {"bits_per_dim": mean, "error": error, "n": n, "evaluations": evaluations,
+            "data": data.name}
+
+
+def eval_samples(args, net, data, n):
+    """The quality of n samples, as a result for --json."""
+    from . import kernels
+    from .demo import measure
+    family = args.family or "ddim"
+    row, *_ = measure(net, data, family, n, kernels, args.evaluations, **where(args))
+    print(f"{family}: SVM accuracy {row.accuracy:.3f} +- {row.error:.3f}, "
+          f"nearest {row.nearest:.2f}, {row.evaluations} evaluations")
+    return {"family": family, "accuracy": row.accuracy, "error": row.error,
+            "nearest": row.nearest, "n": n, "evaluations": row.evaluations,
+            "data": data.name}
+
+
+# ---- check ----
+
+def check_options(add):
+    """The options of check."""
+    from .kernels import BACKENDS, FLOATS, OPS
+    add("--dtype", action="append", choices=FLOATS, help="only this one (repeatable)")
+    kernel_option(add)
+    json_option(add)
+    add("--backend", action="append", choices=BACKENDS,
+        help="only this one; it must be able to run (repeatable)")
+    add("--stages", action="store_true",
+        help="print one counter's noise stage by stage, words to normals and an update, "
+             "for whoever writes a kernel")
+    add("--op", action="append", choices=(*OPS, *OPS_OF_SUMS),
+        help="only this one (repeatable)")
 
 
 def run_check(args):
@@ -259,38 +307,68 @@ def run_check(args):
     from .kernels.check.yours import UserKernels
     if args.stages:
         if args.backend or args.kernel or args.op or args.dtype or args.json:
-            raise ValueError("--stages prints one counter of the contract and takes --seed alone")
-        return print(words.shown(args.seed))
+            raise ValueError("--stages prints one counter of the contract and takes --seed "
+                             "alone")
+        print(words.shown(args.seed))
+        return 0
     device(args)
-    dtypes = args.dtype or FLOATS
+    if args.kernel and args.backend:
+        raise ValueError("--kernel checks your own functions, not a --backend")
     if args.kernel:
-        if args.backend:
-            raise ValueError("--kernel checks your own functions, not a --backend")
-        rows = UserKernels(args.kernel, args.op).check(args.dtype or ("float32",), args.seed)
+        user = UserKernels(args.kernel, args.op)
+        rows = user.check(args.dtype or ("float32",), args.seed)
     else:
-        rows = check.check(args.op, args.backend, dtypes, args.seed)
+        rows = check.check(args.op, args.backend, args.dtype or FLOATS, args.seed)
     rows = check.report(rows)
     if args.json:
         write_json(args.json, rows)
-    return int(any(r["passed"] is False for r in rows) or not any(r["passed"] for r in rows))
+    passed = [row["passed"] for row in rows]
+    return int(False in passed or True not in passed)
+
+
+# ---- bench ----
+
+def bench_options(add):
+    """The options of bench."""
+    from .kernels import FLOATS, OPS
+    kernel_option(add)
+    json_option(add)
+    add("--backend", action="append",
+        help="a backend or a peer; default: all that run here (repeatable)")
+    add("--op", action="append", choices=(*OPS, *OPS_OF_SUMS, "corrector"),
+        help="default: the whole suite, minutes; with other options langevin, or the "
+             "--kernel's (repeatable)")
+    add("--elements", action="append", type=positive,
+        help="default 2^20, 2^22 and 2^24 (repeatable)")
+    add("--dtype", choices=FLOATS, help="(default float32)")
+    add("--compare", metavar="OLD.json",
+        help="say what got slower beyond noise than in an older run, and exit 1 if "
+             "anything did")
+    add("--report", nargs="?", const="", metavar="FOLDER",
+        help="time nothing: table and figures of the newest results (default "
+             "bench/results)")
 
 
 def run_bench(args):
-    """Gate, then times; exit 2 where the gate fails, 1 where --compare finds something slower."""
+    """Gate, then times; exit 2 if the gate fails, 1 if --compare finds slower ones."""
     from .bench import report
     from .bench.speed.rows import MAIN_OP
     from .bench.speed.run import bench
     from .bench.speed.suite import show_all, suite
     from .kernels.check.yours import UserKernels
     if args.report is not None:
-        return print(report.report(args.report or report.RESULTS))
-    if odd := [n for n in args.elements or () if n > 1024 and n % 1024]:
-        raise ValueError(f"--elements {odd[0]}: a multiple of 1024, or below it")
+        print(report.report(args.report or report.RESULTS))
+        return 0
+    for n in args.elements or []:
+        if n > 1024 and n % 1024:
+            raise ValueError(f"--elements {n}: a multiple of 1024, or below it")
     old = args.compare and report.load(args.compare)
-    own = UserKernels(args.kernel, args.op) if args.kernel else None
-    if args.op or args.backend or args.elements or args.dtype or own:
-        rows = bench(args.op or (list(own.functions) if own else [MAIN_OP.name]), args.backend,
-                     args.elements, args.dtype or "float32", device(args), args.seed, own)
+    user = UserKernels(args.kernel, args.op) if args.kernel else None
+    if args.op or args.backend or args.elements or args.dtype or user:
+        default = list(user.functions) if user else [MAIN_OP.name]
+        dtype = args.dtype or "float32"
+        rows = bench(args.op or default, args.backend, args.elements, dtype, device(args),
+                     args.seed, user)
     else:
         rows = suite(device(args), args.seed)
     print(show_all(rows))
@@ -299,30 +377,85 @@ def run_bench(args):
     return report.compare(old, rows) if old else 0
 
 
+# ---- info ----
+
+def info_options(add):
+    """The options of info."""
+    from .kernels import BACKENDS
+    json_option(add)
+    add("--backend", action="append", choices=BACKENDS, help="only this one (repeatable)")
+
+
 def run_info(args):
     """Versions, devices, backends."""
     from .kernels import BACKENDS, missing, on_host
     from .machine import machine
-    found = machine() | {"device": device(args)} | {
-        name: missing(name) or "runs" for name in args.backend or BACKENDS}
+    found = machine() | {"device": device(args)}
+    for name in args.backend or BACKENDS:
+        found[name] = missing(name) or "runs"
     if found.get("host") == "runs" and not on_host.has_fma():
-        found["host"] = "runs, its noise by float64 and so at less than half the speed: this " \
-                        "CPU has no fused multiply-add"
+        found["host"] = ("runs, its noise by float64 and so at less than half the speed: "
+                         "this CPU has no fused multiply-add")
     for key, value in found.items():
         print(f"{key:<14}{value}")
     if args.json:
         write_json(args.json, found)
 
 
+# ---- all of them ----
+
+def parser():
+    """The parser of every command line: options in `args`, what to run in `args.run`."""
+    top = argparse.ArgumentParser(prog="minidiff", description=DESCRIPTION,
+                                  epilog=EXAMPLE + "demo")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, options, run, text, example):
+        description = text[0].upper() + text[1:] + "."
+        one = commands.add_parser(name, help=text, description=description,
+                                  epilog=f"{EXAMPLE}{name} {example}")
+        add = one.add_argument
+        add("--seed", type=int, default=0, help="names the run's noise (default 0)")
+        add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+        options(add)
+        one.set_defaults(run=run)
+
+    command("demo", training_options, run_demo,
+            "train on handwritten digits, sample with every family, measure and draw",
+            "--data moons")
+    command("train", train_options, run_train,
+            "train a score network",
+            "--data digits --out out")
+    command("sample", sample_options, run_sample,
+            "sample a trained network",
+            "--model out/model.safetensors --family ddim --n 64 --out digits.npz")
+    command("eval", eval_options, run_eval,
+            "measure a trained network on held-out data: its samples, or the likelihood",
+            "--likelihood --model out/model.safetensors --out eval.json")
+    command("check", check_options, run_check,
+            "compare every op on every backend with NumPy, bit for bit",
+            "--backend host --json check.json")
+    command("bench", bench_options, run_bench,
+            "time every kernel and whole samplers against what users write today, after "
+            "a gate",
+            "--op langevin --elements 1048576")
+    command("info", info_options, run_info,
+            "say what this machine can run",
+            "--out info.json")
+    return top
+
+
 def main(argv=None):
-    """Run a command; what a user can mend is one line and exit 2."""
+    """Run a command. Returns its exit code; what a user can mend is one line and 2."""
     try:
         args = parser().parse_args(argv)
     except ModuleNotFoundError as e:
         sys.exit(f"minidiff: {e}; install this folder first: pip install --use-pep517 -e .")
     try:
-        if (file := getattr(args, "json", None)) and not (args.run is run_bench
-                                                          and Path(file).is_dir()):
+        file = getattr(args, "json", None)
+        takes_folders = args.run is run_bench
+        if file and not (takes_folders and Path(file).is_dir()):
             check_file("--json", file)
         return args.run(args) or 0
     except (ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as e:

@@ -1,6 +1,7 @@
 """Where minidiff.kernels and minidiff.bench are.
 
-Installed, inside this folder. In a clone, beside it, where this tells Python to look.
+Installed, they are inside this folder. In a clone they are beside it, and this module tells
+Python to look there.
 """
 
 import sys
@@ -12,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class Finder:
-    """What Python asks for a module that it finds nowhere else."""
+    """Python asks this for a module that it finds nowhere else."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):

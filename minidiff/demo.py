@@ -3,6 +3,7 @@
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,27 +22,45 @@ from .train import Trainer, iterations, save
 EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adaptive": 40,
                "heun": 39, "dpmpp_2m": 20}
 CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
+TRAJECTORY = "reverse_sde_vp"  # the family that the figure follows from noise to data
+
+
+class Measured(NamedTuple):
+    """A line of the demo's table: what a family's samples cost and how good they are."""
+
+    family: str
+    evaluations: int  # of the network
+    seconds: float
+    accuracy: float  # of an SVM that tells samples from held-out data: .5 is perfect
+    error: float  # the accuracy's standard error
+    nearest: float  # median distance to the closest training sample
 
 
 class NetScore:
     """s(x, sigma) of a network at one noise level for the whole batch; counts its calls."""
 
     def __init__(self, net):
-        self.net, self.evaluations = net, 0
+        self.net = net
+        self.evaluations = 0
 
     def __call__(self, x, sigma):
         self.evaluations += 1
-        return self.net(x, torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device))
+        levels = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
+        return self.net(x, levels)
 
 
 def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
-    """Prints bits/dim of n held-out samples, of their grey levels or of the density; N(0, I) the
-    prior, the trace exact in up to 4 dimensions, else by one Rademacher probe a sample. Returns
-    (mean, standard error, evaluations)."""
-    score, size = rescaled(NetScore(net), sde.marginal), int(np.prod(data.shape))
-    x = dequantized(data.held[:n], data.levels, seed).reshape(-1, size).astype(float)
+    """Bits/dim of n held-out samples: of their grey levels, or of the density of points.
+
+    The prior is N(0, std^2 I), the process's own. The trace of the score's Jacobian is
+    exact in up to 4 dimensions; beyond, one Rademacher probe a sample estimates it.
+    Prints the result. Returns (mean, standard error, evaluations).
+    """
+    score = rescaled(NetScore(net), sde.marginal)
+    size = int(np.prod(data.shape))
 
     def tensor(u):
+        """(n, size) float64 to what the network takes."""
         return torch.tensor(u, dtype=torch.float32, device=device).reshape(-1, *data.shape)
 
     def host(u):
@@ -49,80 +68,125 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
 
     def linearize(x, t):
         s, vjp = torch.func.vjp(lambda x: score(x, t), tensor(x))
-        return host(s), lambda v: host(vjp(tensor(v))[0])
 
-    probes = np.eye(size) if size <= 4 else [noise.rademacher(x.shape, seed, tag=noise.PROBE)]
-    log_p, _, evaluations = log_likelihood(with_trace(linearize, probes), x, sde, Gaussian(
-        np.zeros(size), prior_std(sde)**2).log_density)
+        def product(v):
+            gradient, = vjp(tensor(v))
+            return host(gradient)
+
+        return host(s), product
+
+    x = dequantized(data.held[:n], data.levels, seed)
+    x = x.reshape(-1, size).astype(float)
+    if size <= 4:
+        probes = np.eye(size)
+    else:
+        probes = [noise.rademacher(x.shape, seed, tag=noise.PROBE)]
+    prior = Gaussian(np.zeros(size), prior_std(sde)**2)
+    log_p, _, evaluations = log_likelihood(with_trace(linearize, probes), x, sde,
+                                           prior.log_density)
     bits = bits_per_dim(log_p, size, data.levels or 2)
-    mean, error = bits.mean(), bits.std(ddof=1) / len(bits)**.5
-    uniform = f", log2({data.levels}) = {np.log2(data.levels):.2f}" if data.levels else ""
+    mean = bits.mean()
+    error = bits.std(ddof=1) / len(bits)**.5
+    uniform = ""
+    if data.levels:
+        uniform = f", log2({data.levels}) = {np.log2(data.levels):.2f}"
     print(f"bits/dim {mean:.3f} +- {error:.3f} on {len(x)} held-out samples{uniform}; "
           f"{evaluations} evaluations")
     return mean, error, evaluations
 
 
-def sample(net, shape, family, n, kernels, evaluations=None, seed=0, device="cpu",
+def sample(score, shape, family, n, kernels, evaluations=None, *, seed=0, device="cpu",
            backend="auto"):
-    """States of n samples from one family, as a generator; kernels is minidiff.kernels."""
+    """The states of n samples of one family, as a generator of tensors (n, *shape).
+
+    score: s(x, sigma); kernels: minidiff.kernels; evaluations: about how many to make, by
+    default the family's in EVALUATIONS.
+    """
     z = kernels.normal((n, *shape), device=device, seed=seed, backend=backend)
-    op = kernels.Fused(seed, backend=backend)
-    yield from FAMILIES[family](net, z, evaluations or EVALUATIONS.get(family, 80), op)
+    engine = kernels.Fused(seed, backend=backend)
+    evaluations = evaluations or EVALUATIONS.get(family, 80)
+    yield from FAMILIES[family](score, z, evaluations, engine)
 
 
-def measure(net, data, family, n, *arguments):
-    """((family, evaluations, seconds, SVM accuracy, its error, nearest), samples, the states of
-    the first one); arguments as in `sample`, from kernels on."""
-    score, begun, first = NetScore(net), time.perf_counter(), []
-    for x in sample(score, data.shape, family, n, *arguments):
-        first.append(x[0].cpu().numpy())
-    seconds, x = time.perf_counter() - begun, data.quantize(x.cpu().numpy())
+def measure(net, data, family, n, kernels, evaluations=None, **options):
+    """Sample one family and compare its samples with held-out data.
+
+    options: seed, device and backend, as in `sample`. Returns (Measured, samples,
+    trajectory): arrays (n, *shape) and, of the first sample's states, (k, *shape).
+    """
+    score = NetScore(net)
+    trajectory = []
+    begun = time.perf_counter()
+    for x in sample(score, data.shape, family, n, kernels, evaluations, **options):
+        trajectory.append(x[0].cpu().numpy())
+    seconds = time.perf_counter() - begun
+    x = data.quantize(x.cpu().numpy())
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{family}: samples are not finite")
-    return (family, score.evaluations, seconds, *svm_accuracy(x, data.held[:n]),
-            nearest_distance(x, data.train)), x, np.stack(first)
+    accuracy, error = svm_accuracy(x, data.held[:n])
+    nearest = nearest_distance(x, data.train)
+    row = Measured(family, score.evaluations, seconds, accuracy, error, nearest)
+    return row, x, np.stack(trajectory)
 
 
-def demo(data, out, kernels, steps=None, n=360, seed=0, device="cpu", backend="auto"):
-    """Train, sample, measure and draw; prints the table, writes model.safetensors, demo.png and
-    evaluations.png. Returns rows as `measure`'s."""
+def measure_fewer(net, data, measured, n, kernels, **options):
+    """Measure the same family again at each of CURVE's evaluations below those measured."""
+    family = measured.family
+    fewest = 0
+    for evaluations in CURVE:
+        if fewest + 1 < evaluations < measured.evaluations:
+            row, *_ = measure(net, data, family, n, kernels, evaluations, **options)
+            fewest = row.evaluations  # more than asked for: some families need more steps
+            yield row
+
+
+def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
+    """Train, sample, measure and draw. Returns a `Measured` for each family.
+
+    Prints the table. Writes model.safetensors, demo.png and evaluations.png to `out`.
+    """
     from .plot import curves, picture
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out):  # better now than after training
+    with tempfile.TemporaryFile(dir=out):  # fails now rather than after training
         pass
     if (out / "state.safetensors").exists():
         raise ValueError(f"{out} holds a training run: choose another --out")
+    model = out / "model.safetensors"
+    samples_png = out / "demo.png"
+    curves_png = out / "evaluations.png"
     start = time.perf_counter()
-    trainer = Trainer(data.train, kernels, steps, seed=seed, device=device, backend=backend,
-                      levels=data.levels)
+    options = {"seed": seed, "device": device, "backend": backend}
+    trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
     for _ in iterations(trainer):
         pass
     net = trainer.average.module.eval().requires_grad_(False)
-    save(out / "model.safetensors", net.state_dict(), metadata(data, trainer))
+    save(model, net.state_dict(), metadata(data, trainer))
     trained = time.perf_counter() - start
-    rows, fewer, samples, trajectory = [], {}, {}, None
-    for family in (bar := tqdm(FAMILIES, desc="sampling", unit="family")):
+    rows = []
+    fewer = {}  # one row for each family and cost
+    samples = {}
+    bar = tqdm(FAMILIES, desc="sampling", unit="family")
+    for family in bar:
         bar.set_postfix_str(family)
-        row, samples[family], states = measure(net, data, family, n, kernels, None, seed, device,
-                                               backend)
+        row, samples[family], states = measure(net, data, family, n, kernels, **options)
         rows.append(row)
-        trajectory = states if family == "reverse_sde_vp" else trajectory
-        fewest = 0
-        for k in CURVE:
-            if fewest + 1 < k < row[1]:  # some families take a least number of steps
-                less, *_ = measure(net, data, family, n, kernels, k, seed, device, backend)
-                fewest = less[1]
-                fewer[family, fewest] = less
+        if family == TRAJECTORY:
+            trajectory = states
+        for less in measure_fewer(net, data, row, n, kernels, **options):
+            fewer[family, less.evaluations] = less
     held = data.held[:n]
-    reference = *svm_accuracy(data.train[:n], held), nearest_distance(held, data.train)
-    print(table(rows, reference))
+    accuracy, error = svm_accuracy(data.train[:n], held)
+    nearest = nearest_distance(held, data.train)
+    real = Measured("train | held-out", 0, 0., accuracy, error, nearest)
+    print(table(rows, real))
     likelihood(net, data, n, seed, device)
-    picture(out / "demo.png", data, samples, trajectory)
-    curves(out / "evaluations.png", [*rows, *fewer.values()], reference[0])
+    picture(samples_png, data, samples, trajectory)
+    curves(curves_png, [*rows, *fewer.values()], accuracy)
     print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
-          f"{trainer.steps} iterations\nin {trained:.0f} s, {time.perf_counter() - start:.0f} s in "
-          f"all\n{out / 'demo.png'}  {out / 'evaluations.png'}  {out / 'model.safetensors'}")
+          f"{trainer.steps} iterations")
+    print(f"in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all")
+    print(samples_png, curves_png, model, sep="  ")
     return rows
 
 
@@ -132,15 +196,22 @@ def metadata(data, trainer):
             "ends": list(data.ends), "steps": trainer.steps, "seed": trainer.seed}
 
 
-def table(rows, reference):
-    """Evaluations, seconds and quality, a family a line; train against held-out last."""
+def table(rows, real):
+    """Evaluations, seconds and quality of each family, a line each; real data's last.
+
+    rows, real: `Measured`. Returns text.
+    """
+    def line(row, cost):
+        quality = f"{row.accuracy:>9.3f} +- {row.error:.3f}{row.nearest:>9.2f}"
+        return f"{row.family:<20}{cost:>21}{quality}"
+
     lines = [f"{'family':<20}{'evaluations':>12}{'seconds':>9}{'SVM accuracy':>17}"
              f"{'nearest':>9}"]
-    lines += [f"{f:<20}{e:>12}{s:>9.1f}{a:>9.3f} +- {d:.3f}{q:>9.2f}"
-              for f, e, s, a, d, q in rows]
-    a, d, q = reference
-    lines += [f"{'train | held-out':<20}{'':>12}{'':>9}{a:>9.3f} +- {d:.3f}{q:>9.2f}",
-              "SVM accuracy: telling samples from held-out data, .5 is perfect. nearest: median "
-              "distance\nto the closest training sample; far below held-out's (last line) is "
-              "memorising."]
+    for row in rows:
+        lines.append(line(row, f"{row.evaluations}{row.seconds:>9.1f}"))
+    lines.append(line(real, ""))
+    lines.append("SVM accuracy: telling samples from held-out data, .5 is perfect. "
+                 "nearest: median distance\n"
+                 "to the closest training sample; far below held-out's (last line) is "
+                 "memorising.")
     return "\n".join(lines)

@@ -7,15 +7,23 @@ from pathlib import Path
 
 
 def _processor():
+    """The processor's name and its widest vector instructions, or its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-                 platform.processor())
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
-    simd = [f for f in ("avx512f", "avx2") if f in flags]
-    return f"{model} ({simd[0] if simd else platform.machine()})"
+
+    def field(name):
+        """The text of the first core's field, or nothing."""
+        found = [line for line in lines if line.startswith(name)]
+        return found[0].split(":")[1].strip() if found else ""
+
+    model = field("model name") or platform.processor()
+    flags = field("flags").split()
+    for simd in ("avx512f", "avx2"):
+        if simd in flags:
+            return f"{model} ({simd})"
+    return f"{model} ({platform.machine()})"
 
 
 def cores():

@@ -10,17 +10,21 @@ from .predictions import c_in, inverse, preconditioned
 
 
 class NoiseFeatures(nn.Module):
-    """Cosines and sines of c_noise, then two small layers: the conditioning vector e."""
+    """The conditioning vector e: cosines and sines of c_noise, then two small layers."""
 
     def __init__(self, width, n_freq=16):
         super().__init__()
-        self.register_buffer("freq", math.pi * torch.logspace(-1, 1, n_freq, base=4.0))
-        self.fc1, self.fc2 = nn.Linear(2 * n_freq, width), nn.Linear(width, width)
+        cycles = torch.logspace(-1, 1, n_freq, base=4.0)
+        self.register_buffer("freq", math.pi * cycles)
+        self.fc1 = nn.Linear(2 * n_freq, width)
+        self.fc2 = nn.Linear(width, width)
 
     def forward(self, c_noise):
+        """c_noise: (B,). Returns e: (B, width)."""
         phase = c_noise[:, None] * self.freq
         e = torch.cat([phase.cos(), phase.sin()], dim=1)
-        return F.silu(self.fc2(F.silu(self.fc1(e))))
+        e = F.silu(self.fc1(e))
+        return F.silu(self.fc2(e))
 
 
 class DenseBlock(nn.Module):
@@ -28,12 +32,16 @@ class DenseBlock(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.norm, self.cond = nn.LayerNorm(width), nn.Linear(width, 2 * width)
-        self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.cond = nn.Linear(width, 2 * width)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, width)
 
     def forward(self, h, e):
+        """h, e: (B, width). Returns the next h."""
         scale, shift = self.cond(e).chunk(2, dim=1)
-        return h + self.fc2(F.silu((1 + scale) * self.fc1(self.norm(h)) + shift))
+        r = self.fc1(self.norm(h))
+        return h + self.fc2(F.silu((1 + scale) * r + shift))
 
 
 class VectorNet(nn.Module):
@@ -41,12 +49,15 @@ class VectorNet(nn.Module):
 
     def __init__(self, shape, width=128, depth=3):
         super().__init__()
-        self.embed, self.inp = NoiseFeatures(width), nn.Linear(shape[0], width)
+        self.embed = NoiseFeatures(width)
+        self.inp = nn.Linear(shape[0], width)
         self.blocks = nn.ModuleList(DenseBlock(width) for _ in range(depth))
         self.out = nn.Linear(width, shape[0])
 
     def forward(self, x, c_noise):
-        e, h = self.embed(c_noise), self.inp(x)
+        """x: (B, D), c_noise: (B,). Returns F_x: (B, D)."""
+        e = self.embed(c_noise)
+        h = self.inp(x)
         for block in self.blocks:
             h = block(h, e)
         return self.out(F.silu(h))
@@ -57,14 +68,17 @@ class ConvBlock(nn.Module):
 
     def __init__(self, width, emb):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.norm1 = nn.GroupNorm(8, width)
+        self.norm2 = nn.GroupNorm(8, width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.cond = nn.Linear(emb, 2 * width)
 
     def forward(self, h, e):
-        scale, shift = self.cond(e)[:, :, None, None].chunk(2, dim=1)
-        r = self.norm2(self.conv1(F.silu(self.norm1(h))))
+        """h: (B, width, H, W), e: (B, emb). Returns the next h."""
+        scale, shift = self.cond(e)[..., None, None].chunk(2, dim=1)
+        r = self.conv1(F.silu(self.norm1(h)))
+        r = self.norm2(r)
         return h + self.conv2(F.silu((1 + scale) * r + shift))
 
 
@@ -76,41 +90,52 @@ class ImageNet(nn.Module):
 
     def __init__(self, shape, width=48):
         super().__init__()
-        channels, low = shape[0], 2 * width
-        self.embed, self.inp = NoiseFeatures(low), nn.Conv2d(channels, width, 3, padding=1)
+        channels = shape[0]
+        low = 2 * width  # channels at the lower resolution
+        self.embed = NoiseFeatures(low)
+        self.inp = nn.Conv2d(channels, width, 3, padding=1)
         self.place = nn.Parameter(0.1 * torch.randn(1, width, *shape[1:]))
-        self.enter, self.leave = ConvBlock(width, low), ConvBlock(width, low)
+        self.enter = ConvBlock(width, low)
+        self.leave = ConvBlock(width, low)
         self.down = nn.Conv2d(width, low, 2, stride=2)
-        self.low1, self.low2 = ConvBlock(low, low), ConvBlock(low, low)
+        self.low1 = ConvBlock(low, low)
+        self.low2 = ConvBlock(low, low)
         self.up = nn.ConvTranspose2d(low, width, 2, stride=2)
-        self.norm, self.out = nn.GroupNorm(8, width), nn.Conv2d(width, channels, 3, padding=1)
+        self.norm = nn.GroupNorm(8, width)
+        self.out = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, x, c_noise):
+        """x: (B, channels, H, W), c_noise: (B,). Returns F_x, shaped like x."""
         e = self.embed(c_noise)
         top = self.enter(self.inp(x) + self.place, e)
-        h = self.low2(self.low1(self.down(top), e), e)
+        h = self.low1(self.down(top), e)
+        h = self.low2(h, e)
         h = self.leave(top + self.up(h), e)
         return self.out(F.silu(self.norm(h)))
 
 
 class ScoreNet(nn.Module):
-    """The score s(x, sigma) of data blurred by N(0, sigma^2), through EDM's preconditioning:
-    `predictions.preconditioned` undone, F = F_x(c_in x; c_noise), c_noise = ln(sigma) / 4, so
-    that the network's input and target have unit variance. [EDM eq. 7 and table 1]
+    """The score s(x, sigma) of data blurred by N(0, sigma^2), by EDM's preconditioning.
+
+    The inner network F_x(c_in x; c_noise) with c_noise = ln(sigma) / 4 has an input and a
+    target of unit variance. It returns `predictions.preconditioned`, whose inverse gives
+    the score. [EDM eq. 7 and table 1]
 
     shape is one sample's: (D,) for vectors; (channels, H, W), H and W even, for images.
-    x: (B, *shape), sigma: (B,).
     """
 
     def __init__(self, shape, sigma_data=.5, **options):
         super().__init__()
         self.sigma_data = sigma_data
-        self.F_x = (VectorNet if len(shape) == 1 else ImageNet)(shape, **options)
+        network = VectorNet if len(shape) == 1 else ImageNet
+        self.F_x = network(shape, **options)
         nn.init.zeros_(self.F_x.out.weight)
         nn.init.zeros_(self.F_x.out.bias)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x, sigma):
+        """x: (B, *shape), sigma: (B,). Returns the score, shaped like x."""
         column = sigma.view(-1, *[1] * (x.dim() - 1))
         F_x = self.F_x(c_in(column, self.sigma_data) * x, sigma.log() / 4)
-        return inverse(preconditioned)(x, F_x, a=1., sigma=column, sigma_data=self.sigma_data)
+        score = inverse(preconditioned)
+        return score(x, F_x, a=1., sigma=column, sigma_data=self.sigma_data)

@@ -1,4 +1,4 @@
-"""The demo's pictures: samples of each family and one trajectory; quality against evaluations."""
+"""The demo's pictures: samples and one trajectory; quality against evaluations."""
 
 import matplotlib
 
@@ -7,70 +7,114 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 FLOWS = "ddim", "pf_ode", "heun", "dpmpp_2m", "pf_ode_adaptive"
-COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"  # Okabe-Ito
+OKABE_ITO = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"
+MARKERS = "os^Dvp*"
+TICKS = 10, 20, 40, 80  # evaluations
 
 
 def _images(axis, x, title):
     """A row of images, side by side with a gap."""
-    x = np.pad(x[:, 0] if x.shape[1] == 1 else x.mean(1), ((0, 0), (1, 1), (1, 1)),
-               constant_values=-1.)
-    axis.imshow(np.concatenate(list(x), 1), cmap="gray_r", vmin=-1, vmax=1,
-                interpolation="nearest")
+    grey = x[:, 0] if x.shape[1] == 1 else x.mean(1)
+    gap = (1, 1)
+    framed = np.pad(grey, ((0, 0), gap, gap), constant_values=-1.)
+    strip = np.concatenate(list(framed), 1)
+    axis.imshow(strip, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 
 def _points(axis, x, title):
+    """A scatter plot of the first two coordinates of points, (n, D)."""
     axis.scatter(x[:, 0], x[:, 1], s=2, color="black", linewidths=0)
-    axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], aspect="equal")
+    limits = (-1.3, 1.3)
+    axis.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
     axis.set_title(title, fontsize=9)
 
 
+def _name(family):
+    """A family's name in words."""
+    return family.replace("_", " ")
+
+
+def _image_rows(rows, trajectory, columns):
+    """A figure with a row of images for each name, and one for the trajectory."""
+    rows = {name: x[:columns] for name, x in rows.items()}
+    last = len(trajectory) - 1
+    shown = np.linspace(.3 * last, last, columns)  # before that there is only noise
+    rows["one trajectory"] = trajectory[shown.round().astype(int)]
+    figure, axes = plt.subplots(len(rows), 1, figsize=(9, .62 * len(rows)))
+    for axis, (name, x) in zip(axes, rows.items()):
+        _images(axis, np.clip(x, -1, 1), _name(name))
+    return figure
+
+
+def _scatter_plots(rows, trajectory):
+    """A figure with a scatter plot for each name, and the trajectory over the data."""
+    rows = {**rows, "one trajectory": rows["data"]}
+    across = -(-len(rows) // 3)
+    figure, axes = plt.subplots(3, across, figsize=(2.6 * across, 8))
+    for axis, (name, x) in zip(axes.flat, rows.items()):
+        _points(axis, x, _name(name))
+    last = axes.flat[len(rows) - 1]
+    last.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
+    for unused in axes.flat[len(rows):]:
+        unused.axis("off")
+    return figure
+
+
 def picture(file, data, samples, trajectory, columns=16):
-    """Write a PNG. samples: {family: (n, *shape)}; trajectory: states of one family's first
-    sample, noise to data, (k, *shape)."""
+    """Write a PNG of held-out data, samples and one trajectory from noise to data.
+
+    samples: {family: (n, *shape)}; trajectory: the states of one sample, (k, *shape).
+    """
     rows = {"data": data.held, **samples}
     if len(data.shape) == 3:
-        rows = {name: x[:columns] for name, x in rows.items()}
-        last = len(trajectory) - 1
-        pick = np.linspace(.3 * last, last, columns).round().astype(int)  # before: only noise
-        rows["one trajectory"] = trajectory[pick]
-        figure, axes = plt.subplots(len(rows), 1, figsize=(9, .62 * len(rows)))
-        for axis, (name, x) in zip(axes, rows.items()):
-            _images(axis, np.clip(x, -1, 1), name.replace("_", " "))
+        figure = _image_rows(rows, trajectory, columns)
     else:
-        across = -(-(len(rows) + 1) // 3)
-        figure, axes = plt.subplots(3, across, figsize=(2.6 * across, 8))
-        for axis in axes.flat:
-            axis.axis("off")
-        for axis, (name, x) in zip(axes.flat, rows.items()):
-            axis.axis("on")
-            _points(axis, x, name.replace("_", " "))
-        axis = axes.flat[len(rows)]
-        axis.axis("on")
-        _points(axis, data.held, "one trajectory")
-        axis.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
+        figure = _scatter_plots(rows, trajectory)
     figure.tight_layout(pad=.4)
     figure.savefig(file, dpi=120, bbox_inches="tight", facecolor="white")
     plt.close(figure)
 
 
+def _panel(family):
+    """The title of the panel that a family's curve stands in."""
+    if family in FLOWS:
+        return "probability flow"
+    if family.startswith("reverse"):
+        return "reverse SDE"
+    return "ancestral, Langevin, corrected"
+
+
+def _curve(axis, rows, color, marker):
+    """One family's accuracy against its evaluations, with error bars."""
+    rows = sorted(rows)
+    evaluations = [row.evaluations for row in rows]
+    accuracy = [row.accuracy for row in rows]
+    error = [row.error for row in rows]
+    axis.errorbar(evaluations, accuracy, error, color=color, marker=marker, ms=4,
+                  lw=1.2, label=_name(rows[0].family))
+
+
 def curves(file, rows, best):
-    """Write a PNG of SVM accuracy against network evaluations, log scale, a line a family, on
-    white so that dark pages show it too; rows as `demo.measure`'s, best that of real data."""
+    """Write a PNG of SVM accuracy against network evaluations, a curve a family.
+
+    rows: `demo.Measured`; best: the accuracy of real data. The ground is white, so that a
+    dark page shows the figure too.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True)
-    families = {f: "probability flow" if f in FLOWS else "reverse SDE" if f.startswith("reverse")
-                else "ancestral, Langevin, corrected" for f, *_ in rows}
-    for axis, title in zip(axes, dict.fromkeys(("probability flow", *families.values()))):
-        shown = [f for f, group in families.items() if group == title]
-        for color, marker, family in zip(COLORS, "os^Dvp*", shown, strict=False):
-            _, n, _, accuracy, error, _ = zip(*sorted(r for r in rows if r[0] == family))
-            axis.errorbar(n, accuracy, error, color=color, marker=marker, ms=4, lw=1.2,
-                          label=family.replace("_", " "))
+    families = dict.fromkeys(row.family for row in rows)
+    panels = dict.fromkeys(("probability flow", *map(_panel, families)))
+    for axis, title in zip(axes, panels):
+        shown = [family for family in families if _panel(family) == title]
+        for color, marker, family in zip(OKABE_ITO, MARKERS, shown, strict=False):
+            of_family = [row for row in rows if row.family == family]
+            _curve(axis, of_family, color, marker)
         axis.axhline(best, color="gray", lw=1, ls="--")
-        axis.set(xscale="log", xlabel="evaluations of the network", title=title, ylim=(.45, 1.02))
-        axis.set_xticks([10, 20, 40, 80], ["10", "20", "40", "80"], minor=False)
+        axis.set(xscale="log", xlabel="evaluations of the network", title=title,
+                 ylim=(.45, 1.02))
+        axis.set_xticks(TICKS, map(str, TICKS))
         axis.minorticks_off()
         axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.16))
     axes[0].set_ylabel("SVM accuracy (dashed: real data)")

@@ -1,6 +1,6 @@
 """Training by score matching, and the files it leaves.
 
-Data order, noise levels and noise are functions of (seed, iteration) alone, so a run that
+Data order, noise levels and noise are functions of (seed, iteration) alone. So a run that
 was stopped and resumed returns the bits of one that was not.
 """
 
@@ -18,57 +18,85 @@ from safetensors import SafetensorError, safe_open
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from . import noise, predictions, score_matching
+from . import noise, score_matching
 from .affine import coefficients
-from .data import _order, dequantized
+from .data import dequantized, permutation
 from .net import ScoreNet
+from .predictions import c_in
 from .score_matching import residual
 from .sde import VP, importance_times, perturb
 
 
 def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  # noqa: B008
-    """(sigma, lambda(sigma) of |s - grad log q|^2), (n,) float64.
+    """The noise levels of one iteration's samples and the weights of their losses.
 
-    edm: ln sigma ~ N(-1.2, 1.2^2), and the weight that makes it EDM's of |D - x_0|^2:
-        (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 * sigma^4. [EDM table 1]
-    sigma2: the same levels, sigma^2. [SMLD eq. 6]
-    likelihood: g^2 by importance, in the variable x / a of the sde. [ScoreFlow]
+    Returns (sigma, lambda(sigma)), each (n,) float64. lambda weighs |s - grad log q|^2.
+
+    edm: ln sigma ~ N(-1.2, 1.2^2). lambda = sigma^4 times EDM's weight of |D - x_0|^2, that
+        is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2. [EDM table 1]
+    sigma2: the same levels, lambda = sigma^2. [SMLD eq. 6]
+    likelihood: lambda = g^2 of the sde, by importance sampling of t, for x / a. [ScoreFlow]
     """
     draw = {"seed": seed, "step": step, "tag": noise.TIME}
     if weighting == "likelihood":
-        t, Z = importance_times(sde, noise.uniform((n,), **draw).astype(float))
+        u = noise.uniform((n,), **draw).astype(float)
+        t, Z = importance_times(sde, u)
         a, sigma = sde.marginal(t)
         return sigma / a, Z * (sigma / a)**2
-    sigma = np.exp(-1.2 + 1.2 * noise.normal((n,), **draw).astype(float))
-    edm = (predictions.c_in(sigma, sigma_data) * sigma_data)**-2
-    return sigma, sigma**2 * (edm if weighting == "edm" else 1.)
+    z = noise.normal((n,), **draw).astype(float)
+    sigma = np.exp(-1.2 + 1.2 * z)
+    weight = sigma**2
+    if weighting == "edm":
+        weight *= (c_in(sigma, sigma_data) * sigma_data)**-2
+    return sigma, weight
 
 
 def jacobian_objective(name, score, x, v, weight=1.):
-    """implicit (D products with the Jacobian), sliced or sliced_vr (one, by the probes v) of
-    `score_matching`, to be differentiated; score: tensors (B, D) to (B, D), a row on its own."""
+    """One of the objectives of `score_matching` that need the score's Jacobian.
+
+    implicit takes D products with the Jacobian; sliced and sliced_vr take one, with probes.
+    score: a function of tensors from (B, D) to (B, D), each row on its own; v, the probes:
+    (B, D); weight: a number or (B,). Returns a scalar to be differentiated.
+    """
     s, vjp = torch.func.vjp(score, x)
+
+    def diagonal(e):
+        """The Jacobian's element on the diagonal at the unit vector e, (B,)."""
+        product, = vjp(e.expand_as(x))
+        return (product * e).sum(-1)
+
     if name == "implicit":
-        rows = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        diagonal = torch.func.vmap(lambda e: (vjp(e.expand_as(x))[0] * e).sum(-1))(rows)
-        return score_matching.implicit(s, diagonal.sum(0), weight)
-    return getattr(score_matching, name)(s, v, vjp(v)[0], weight)
+        unit_vectors = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        trace = torch.func.vmap(diagonal)(unit_vectors).sum(0)
+        return score_matching.implicit(s, trace, weight)
+    sliced = getattr(score_matching, name)
+    product, = vjp(v)
+    return sliced(s, v, product, weight)
 
 
 def batch_indices(n, batch, seed, step):
-    """The batch of iteration `step`: epochs of a fresh permutation each, drop the rest."""
+    """Which of n samples the batch of iteration `step` holds.
+
+    Each epoch has a fresh permutation. What is left after its last whole batch is dropped.
+    """
     per_epoch = max(1, n // batch)
-    return _order(n, seed, 1 + step // per_epoch)[step % per_epoch * batch:][:batch]
+    epoch, k = divmod(step, per_epoch)
+    order = permutation(n, seed, 1 + epoch)
+    return order[k * batch:][:batch]
 
 
 @contextmanager
 def usual_defaults():
-    """float32 on the CPU, where torch makes what it is not told more of: a default dtype or device
-    of the user's is for tensors of the user's, and changes no bit of a network."""
-    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    """Inside this context, torch makes float32 tensors on the CPU unless told otherwise.
+
+    A user's defaults are for the user's own tensors. They change no bit of a network.
+    """
+    dtype = torch.get_default_dtype()
+    device = torch.get_default_device()
+    on_cpu = nullcontext() if device.type == "cpu" else torch.device("cpu")
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu") if elsewhere else nullcontext():
+        with on_cpu:
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -77,55 +105,85 @@ def usual_defaults():
 class Trainer:
     """One training run: the network, its average (EMA), Adam and the iteration count.
 
-    `kernels` is minidiff.kernels, handed in: it perturbs in one fused kernel.
+    x: training data, (n, *shape) float32; levels: its grey levels, or None.
+    kernels: minidiff.kernels, handed in: it perturbs in one fused kernel.
+    steps, batch: by default fewer iterations of smaller batches for images than for points,
+        because a convolution is worth more time.
+    weighting: see `training_levels`. The default is edm for denoising and sigma2 for the
+        others: at large sigma, EDM's sigma^4 suits the small residual of denoising, but not
+        the terms of the others.
     """
 
-    def __init__(self, x, kernels, steps=None, batch=None, lr=2e-3, decay=.995, seed=0,
+    def __init__(self, x, kernels, steps=None, *, batch=None, lr=2e-3, decay=.995, seed=0,
                  device="cpu", backend="auto", levels=None, weighting=None,
                  objective="denoising"):
-        self.x, self.levels, self.fitted_by = x, levels, objective
-        # sigma^4 of EDM's suits denoising, whose residual is small there; the others' terms are not
+        images = x.ndim > 2
+        self.x = x
+        self.levels = levels
+        self.steps = steps or (1250 if images else 3000)
+        self.batch = batch or (128 if images else 512)
+        self.lr = lr
+        self.seed = seed
+        self.kernels = kernels
+        self.backend = backend
+        self.device = device
+        self.objective_name = objective
         self.weighting = weighting or ("edm" if objective == "denoising" else "sigma2")
-        images = x.ndim > 2  # a convolution is worth more time and smaller batches than points
-        steps, batch = steps or (1250 if images else 3000), batch or (128 if images else 512)
         torch.manual_seed(seed & (1 << 63) - 1)
         with usual_defaults():
             self.net = ScoreNet(x.shape[1:]).to(device)
             self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.adam = torch.optim.Adam(self.net.parameters(), lr=lr, betas=(.9, .99))
-        self.steps, self.batch, self.lr, self.seed = steps, batch, lr, seed
-        self.kernels, self.backend, self.device = kernels, backend, device
         self.step = 0
 
     def objective(self):
-        """(what to differentiate, its value, its gradient or None) of this iteration, a mean over
-        elements. Denoising gives the scores and the gradient with respect to them, by one kernel
-        that draws the perturbation's noise again; others, of the perturbed data, themselves."""
-        k = self.step
-        x0 = self.x[batch_indices(len(self.x), self.batch, self.seed, k)]
-        x0 = torch.from_numpy(dequantized(x0, self.levels, self.seed, k)).to(self.device)
-        sigma, weight = training_levels(len(x0), self.seed, k, self.weighting)
-        draw = {"seed": self.seed, "step": k, "tag": noise.PERTURBATION, "backend": self.backend}
+        """This iteration's objective, a mean over elements: (fitted, value, gradient).
+
+        `fitted.backward(gradient)` differentiates it. For denoising, fitted is the scores.
+        One kernel, which draws the perturbation's noise again, returns the value and its
+        gradient with respect to them. For the others, fitted is the value itself and
+        gradient is None.
+        """
+        draw = {"seed": self.seed, "step": self.step, "tag": noise.PERTURBATION,
+                "backend": self.backend}
+        chosen = batch_indices(len(self.x), self.batch, self.seed, self.step)
+        x0 = dequantized(self.x[chosen], self.levels, self.seed, self.step)
+        x0 = torch.from_numpy(x0).to(self.device)
+        sigma, weight = training_levels(len(x0), self.seed, self.step, self.weighting)
+        weight = weight / x0[0].numel()
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
-        level = torch.from_numpy(sigma.astype(np.float32)).to(self.device)
-        weight = weight / x[0].numel()
-        if self.fitted_by == "denoising":
-            s = self.net(x, level)
-            coef = np.column_stack((coefficients(residual, sigma=sigma), weight / len(x)))
-            return s, *self.kernels.dsm_loss(s.detach(), coef, **draw)
-        v = noise.rademacher(x.flatten(1).shape, self.seed, step=k, tag=noise.PROBE)
-        v, weight = (torch.from_numpy(u.astype(np.float32)).to(self.device) for u in (v, weight))
-        value = jacobian_objective(self.fitted_by, lambda rows: self.net(
-            rows.reshape(x.shape), level).flatten(1), x.flatten(1), v, weight)
-        return value, value.detach(), None
+        level = self._tensor(sigma)
+        if self.objective_name != "denoising":
+            value = self._jacobian_objective(x, level, weight)
+            return value, value.detach(), None
+        s = self.net(x, level)
+        of_residual = coefficients(residual, sigma=sigma)
+        coef = np.column_stack((of_residual, weight / len(x)))
+        value, gradient = self.kernels.dsm_loss(s.detach(), coef, **draw)
+        return s, value, gradient
+
+    def _jacobian_objective(self, x, level, weight):
+        """`jacobian_objective` of the network at the perturbed samples x, (B, *shape)."""
+        def score(rows):
+            return self.net(rows.reshape(x.shape), level).flatten(1)
+
+        rows = x.flatten(1)
+        v = noise.rademacher(rows.shape, self.seed, step=self.step, tag=noise.PROBE)
+        return jacobian_objective(self.objective_name, score, rows, self._tensor(v),
+                                  self._tensor(weight))
+
+    def _tensor(self, u):
+        """A NumPy array as a float32 tensor on the network's device."""
+        return torch.from_numpy(u.astype(np.float32)).to(self.device)
 
     def rate(self):
         """Learning rate: 50 steps of warm-up, then half a cosine down to 0."""
-        return self.lr * min(1, (self.step + 1) / 50) \
-            * .5 * (1 + np.cos(np.pi * self.step / self.steps))
+        warm_up = min(1, (self.step + 1) / 50)
+        cosine = 1 + np.cos(np.pi * self.step / self.steps)
+        return self.lr * warm_up * .5 * cosine
 
     def advance(self):
-        """One iteration; returns its loss."""
+        """Run one iteration. Returns its loss; FloatingPointError if that is not finite."""
         for group in self.adam.param_groups:
             group["lr"] = self.rate()
         fitted, loss, gradient = self.objective()
@@ -142,38 +200,55 @@ class Trainer:
         return loss.item()
 
     def state(self):
-        """All that a resumed run needs, as flat tensors."""
-        flat = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        flat |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        """All that a resumed run needs besides the iteration count: {name: tensor}."""
+        parts = {"net": self.net.state_dict(), "average": self.average.state_dict()}
         for i, slots in self.adam.state_dict()["state"].items():
-            flat |= {f"adam.{i}.{k}": v for k, v in slots.items()}
-        return flat
+            parts[f"adam.{i}"] = slots
+        return {f"{part}.{name}": u for part, tensors in parts.items()
+                for name, u in tensors.items()}
 
-    def restore(self, flat, step):
+    def restore(self, tensors, step):
         """Continue from `state()` after `step` iterations; ValueError for anything else."""
-        slots = {f"adam.{i}.{k}": torch.Size() if k == "step" else p.shape for i, p in
-                 enumerate(self.net.parameters()) for k in ("step", "exp_avg", "exp_avg_sq")}
-        found = {k: v.shape for k, v in flat.items() if k.startswith("adam.")}
-        if type(step) is not int or not 0 <= step <= self.steps or found != (slots if step else {}):
-            raise ValueError(f"not a state of this network after {step} of {self.steps} iterations")
         def part(prefix):
-            return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+            return {name.removeprefix(prefix): u for name, u in tensors.items()
+                    if name.startswith(prefix)}
+
+        of_adam = part("adam.")
+        shapes = {name: u.shape for name, u in of_adam.items()}
+        possible = type(step) is int and 0 <= step <= self.steps
+        if not possible or shapes != self._adam_shapes(step):
+            raise ValueError(f"not a state of this network after {step} of {self.steps} "
+                             "iterations")
         self.net.load_state_dict(part("net."))
         self.average.load_state_dict(part("average."))
         adam = self.adam.state_dict()
-        for key, value in part("adam.").items():
+        for key, value in of_adam.items():
             i, name = key.split(".")
             adam["state"].setdefault(int(i), {})[name] = value
         self.adam.load_state_dict(adam)
         self.step = step
 
+    def _adam_shapes(self, step):
+        """What Adam keeps after `step` iterations, {"parameter.slot": shape}."""
+        shapes = {}
+        if step == 0:
+            return shapes
+        for i, p in enumerate(self.net.parameters()):
+            shapes[f"{i}.step"] = torch.Size()
+            shapes[f"{i}.exp_avg"] = p.shape
+            shapes[f"{i}.exp_avg_sq"] = p.shape
+        return shapes
+
 
 def save(file, tensors, metadata):
-    """Write safetensors whole or not at all; the file it replaces stays as *.previous."""
+    """Write safetensors whole or not at all; the file it replaces stays as *.previous.
+
+    metadata: what JSON can hold. OSError where the file cannot be written.
+    """
     file = Path(file)
     part = file.with_suffix(".part")
-    data = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()},
-                                  {"minidiff": json.dumps(metadata)})
+    contiguous = {name: u.contiguous() for name, u in tensors.items()}
+    data = safetensors.torch.save(contiguous, {"minidiff": json.dumps(metadata)})
     try:
         with open(part, "wb") as f:
             f.write(data)
@@ -190,34 +265,46 @@ def save(file, tensors, metadata):
 
 
 def read(file):
-    """(tensors, metadata) of a file `save` wrote; ValueError in one line otherwise."""
+    """(tensors, metadata) of a file that `save` wrote; ValueError in one line otherwise."""
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such file")
     try:
         with safe_open(file, "pt") as f:
-            metadata = dict(json.loads((f.metadata() or {})["minidiff"]))
-            return {k: f.get_tensor(k) for k in f.keys()}, metadata  # noqa: SIM118
+            saved = f.metadata() or {}
+            metadata = dict(json.loads(saved["minidiff"]))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            return tensors, metadata
     except KeyError:
         raise ValueError(f"{file}: a safetensors file, but not minidiff's") from None
     except (SafetensorError, OSError, ValueError, TypeError) as e:
         raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
 
 
-def _rise(ends):
-    """Whether these are two finite numbers, the first smaller."""
-    return isinstance(ends, list) and len(ends) == 2 \
-        and all(isinstance(v, (int, float)) for v in ends) and 0 < ends[1] - ends[0] < math.inf
+def _is_shape(shape):
+    """Whether this is (D,) or (channels, H, W), as a list of whole numbers above 0."""
+    return (isinstance(shape, list) and len(shape) in (1, 3)
+            and all(isinstance(n, int) and n > 0 for n in shape))
+
+
+def _is_ends(ends):
+    """Whether these are two finite numbers, the first smaller; or None, as 0.2.0 wrote."""
+    if ends is None:
+        return True
+    if not isinstance(ends, list) or len(ends) != 2:
+        return False
+    numbers = all(isinstance(v, (int, float)) for v in ends)
+    return numbers and 0 < ends[1] - ends[0] < math.inf
 
 
 def load_model(file, device="cpu"):
     """(score network ready to sample, metadata) from a model file."""
     tensors, metadata = read(file)
-    shape, levels = metadata.get("shape"), metadata.get("levels", 0)
-    ends = metadata.setdefault("ends", None)  # 0.2.0 kept none
-    if not (isinstance(shape, list) and shape and all(isinstance(n, int) and n > 0 for n in shape)
-            and len(shape) in (1, 3) and isinstance(metadata.get("data"), str)
-            and (levels is None or type(levels) is int and levels > 1)
-            and (ends is None or _rise(ends))):
+    shape = metadata.get("shape")
+    levels = metadata.get("levels", 0)
+    ends = metadata.setdefault("ends", None)
+    named = isinstance(metadata.get("data"), str)
+    graded = levels is None or type(levels) is int and levels > 1
+    if not (named and graded and _is_shape(shape) and _is_ends(ends)):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     with usual_defaults():
         net = ScoreNet(tuple(shape))
@@ -225,14 +312,19 @@ def load_model(file, device="cpu"):
         net.load_state_dict(tensors)
     except RuntimeError:
         raise ValueError(f"{file}: weights of another architecture") from None
-    return net.to(device).eval().requires_grad_(False), metadata
+    net = net.to(device).eval().requires_grad_(False)
+    return net, metadata
 
 
 @contextmanager
 def stop_on_interrupt():
     """A list that Ctrl-C fills, so that a loop can finish its iteration and save."""
     stopped = []
-    old = signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+
+    def note(*_):
+        stopped.append(True)
+
+    old = signal.signal(signal.SIGINT, note)
     try:
         yield stopped
     finally:
@@ -241,8 +333,9 @@ def stop_on_interrupt():
 
 def iterations(trainer):
     """Train to the end behind a progress bar, yielding after every iteration."""
-    with tqdm(total=trainer.steps, initial=trainer.step, desc="training", unit="it",
-              mininterval=.5) as bar:
+    bar = tqdm(total=trainer.steps, initial=trainer.step, desc="training", unit="it",
+               mininterval=.5)
+    with bar:
         while trainer.step < trainer.steps:
             loss = trainer.advance()
             bar.update()
@@ -251,18 +344,22 @@ def iterations(trainer):
 
 
 def run(trainer, out, metadata, save_every):
-    """Train to the end, saving `state` every so often and `model` last. Returns the exit code:
-    130 after Ctrl-C, which finishes the iteration and saves first."""
+    """Train to the end, saving the state every so many iterations and the model last.
+
+    Returns the exit code: 130 after Ctrl-C, which finishes the iteration and saves first.
+    """
     state = Path(out) / "state.safetensors"
 
     def keep():
         save(state, trainer.state(), metadata | {"step": trainer.step})
+
     with stop_on_interrupt() as stopped:
         for _ in iterations(trainer):
             if stopped or trainer.step % save_every == 0:
                 keep()
             if stopped:
-                print(f"\nstopped at iteration {trainer.step}; --resume goes on from {state}")
+                print(f"\nstopped at iteration {trainer.step}; "
+                      f"--resume goes on from {state}")
                 return 130
     keep()
     model = Path(out) / "model.safetensors"

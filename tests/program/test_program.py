@@ -21,7 +21,7 @@ import torch
 import minidiff
 from minidiff import data, demo, families, kernels, noise, samplers, targets, train
 from minidiff.__main__ import main
-from minidiff.demo import EVALUATIONS, NetScore
+from minidiff.demo import EVALUATIONS, Measured, NetScore
 from minidiff.demo import sample as draw
 from minidiff.net import ScoreNet
 from minidiff.plot import FLOWS
@@ -196,8 +196,8 @@ def test_families_on_kernels_follow_the_reference():
 def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypatch):
     measured, plain = [], demo.measure
 
-    def measure(*arguments):
-        found = plain(*arguments)
+    def measure(*arguments, **options):
+        found = plain(*arguments, **options)
         measured.append(found[0][:2])
         return found
     monkeypatch.setattr(demo, "measure", measure)
@@ -240,7 +240,8 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
 def test_evaluations_are_drawn(tmp_path, monkeypatch):
     """A labelled line for every family, through its points; fresh noise apart from the flow."""
     from minidiff import plot
-    rows = [(f, n, 1., .5 + n / 100, .01, 2.) for f in families.FAMILIES for n in (20, 10)]
+    rows = [Measured(f, n, 1., .5 + n / 100, .01, 2.)
+            for f in families.FAMILIES for n in (20, 10)]
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
     plot.curves(tmp_path / "e.png", rows, .5)
     axes = plot.plt.gcf().axes
@@ -361,7 +362,7 @@ def test_the_scale_is_the_models_whatever_a_test_file_holds(tmp_path):
     low, high = trained.ends
     assert (low, high) == (x.min(), x.max())
     back = trained.in_own_units(np.concatenate((trained.held, trained.train)))
-    order = data._order(900, 0)
+    order = data.permutation(900, 0)
     slack = 2.**-25 * (high - low) / 2 * 1.01  # what float32 keeps of a place on [-1, 1]
     assert abs(back - x[order]).max() <= slack
     for name, other in (("part", np.abs(x)), ("outlier", np.append(x[1:], [[1e4, -1e4]], 0)),

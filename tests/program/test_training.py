@@ -144,7 +144,7 @@ def test_a_users_defaults_change_no_bit_of_training_or_sampling(objective):
     points = data.load("moons")
 
     def run():
-        trainer = train.Trainer(points.train, kernels, 10, 64, objective=objective)
+        trainer = train.Trainer(points.train, kernels, 10, batch=64, objective=objective)
         losses = [trainer.advance() for _ in range(3)]
         net = trainer.average.module.eval().requires_grad_(False)
         *_, x = demo.sample(demo.NetScore(net), points.shape, "ddim", 4, kernels, 6)
