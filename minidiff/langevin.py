@@ -11,7 +11,7 @@ def langevin_step(x, s, z, /, eps):
 
 
 def noise_levels(n=10, sigma_max=1., sigma_min=.01):
-    """n levels from sigma_max down to sigma_min, a geometric sequence. [SMLD sec. 4.1]"""
+    """n levels from sigma_max down to sigma_min in a geometric sequence, (n,). [SMLD sec. 4.1]"""
     low, high = check_range(n=n, sigma_min=sigma_min, sigma_max=sigma_max)
     return np.geomspace(high, low, n)
 
@@ -19,7 +19,8 @@ def noise_levels(n=10, sigma_max=1., sigma_min=.01):
 def step_sizes(sigmas, eps=2e-5):
     """alpha_i = eps sigma_i^2 / sigma_L^2, one a level. [SMLD Algorithm 1]
 
-    The published code steps x + alpha s + sqrt(2 alpha) z, which is twice this eps.
+    sigmas: (L,), falling; eps > 0. The published code steps x + alpha s + sqrt(2 alpha) z, which
+    is twice this eps.
     """
     sigmas = check_falling(sigmas)
     eps = check_domain(eps=eps)["eps"]
