@@ -1,11 +1,12 @@
-"""The one idea: a step is affine in its operands, so the step itself tells its coefficients.
+"""The one idea: a step is affine in its operands, so it tells its own coefficients.
 
 A step is a function whose operands are positional-only and come first, noise `z` last:
 
     def langevin_step(x, s, z, /, eps):
         return x + eps / 2 * s + eps**.5 * z
 
-It only adds and subtracts its operands, times or over parameters. So x' = a x + b s + c z with
+It only adds and subtracts its operands, times or over parameters. So x' = a x + b s + c z
+with
 
     a = step(1, 0, 0),  b = step(0, 1, 0),  c = step(0, 0, 1)            in float64.
 """
@@ -26,7 +27,8 @@ def operands(step):
 
 
 def order(p):
-    """A decorator that states a step's order of convergence in its step size, as step.order."""
+    """A decorator that states a step's order of convergence, in its step size, as step.order.
+    """
     def mark(step):
         step.order = p
         return step
@@ -37,23 +39,24 @@ def order(p):
 def coefficients(step, **parameters):
     """A step's coefficients: the step at the unit vectors, in float64.
 
-    parameters: the step's own, floats or arrays, (B,) for one a sample or (N,) for a schedule.
-    Returns float64 [..., operands] in the order of the step's operands, z's last.
-    ValueError for a parameter outside its range, for a coefficient that is not finite, and for
-    a step that is not linear.
+    parameters: the step's own, floats or arrays, (B,) for one a sample or (N,) for a
+    schedule. Returns float64 [..., operands] in the order of the step's operands, z's last.
+    ValueError for a parameter outside its range, for a coefficient that is not finite, and
+    for a step that is not linear.
 
     Example: coefficients(langevin_step, eps=0.01) -> [1, 0.005, 0.1]
     """
     parameters = check_domain(**parameters)
+    name = step.__name__
     n = len(operands(step))
     rows = [step(*unit, **parameters) for unit in np.eye(n).tolist()]
     table = np.stack(np.broadcast_arrays(*rows), -1)
     if np.iscomplexobj(table) or not np.isfinite(table).all():
-        raise ValueError(f"{step.__name__}: a coefficient is not finite at these parameters")
+        raise ValueError(f"{name}: a coefficient is not finite at these parameters")
     point = np.arange(2., n + 2)
     error = abs(step(*point.tolist(), **parameters) - table @ point)
     if (error > 1e-9 * abs(table) @ point).any():
-        raise ValueError(f"{step.__name__} is not linear in its operands")
+        raise ValueError(f"{name} is not linear in its operands")
     return table.astype(np.float64)
 
 
@@ -70,10 +73,10 @@ def accepted_by(f, parameters):
 def coefficient_row(step, denoise=None, clip=None, **parameters):
     """A step's coefficients as a kernel takes them: c0, c1, ..., cz.
 
-    A step whose second operand is denoise(x, s), clipped to clip = (lo, hi), has four more: p0 and
-    p1, the coefficients of denoise, then lo and hi. clip=None sets no bounds.
-    TypeError for a parameter that neither takes; ValueError for a clip that is not (lo, hi), or
-    where there is no denoise, and as in `coefficients`.
+    A step whose second operand is denoise(x, s), clipped to clip = (lo, hi), has four more:
+    p0 and p1, the coefficients of denoise, then lo and hi. clip=None sets no bounds.
+    TypeError for a parameter that neither takes; ValueError for a clip that is not (lo,
+    hi), or where there is no denoise, and as in `coefficients`.
     """
     name = step.__name__
     stages = [step, denoise] if denoise else [step]
@@ -89,5 +92,6 @@ def coefficient_row(step, denoise=None, clip=None, **parameters):
         bounds = (-np.inf, np.inf) if clip is None else clip
         parts.append(np.array(bounds, np.float64))
     rows = np.broadcast_shapes(*(p.shape[:-1] for p in parts))
-    parts = [np.broadcast_to(p, (*rows, p.shape[-1])) for p in parts]
+    parts = [np.broadcast_to(p, (*rows, p.shape[-1]))
+             for p in parts]
     return np.concatenate(parts, -1)

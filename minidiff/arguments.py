@@ -1,16 +1,17 @@
 """What a caller may pass: parameters within their range, arrays of one shape, in float64.
 
-Each check raises one line that names the argument. Schedules and loops call the checks before
-they compute; an equation never does.
+Each check raises one line that names the argument. Schedules and loops call the checks
+before they compute; an equation never does.
 """
 
 import numpy as np
 
 _INF = float("inf")
-SLACK = 2.**-20  # of a range, still rounding: EDM's rule in float32 misses its ends by 11 * 2^-24
+# of a range, still rounding: EDM's rule in float32 misses its ends by 11 * 2^-24
+SLACK = 2.**-20
 WHOLE = "n", "i", "n_steps", "n_corrector"
-POSITIVE = ("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr", "rho",
-            "rtol", "atol", "t_min")
+POSITIVE = ("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
+            "rho", "rtol", "atol", "t_min")
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(POSITIVE, (0, _INF, False, False)) | {
     "u": (0, 1, True, True),
@@ -24,7 +25,11 @@ DOMAIN = dict.fromkeys(POSITIVE, (0, _INF, False, False)) | {
     "alpha_bar_prev": (0, 1, False, True),
 }
 # in one call, the first must be smaller than the second
-ORDERED = (("sigma_next", "sigma"), ("sigma", "sigma_prev"), ("alpha_bar", "alpha_bar_prev"))
+ORDERED = (
+    ("sigma_next", "sigma"),
+    ("sigma", "sigma_prev"),
+    ("alpha_bar", "alpha_bar_prev"),
+)
 
 
 def check_range(below=_INF, n=2, least=1, **ends):
@@ -72,8 +77,10 @@ def _widened(name, v):
     """
     if hasattr(v, "data_ptr") or isinstance(v, (list, tuple, str)):
         raise TypeError(f"{name} must be a number or a NumPy array, got a {type(v).__name__}")
-    kind = v.dtype.kind if isinstance(v, (np.generic, np.ndarray)) else ""
-    if kind not in tuple("fiu"):
+    if not isinstance(v, (np.generic, np.ndarray)):
+        return v
+    kind = v.dtype.kind
+    if kind not in "fiu":
         return v
     if v.dtype == np.float64:
         return v[()]
@@ -89,9 +96,10 @@ def _shown(v):
 
 
 def _within(name, v, low, high, low_in, high_in):
-    """v within its range, or ValueError. What misses a closed end by rounding alone is put on it.
+    """v within its range, or ValueError.
 
-    low_in, high_in: whether that end is allowed.
+    low_in, high_in: whether that end is allowed. What misses a closed end by rounding alone
+    is put on it.
     """
     a = np.asarray(v, np.float64)
     whole = name in WHOLE
@@ -108,16 +116,17 @@ def _within(name, v, low, high, low_in, high_in):
         raise ValueError(f"{name} must be a whole number, an int, got {v}")
     if not slack or ((low <= a) & (a <= high)).all():
         return v
-    return np.clip(a, low, high) if a.ndim else min(max(float(a), low), high)
+    v = np.clip(a, low, high)
+    return v if a.ndim else float(v)
 
 
 def check_domain(**parameters):
     """The parameters in float64, as a step computes with them.
 
-    `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1, other names as DOMAIN says.
-    What misses a closed end by rounding alone, SLACK of the range, is put on it.
-    ValueError names the first parameter that is NaN, outside its range, not whole or not smaller
-    than another, as ORDERED says.
+    `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1, other names as DOMAIN
+    says. What misses a closed end by rounding alone, SLACK of the range, is put on it.
+    ValueError names the first parameter that is NaN, outside its range, not whole or not
+    smaller than another, as ORDERED says.
     """
     domain = DOMAIN | {
         "t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),

@@ -1,8 +1,8 @@
 """Denoising diffusion: N small Gaussian steps that destroy data, and their reversal.
 
-The index is i = 0 ... N-1; alpha = 1 - beta, alpha_bar = prod alpha, and alpha_bar_prev = 1 at
-i = 0. Every step is written in the score s; a network that predicts eps gives
-s = -eps / sqrt(1 - alpha_bar). [DDPM: Ho et al. 2020]
+The index is i = 0 ... N-1; alpha = 1 - beta, alpha_bar = prod alpha, and alpha_bar_prev = 1
+at i = 0. Every step is written in the score s; a network that predicts eps gives s = -eps /
+sqrt(1 - alpha_bar). [DDPM: Ho et al. 2020]
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def previous(alpha_bar):
 
 
 def beta_between(alpha_bar, alpha_bar_prev):
-    """beta = 1 - alpha_bar / alpha_bar_prev, of one step between two levels. [iDDPM eq. 19]"""
+    """beta = 1 - alpha_bar / alpha_bar_prev, of a step between two levels. [iDDPM eq. 19]"""
     return 1 - alpha_bar / alpha_bar_prev
 
 
@@ -117,4 +117,6 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
     eps = noise_prediction(x, s, alpha_bar**.5, (1 - alpha_bar)**.5)
     x0_hat = predicted_x0(x, s, alpha_bar)
     sigma = eta * posterior_variance(alpha_bar, alpha_bar_prev)**.5
-    return alpha_bar_prev**.5 * x0_hat + (1 - alpha_bar_prev - sigma**2)**.5 * eps + sigma * z
+    return (alpha_bar_prev**.5 * x0_hat
+            + (1 - alpha_bar_prev - sigma**2)**.5 * eps
+            + sigma * z)

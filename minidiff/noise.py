@@ -10,22 +10,24 @@
 
 The order, in float32, where fma(x, y, z) is x*y + z rounded once:
 
-    i = bits(float32(w));  m = (i & 0x7fffff) | 0x4f000000      w's mantissa, as a float in
-    t = 2 - 2^-31 * float_of(m)                                 [2^31, 2^32): t in (0, 1], exact
-    e = max(min(m - i, 2^28), 0)                                what the exponent lacks to 2^31
-    r = sqrt(fma(LOG_SCALE, float32(e), fma(t*t, P(t), t)))     P = LOG, by Horner in fma
+    i = bits(float32(w));  m = (i & 0x7fffff) | 0x4f000000   w's mantissa, as a float in t =
+    2 - 2^-31 * float_of(m)                              [2^31, 2^32): t in (0, 1], exact e
+    = max(min(m - i, 2^28), 0)                             what the exponent lacks to 2^31 r
+    = sqrt(fma(LOG_SCALE, float32(e), fma(t*t, P(t), t)))  P = LOG, by Horner in fma
 
-    g = float_of((w & 0x7ffffe) | 0x40000001) - 3               an odd multiple of 2^-22
-    y = g*g;  sin = S(y) * g;  cos = C(y)                       of pi/4 g: S = SIN, C = COS
+    g = float_of((w & 0x7ffffe) | 0x40000001) - 3            an odd multiple of 2^-22
+    y = g*g;  sin = S(y) * g;  cos = C(y)                    of pi/4 g: S = SIN, C = COS
     bit 30 of w exchanges cos and sin, bit 31 changes r's sign; z0 = r*cos, z1 = r*sin
 
-So u is w / 2^32; 2^-33 for the word 0; 1/2 for the last 128 words, which float32 rounds to 2^32.
-The angle is the middle of one of 2^24 equal parts of a turn. To flip bit 31 negates both
-normals, to flip bit 30 exchanges them: odd moments vanish exactly, and |z| <= 6.7637 is never 0.
+So u is w / 2^32, but 2^-33 for the word 0, and 1/2 for the last 128 words, which float32
+rounds to 2^32. The angle is the middle of one of 2^24 equal parts of a turn. Flipping bit
+31 negates both normals and flipping bit 30 exchanges them, so odd moments vanish exactly.
+|z| <= 6.7637 is never 0.
 
-Every float operation is a product, a difference, an fma or a square root that IEEE 754 rounds
-correctly, in the order written, and nothing else is contracted: any machine that keeps the order
-returns the same bits. The polynomials' constants belong to the contract.
+Every float operation is a product, a difference, an fma or a square root, and IEEE 754
+rounds each correctly. They are done in the order written, and nothing else is contracted.
+So any machine that keeps the order returns the same bits. The polynomials' constants belong
+to the contract.
 """
 
 from operator import index
@@ -63,9 +65,9 @@ MASK = 0xFFFFFFFF
 def philox(counter, key):
     """Philox4x32-10: four words of a counter and a key, int64 that hold uint32.
 
-    counter: four integers below 2^32, arrays or int64 tensors of them. key: two. A product may
-    wrap; its low 64 bits are right. [Philox: Salmon et al. 2011, "Parallel random numbers: as
-    easy as 1, 2, 3"]
+    counter: four integers below 2^32, arrays or int64 tensors of them. key: two. A product
+    may wrap; its low 64 bits are right. [Philox: Salmon et al. 2011, "Parallel random
+    numbers: as easy as 1, 2, 3"]
     """
     def in_int64(c):
         return c.astype(np.int64) if isinstance(c, np.ndarray) else c
@@ -90,11 +92,12 @@ def words(shape, seed=0, sample=0, step=0, tag=PRIOR):
     sample: global id of the first sample, so that a shard or a batch draws its own part.
     Returns int64 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
+    batch = shape[0]
     size = int(np.prod(shape[1:]))
     seed, sample, step, tag = map(index, (seed, sample, step, tag))
-    ids = (sample & MASK) + np.arange(shape[0], dtype=np.int64)[:, None] & MASK
-    quads = np.arange(-(-size // 4), dtype=np.int64)[None, :]
-    quads, ids = np.broadcast_arrays(quads, ids)
+    ids = (sample & MASK) + np.arange(batch, dtype=np.int64) & MASK
+    quads = np.arange(-(-size // 4), dtype=np.int64)
+    quads, ids = np.broadcast_arrays(quads, ids[:, None])
     counter = quads, ids, step & MASK, tag & MASK
     key = seed & MASK, seed >> 32 & MASK
     return np.stack(philox(counter, key), -1)
@@ -103,14 +106,15 @@ def words(shape, seed=0, sample=0, step=0, tag=PRIOR):
 def elements(quads, shape):
     """Drop the unused end of each sample's last quad and restore the shape."""
     size = int(np.prod(shape[1:]))
-    return quads.reshape(shape[0], 4 * quads.shape[1])[:, :size].reshape(shape)
+    flat = quads.reshape(shape[0], 4 * quads.shape[1])
+    return flat[:, :size].reshape(shape)
 
 
 def cast(v, dtype):
     """An array or tensor in another dtype, on its own device.
 
-    A Python number stays as it is: it takes its neighbour's dtype. torch.asarray would move a
-    tensor to the default device that a user has set.
+    A Python number stays as it is: it takes its neighbour's dtype. torch.asarray would move
+    a tensor to the default device that a user has set.
     """
     if isinstance(v, float):
         return v
@@ -125,9 +129,9 @@ def to_uniform(word, xp=np):
 def fma(x, y, z, xp=np):
     """float32 x*y + z rounded once, of float32 numbers.
 
-    It computes in float64, where the product is exact. For every value that the noise takes, the
-    two roundings, to float64 and to float32, give what one would: tests/mathematics/test_noise.py
-    counts every case.
+    It computes in float64, where the product is exact. For every value that the noise
+    takes, the two roundings, to float64 and to float32, give what one would:
+    tests/mathematics/test_noise.py counts every case.
     """
     total = cast(x, xp.float64) * cast(y, xp.float64)
     total += z
@@ -156,15 +160,15 @@ def radius(word, xp=np):
 
 
 def cos_sin(word, xp=np):
-    """cos and sin of the word's angle in an eighth of a turn either way of 0; bit 30 exchanges
-    the two."""
+    """cos and sin of an angle of at most an eighth of a turn; bit 30 exchanges them."""
     word = cast(word, xp.int32)
     g = ((word & 0x7FFFFE) | 0x40000001).view(xp.float32) - 3.
     y = g * g
     sin = horner(SIN, y, xp) * g
     cos = horner(COS, y, xp)
     exchanged = (word & 0x40000000) != 0
-    return xp.where(exchanged, sin, cos), xp.where(exchanged, cos, sin)
+    return (xp.where(exchanged, sin, cos),
+            xp.where(exchanged, cos, sin))
 
 
 def to_normal(w, xp=np):
@@ -181,7 +185,8 @@ def normal(shape, seed=0, sample=0, step=0, tag=PRIOR):
 
     tag: what the draw is for, by default a prior.
     """
-    return elements(to_normal(words(shape, seed, sample, step, tag)), shape)
+    drawn = words(shape, seed, sample, step, tag)
+    return elements(to_normal(drawn), shape)
 
 
 def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
@@ -189,7 +194,8 @@ def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
 
     tag: by default a time, so that it shares no word with `normal`.
     """
-    return elements(to_uniform(words(shape, seed, sample, step, tag)), shape)
+    drawn = words(shape, seed, sample, step, tag)
+    return elements(to_uniform(drawn), shape)
 
 
 def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
@@ -197,5 +203,6 @@ def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
 
     tag: by default a probe.
     """
-    top_bit = elements(words(shape, seed, sample, step, tag) >> 31, shape)
+    drawn = words(shape, seed, sample, step, tag)
+    top_bit = elements(drawn >> 31, shape)
     return 1 - 2 * top_bit.astype(np.float32)

@@ -1,7 +1,7 @@
 """What a network may return instead of the score, and how each becomes the score.
 
-A prediction is a function of (x, s) at x = a x0 + sigma z, with a, sigma > 0. It is affine in s,
-so its own coefficients invert it.
+A prediction is a function of (x, s) at x = a x0 + sigma z, with a, sigma > 0. It is affine
+in s, so its own coefficients invert it.
 """
 
 
@@ -26,7 +26,9 @@ def velocity(x, s, /, a, sigma):
 
 
 def c_in(sigma, sigma_data=.5):
-    """1 / sqrt(sigma^2 + sigma_data^2), which scales x_0 + sigma z to unit variance. [EDM table 1]
+    """1 / sqrt(sigma^2 + sigma_data^2). [EDM table 1]
+
+    It scales x_0 + sigma z to unit variance.
     """
     return (sigma**2 + sigma_data**2)**-.5
 
@@ -37,7 +39,8 @@ def preconditioned(x, s, /, a, sigma, sigma_data=.5):
         F = (D - c_skip x) / c_out = sigma (s + c_in^2 x) / (c_in sd),  sd = sigma_data
         c_skip = (c_in sd)^2, c_out = c_in sigma sd
 
-    It is taken of x / a at sigma / a. At small sigma D - x would cancel; the last form does not.
+    It is taken of x / a at sigma / a. At small sigma D - x would cancel; the last form does
+    not.
     """
     c = c_in(sigma / a, sigma_data)
     return sigma * (s + (c / a)**2 * x) / (c * sigma_data)

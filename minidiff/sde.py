@@ -8,11 +8,12 @@ What an SDE has:
     time(ratio)            the t at which sigma / a is that ratio
     prior_std              the std of N(0, std^2 I), where the reverse process starts
     kappa(t, dt)           the corrector's factor
-    discretize(x, i, n)    (f_i, G_i) of its own chain x_i = x_{i-1} + f_i + G_i z, i < n, n > 1
+    discretize(x, i, n)    (f_i, G_i) of its own chain of n > 1 steps,
+                           x_i = x_{i-1} + f_i + G_i z
 
-Times are host floats or NumPy arrays. A step of size dt > 0 goes from t - dt to t forwards and from
-t to t - dt in reverse. Operands have one shape; s is the score at (x, t), z ~ N(0, I).
-[SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
+Times are host floats or NumPy arrays. A step of size dt > 0 goes from t - dt to t forwards,
+and from t to t - dt in reverse. Operands have one shape; s is the score at (x, t), z ~ N(0,
+I). [SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from .arguments import check_domain, check_range
 
 
 class _SDE:
-    """What holds unless a process says otherwise: no drift, kappa 1, and Euler-Maruyama's chain."""
+    """What holds where a process does not say: drift 0, kappa 1, Euler-Maruyama's chain."""
 
     T = 1.
     prior_std = 1.
@@ -38,7 +39,8 @@ class _SDE:
         """(f_i, G_i) of Euler-Maruyama's step at t = i T / (n - 1), with dt = T / n."""
         t = self.T * np.asarray(i) / (n - 1)
         dt = self.T / n
-        return self.drift(x, t) * dt, forward_sde_step(0., 1., self, t, dt)
+        G = forward_sde_step(0., 1., self, t, dt)
+        return self.drift(x, t) * dt, G
 
     def kappa(self, t, dt):
         """1, at every time."""
@@ -51,8 +53,9 @@ class VE(_SDE):
 
         sigma(t) = smin (smax / smin)^t,  a = 1,  g = sigma(t) sqrt(2 ln(smax / smin))
 
-    At t = 0 sigma is smin, where the paper has 0. Its chain has sigma_i = sigma(i / (n - 1)),
-    sigma_{-1} = 0 and G_i^2 = sigma_i^2 - sigma_{i-1}^2, whose sum is smax^2. [SDE eq. 8]
+    At t = 0 sigma is smin, where the paper has 0. Its chain has sigma_i = sigma(i / (n -
+    1)), sigma_{-1} = 0 and G_i^2 = sigma_i^2 - sigma_{i-1}^2, whose sum is smax^2. [SDE eq.
+    8]
     """
 
     sigma_min: float = .01
@@ -60,11 +63,11 @@ class VE(_SDE):
 
     def __post_init__(self):
         low, high = check_range(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
-        self.__dict__.update(sigma_min=low, sigma_max=high)  # a frozen class takes no assignment
+        self.__dict__.update(sigma_min=low, sigma_max=high)  # frozen: takes no assignment
 
     @property
     def prior_std(self):
-        """sigma_max: beside it the data does not count."""
+        """sigma_max, beside which the spread of the data is small."""
         return self.sigma_max
 
     def diffusion(self, t):
@@ -89,17 +92,22 @@ class VE(_SDE):
 
     def discretize(self, x, i, n):
         """(0, G_i), G_i^2 = sigma_i^2 - sigma_{i-1}^2. [SDE eq. 8]"""
-        return 0. * x, (self.level(i, n)**2 - self.level(i - 1, n)**2)**.5
+        variance = self.level(i, n)**2 - self.level(i - 1, n)**2
+        return 0. * x, variance**.5
 
     def ancestral(self, x, s, z, i, n):
         """x_{i-1} = x + G^2 s + G sigma_{i-1} / sigma_i z. [SDE eq. 47]"""
         _, G = self.discretize(x, i, n)
-        return x + G**2 * s + G * self.level(i - 1, n) / self.level(i, n) * z
+        std = G * self.level(i - 1, n) / self.level(i, n)
+        return x + G**2 * s + std * z
 
 
 @dataclass(frozen=True)
 class EDM(_SDE):
-    """VE whose time is the noise level: sigma(t) = t, g = sqrt(2 t), T = sigma_max. [EDM sec. 3]"""
+    """VE whose time is the noise level. [EDM sec. 3]
+
+        sigma(t) = t,  a = 1,  g = sqrt(2 t),  T = sigma_max
+    """
 
     sigma_max: float = 80.
 
@@ -111,10 +119,7 @@ class EDM(_SDE):
         """sigma_max: the time is the noise level."""
         return self.sigma_max
 
-    @property
-    def prior_std(self):
-        """sigma_max: beside it the data does not count."""
-        return self.sigma_max
+    prior_std = T
 
     def diffusion(self, t):
         """g = sqrt(2 t)."""
@@ -133,7 +138,7 @@ class EDM(_SDE):
 class _LinearBeta(_SDE):
     """What VP and sub-VP share.
 
-    beta(t) = bmin + t (bmax - bmin),  f = -beta x / 2,  a = exp(-1/2 int_0^t beta)
+        beta(t) = bmin + t (bmax - bmin),  f = -beta x / 2,  a = exp(-1/2 int_0^t beta)
     """
 
     beta_min: float = .1
@@ -143,24 +148,29 @@ class _LinearBeta(_SDE):
         low, high = check_range(beta_min=self.beta_min, beta_max=self.beta_max)
         self.__dict__.update(beta_min=low, beta_max=high)
 
+    @property
+    def slope(self):
+        """bmax - bmin, the slope of beta(t)."""
+        return self.beta_max - self.beta_min
+
     def beta(self, t):
         """bmin + t (bmax - bmin)."""
-        return self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min)
+        return self.beta_min + np.asarray(t, np.float64) * self.slope
 
     def log_a(self, t):
         """ln a = -1/2 int_0^t beta."""
         t = np.asarray(t, np.float64)
-        return -t**2 * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+        return -t**2 * self.slope / 4 - t * self.beta_min / 2
 
     def drift(self, x, t):
         """f = -beta(t) x / 2."""
         return -.5 * self.beta(t) * x
 
     def time(self, ratio):
-        """The t at which sigma / a is the ratio: a root of int_0^t beta = integral_at(ratio)."""
-        slope = self.beta_max - self.beta_min
+        """The t at which sigma / a is the ratio: int_0^t beta is integral_at(ratio)."""
         integral = self.integral_at(ratio)
-        return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral)**.5)
+        root = (self.beta_min**2 + 2 * self.slope * integral)**.5
+        return 2 * integral / (self.beta_min + root)
 
 
 class VP(_LinearBeta):
@@ -177,7 +187,8 @@ class VP(_LinearBeta):
 
     def marginal(self, t):
         """(a, sqrt(1 - a^2))."""
-        return np.exp(self.log_a(t)), (-np.expm1(2 * self.log_a(t)))**.5
+        log_a = self.log_a(t)
+        return np.exp(log_a), (-np.expm1(2 * log_a))**.5
 
     def integral_at(self, ratio):
         """int beta where sqrt(1 - a^2) / a = ratio."""
@@ -190,7 +201,8 @@ class VP(_LinearBeta):
     def discretize(self, x, i, n):
         """(sqrt(1 - beta_i) x - x, sqrt(beta_i)): DDPM's forward step."""
         beta = self.beta(np.asarray(i) / (n - 1)) / n
-        return ddpm.forward_step(x, 0., beta) - x, ddpm.forward_step(0., 1., beta)
+        f = ddpm.forward_step(x, 0., beta) - x
+        return f, ddpm.forward_step(0., 1., beta)
 
     def ancestral(self, x, s, z, i, n):
         """x_{i-1} by `ddpm.ancestral_step` with variance beta_i. [SDE eq. 4]"""
@@ -208,11 +220,13 @@ class SubVP(_LinearBeta):
 
     def diffusion(self, t):
         """g = sqrt(beta (1 - a^4))."""
-        return (self.beta(t) * -np.expm1(4 * self.log_a(t)))**.5
+        one_less_a4 = -np.expm1(4 * self.log_a(t))
+        return (self.beta(t) * one_less_a4)**.5
 
     def marginal(self, t):
         """(a, 1 - a^2)."""
-        return np.exp(self.log_a(t)), -np.expm1(2 * self.log_a(t))
+        log_a = self.log_a(t)
+        return np.exp(log_a), -np.expm1(2 * log_a)
 
     def integral_at(self, ratio):
         """int beta where (1 - a^2) / a = ratio."""
@@ -237,9 +251,9 @@ def importance_times(sde, u, t_min=1e-5):
         return np.log(sigma / a)
 
     low = log_ratio(checked["t_min"])
-    high = log_ratio(sde.T)
-    t = sde.time(np.exp(low + (high - low) * checked["u"]))
-    return t, 2 * (high - low)
+    length = log_ratio(sde.T) - low
+    ratio = np.exp(low + length * checked["u"])
+    return sde.time(ratio), 2 * length
 
 
 def perturb(x0, z, /, a, sigma):
@@ -262,14 +276,15 @@ def reverse_sde_step(x, s, z, /, sde, t, dt):
     Euler-Maruyama on the reverse-time SDE, of weak order 1.
     """
     g = sde.diffusion(t)
-    return x - (sde.drift(x, t) - g**2 * s) * dt + g * dt**.5 * z
+    drift = sde.drift(x, t) - g**2 * s
+    return x - drift * dt + g * dt**.5 * z
 
 
 @order(1)
 def reverse_diffusion_step(x, s, z, /, sde, i, n):
-    """x_{i-1} = x_i - f_i(x_i) + G_i^2 s + G_i z: the SDE's own chain, reversed. [SDE eq. 46]
+    """x_{i-1} = x_i - f_i(x_i) + G_i^2 s + G_i z. [SDE eq. 46]
 
-    i = n-1 ... 0.
+    The SDE's own chain, reversed: i = n-1 ... 0.
     """
     f, G = sde.discretize(x, i, n)
     return x - f + G**2 * s + G * z
@@ -277,14 +292,15 @@ def reverse_diffusion_step(x, s, z, /, sde, i, n):
 
 @order(1)
 def ancestral_step(x, s, z, /, sde, i, n):
-    """x_{i-1} from x_i by the ancestral sampling of VE's or VP's chain. [SDE eqs. 4 and 47]"""
+    """x_{i-1} from x_i, by ancestral sampling of VE's or VP's chain. [SDE eqs. 4 and 47]"""
     return sde.ancestral(x, s, z, i, n)
 
 
 def flow(x, s, sde, t):
     """f~ = f(x, t) - 1/2 g^2 s, the velocity of the probability-flow ODE. [SDE eq. 13]
 
-    It is linear in x and s, so its divergence is flow(D, tr grad s, sde, t), D the dimension.
+    It is linear in x and s, so its divergence is flow(D, tr grad s, sde, t), D the
+    dimension.
     """
     return sde.drift(x, t) - .5 * sde.diffusion(t)**2 * s
 
@@ -297,9 +313,10 @@ def pf_ode_step(x, s, /, sde, t, dt):
 
 @order(2)
 def heun_step(x, s, s_next, /, sde, t, dt):
-    """x' = (x + x'') / 2, where x'' is two Euler steps on: the mean of both slopes. [EDM Alg. 1]
+    """x' = (x + x'') / 2, where x'' is two Euler steps on. [EDM Alg. 1]
 
-    s_next: the score at (pf_ode_step(x, s), t - dt), t > dt.
+    So the slope is the mean of two. s_next: the score at (pf_ode_step(x, s), t - dt), t >
+    dt.
     """
     x_euler = pf_ode_step(x, s, sde, t, dt)
     return .5 * (x + pf_ode_step(x_euler, s_next, sde, t - dt, dt))

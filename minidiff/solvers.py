@@ -1,4 +1,5 @@
-"""What the faster samplers add: a multistep solver, EDM's churn, the corrector's step size."""
+"""What the faster samplers add: a multistep solver, EDM's levels and churn, the corrector's
+step size."""
 
 import numpy as np
 
@@ -14,8 +15,8 @@ def dpmpp_2m_step(x, s, x_prev, s_prev, /, sigma_prev, sigma, sigma_next):
         x' = (sigma'/sigma) x - expm1(-h) [D + (D - D_prev) / (2 r)]
         h = lambda' - lambda,  r = (lambda - lambda_prev) / h          [DPM-Solver++ Alg. 2]
 
-    x_prev, s_prev: the state and score at sigma_prev, one step before. sigma_next > 0; the step
-    to 0 is D itself.
+    x_prev, s_prev: the state and score at sigma_prev, one step before. sigma_next > 0; the
+    step to 0 is D itself.
     """
     h = np.log(sigma / sigma_next)
     h_prev = np.log(sigma_prev / sigma)
@@ -52,7 +53,8 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
                          f"{s_churn}, {s_noise} and {s_min}, {s_max}")
     sigmas = check_falling(sigmas)
     inside = (s_min <= sigmas) & (sigmas <= s_max)
-    gamma = np.where(inside, min(float(s_churn) / len(sigmas), 2**.5 - 1), 0.)
+    most = min(float(s_churn) / len(sigmas), 2**.5 - 1)
+    gamma = np.where(inside, most, 0.)
     sigma_hat = (1 + gamma) * sigmas
     std = float(s_noise) * sigmas * (gamma * (2 + gamma))**.5
     return sigma_hat, std
@@ -63,7 +65,7 @@ def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
 
         eps = 2 alpha,  alpha = 2 kappa (snr |z| / |s|)^2
 
-    z_norm, s_norm: |z| and |s| of each sample, (B,). For annealed Langevin they are sigma and 1,
-    as s is about -z / sigma. kappa is the SDE's.
+    z_norm, s_norm: |z| and |s| of each sample, (B,). For annealed Langevin they are sigma
+    and 1, as s is about -z / sigma. kappa is the SDE's.
     """
     return 2 * (2 * kappa * (snr * z_norm / s_norm)**2)

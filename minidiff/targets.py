@@ -15,8 +15,8 @@ from . import noise
 class Mixture:
     """sum_k w_k N(m_k, diag(v_k)).
 
-    weights (K,), positive, made to add up to 1; means (K, D); variances, positive, a scalar, (K,)
-    or (K, D). ValueError for other shapes and ranges.
+    weights (K,), positive, made to add up to 1; means (K, D); variances, positive, a
+    scalar, (K,) or (K, D). ValueError for other shapes and ranges.
     """
 
     weights: np.ndarray
@@ -35,10 +35,11 @@ class Mixture:
         finite = weights.size and np.isfinite([weights.sum(), means.sum()]).all()
         if not (finite and (weights > 0).all() and (variances > 0).all()):
             raise ValueError("weights and variances must be positive, weights and means finite")
-        self.__dict__.update(weights=weights / weights.sum(), means=means, variances=variances)
+        weights = weights / weights.sum()
+        self.__dict__.update(weights=weights, means=means, variances=variances)
 
     def at(self, a, sigma):
-        """The distribution of x_t = a x0 + sigma z: sum_k w_k N(a m_k, a^2 v_k + sigma^2)."""
+        """The distribution of a x0 + sigma z: sum_k w_k N(a m_k, a^2 v_k + sigma^2)."""
         a = np.asarray(a, np.float64)
         sigma = np.asarray(sigma, np.float64)
         return Mixture(self.weights, a * self.means, a**2 * self.variances + sigma**2)
@@ -54,7 +55,8 @@ class Mixture:
         difference = self.means - np.asarray(x)[..., None, :]
         s_k = difference / v
         square = np.einsum("...kd,...kd->...k", difference, s_k)
-        log_p = np.log(self.weights) - .5 * (square + np.log(2 * np.pi * v).sum(-1))
+        log_volume = np.log(2 * np.pi * v).sum(-1)
+        log_p = np.log(self.weights) - .5 * (square + log_volume)
         gamma = np.exp(log_p - np.logaddexp.reduce(log_p, -1, keepdims=True))
         return log_p, s_k, gamma
 
@@ -72,13 +74,15 @@ class Mixture:
         """tr grad_x s = sum_k gamma_k (|s_k|^2 - sum 1 / v_k) - |s|^2, shape (...)."""
         _, s_k, gamma = self._components(x)
         inner = (s_k**2 - 1 / self.variances).sum(-1)
-        return (gamma * inner).sum(-1) - (self.score(x)**2).sum(-1)
+        square = (self.score(x)**2).sum(-1)
+        return (gamma * inner).sum(-1) - square
 
     def sample(self, n, seed=0, sample=0):
         """n points, (n, D): a component by its weight, then a normal about its mean."""
         u = noise.uniform((n,), seed, sample, tag=noise.CHOICE)
         k = np.searchsorted(np.cumsum(self.weights)[:-1], u)
-        z = noise.normal((n, self.means.shape[1]), seed, sample, tag=noise.DATA)
+        D = self.means.shape[1]
+        z = noise.normal((n, D), seed, sample, tag=noise.DATA)
         return self.means[k] + self.variances[k]**.5 * z
 
 

@@ -469,7 +469,7 @@ def test_a_parameter_is_one_or_one_a_level():
     (samplers.dpmpp_2m, {"sigmas": [1., np.nan]}, "sigmas")])
 def test_arguments_outside_their_range_are_refused_by_name(loop, arguments, named):
     with pytest.raises(ValueError, match=named):
-        next(loop(at_sigma, np.ones((1, 2)), op=samplers.Reference(), **arguments))
+        next(loop(at_sigma, np.ones((1, 2)), engine=samplers.Reference(), **arguments))
 
 
 def test_a_schedule_no_kernel_could_run_is_refused():
