@@ -358,7 +358,7 @@ def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=None, out=None
 
 
 class Fused:
-    """The `op` of minidiff.samplers' loops on a backend: a step's coefficients once a schedule,
+    """The engine of minidiff.samplers' loops on a backend: a step's coefficients once a schedule,
     then one fused update a step.
 
     k may be a 0-d int64 tensor on the device: nothing waits for it, and a step captured in a CUDA

@@ -5,8 +5,7 @@ A step is a function whose operands are positional-only and come first, noise `z
     def langevin_step(x, s, z, /, eps):
         return x + eps / 2 * s + eps**.5 * z
 
-It only adds and subtracts its operands, times or over parameters. So x' = a x + b s + c z
-with
+It only adds and subtracts its operands, times or over parameters. So x' = a x + b s + c z:
 
     a = step(1, 0, 0),  b = step(0, 1, 0),  c = step(0, 0, 1)            in float64.
 """
@@ -27,8 +26,7 @@ def operands(step):
 
 
 def order(p):
-    """A decorator that states a step's order of convergence, in its step size, as step.order.
-    """
+    """A decorator: the step converges at order p in its step size; step.order says so."""
     def mark(step):
         step.order = p
         return step
@@ -75,8 +73,8 @@ def coefficient_row(step, denoise=None, clip=None, **parameters):
 
     A step whose second operand is denoise(x, s), clipped to clip = (lo, hi), has four more:
     p0 and p1, the coefficients of denoise, then lo and hi. clip=None sets no bounds.
-    TypeError for a parameter that neither takes; ValueError for a clip that is not (lo,
-    hi), or where there is no denoise, and as in `coefficients`.
+    TypeError for a parameter that neither takes. ValueError for a clip that is not (lo, hi)
+    or has no denoise beside it, and as in `coefficients`.
     """
     name = step.__name__
     stages = [step, denoise] if denoise else [step]

@@ -58,7 +58,8 @@ def schedule(values, name):
     """values in float64, (N,). ValueError unless they are N > 0 finite numbers."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, (N,) with N > 0, got shape {values.shape}")
+        raise ValueError(f"{name} must be finite, (N,) with N > 0, "
+                         f"got shape {values.shape}")
     return values
 
 
@@ -76,7 +77,8 @@ def _widened(name, v):
     TypeError for a tensor, a list or a string.
     """
     if hasattr(v, "data_ptr") or isinstance(v, (list, tuple, str)):
-        raise TypeError(f"{name} must be a number or a NumPy array, got a {type(v).__name__}")
+        raise TypeError(f"{name} must be a number or a NumPy array, "
+                        f"got a {type(v).__name__}")
     if not isinstance(v, (np.generic, np.ndarray)):
         return v
     kind = v.dtype.kind

@@ -1,8 +1,8 @@
 """Denoising diffusion: N small Gaussian steps that destroy data, and their reversal.
 
 The index is i = 0 ... N-1; alpha = 1 - beta, alpha_bar = prod alpha, and alpha_bar_prev = 1
-at i = 0. Every step is written in the score s; a network that predicts eps gives s = -eps /
-sqrt(1 - alpha_bar). [DDPM: Ho et al. 2020]
+at i = 0. Every step is written in the score s; a network that predicts eps gives
+s = -eps / sqrt(1 - alpha_bar). [DDPM: Ho et al. 2020]
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def previous(alpha_bar):
 
 
 def beta_between(alpha_bar, alpha_bar_prev):
-    """beta = 1 - alpha_bar / alpha_bar_prev, of a step between two levels. [iDDPM eq. 19]"""
+    """beta = 1 - alpha_bar / alpha_bar_prev, of the step between them. [iDDPM eq. 19]"""
     return 1 - alpha_bar / alpha_bar_prev
 
 

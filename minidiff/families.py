@@ -63,7 +63,7 @@ def _by_rule(sde, n):
 
 
 def _own_chain(sde, n):
-    """The times of an SDE's own chain of n - 1 steps, three at least, and the time after them.
+    """The times of an SDE's own chain of n - 1 steps, three at least, and the one after.
 
     There sigma / a is the G of the chain's first step.
     """
@@ -88,8 +88,8 @@ def _short_steps(grid, sde, n):
 def _in_time(loop, sde, grid=_by_rule, per_step=1, leaves_noise=True):
     """A family in the time of an SDE, from loop(score, x, sde, times, engine).
 
-    A step takes per_step evaluations of the score, so the times are grid(sde, n //
-    per_step). The given score becomes score(x, t) of the process's own x_t. Where the last
+    A step takes per_step evaluations of the score, so n // per_step times are asked of
+    grid(sde, n). The given score becomes score(x, t) of the process's own x_t. Where the last
     step leaves noise, a denoised state follows.
     """
     def family(score, z, n, engine):

@@ -35,9 +35,9 @@ def log_likelihood(score_and_trace, x, sde, prior, *, t_min=1e-5, rtol=1e-5, ato
     """(log p(x), x_T, evaluations): nats (B,), the flow's end (B, D), calls of the score.
 
     p is the density at t_min; x: (B, D). score_and_trace(x, t) returns (s, tr grad s).
-    prior(x_T) returns log p_T; for N(0, std^2 I) pass `targets.Gaussian(np.zeros(D),
-    prior_std(sde)**2).log_density`. One step size of RK45 serves the batch, so within the
-    tolerances each sample depends on the others.
+    prior(x_T) returns log p_T; for N(0, std^2 I) pass
+    `targets.Gaussian(np.zeros(D), prior_std(sde)**2).log_density`. One step size of RK45
+    serves the batch, so within the tolerances each sample depends on the others.
     """
     def velocity(state, t):
         x_t = state[:, :-1]
@@ -49,7 +49,8 @@ def log_likelihood(score_and_trace, x, sde, prior, *, t_min=1e-5, rtol=1e-5, ato
 
     t_min = check_domain(sde=sde, t=t_min, t_min=t_min)["t_min"]
     if np.ndim(x) != 2 or t_min == sde.T:
-        raise ValueError(f"need x of (B, D) and t_min before T, got {np.shape(x)} and {t_min}")
+        raise ValueError("need x of (B, D) and t_min before T, "
+                         f"got {np.shape(x)} and {t_min}")
     x = np.asarray(x, np.float64)
     start = np.column_stack((x, np.zeros(len(x))))
     states, evaluations = rk45(velocity, start, t_min, [sde.T], rtol, atol)

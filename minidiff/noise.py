@@ -10,13 +10,16 @@
 
 The order, in float32, where fma(x, y, z) is x*y + z rounded once:
 
-    i = bits(float32(w));  m = (i & 0x7fffff) | 0x4f000000   w's mantissa, as a float in t =
-    2 - 2^-31 * float_of(m)                              [2^31, 2^32): t in (0, 1], exact e
-    = max(min(m - i, 2^28), 0)                             what the exponent lacks to 2^31 r
-    = sqrt(fma(LOG_SCALE, float32(e), fma(t*t, P(t), t)))  P = LOG, by Horner in fma
+    i = bits(float32(w))
+    m = (i & 0x7fffff) | 0x4f000000             w's mantissa, as a float in [2^31, 2^32)
+    t = 2 - 2^-31 * float_of(m)                 in (0, 1], exact
+    e = max(min(m - i, 2^28), 0)                what the exponent lacks to 2^31
+    r = sqrt(fma(LOG_SCALE, float32(e), fma(t*t, P(t), t)))
+                                                P = LOG, by Horner in fma
 
-    g = float_of((w & 0x7ffffe) | 0x40000001) - 3            an odd multiple of 2^-22
-    y = g*g;  sin = S(y) * g;  cos = C(y)                    of pi/4 g: S = SIN, C = COS
+    g = float_of((w & 0x7ffffe) | 0x40000001) - 3
+                                                an odd multiple of 2^-22
+    y = g*g;  sin = S(y) * g;  cos = C(y)       of pi/4 g: S = SIN, C = COS
     bit 30 of w exchanges cos and sin, bit 31 changes r's sign; z0 = r*cos, z1 = r*sin
 
 So u is w / 2^32, but 2^-33 for the word 0, and 1/2 for the last 128 words, which float32

@@ -36,14 +36,14 @@ class Reference:
         self.normal = normal or contract
 
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
-        """move(k, x, *u), which runs step k of a schedule on the state x and other operands u.
+        """move(k, x, *u), which runs step k of a schedule on x and the other operands u.
 
         denoise, clip: for a step whose second operand is denoise(x, s) clipped to (lo, hi).
-        parameters: the step's own, numbers or arrays (N,). Errors as `coefficient_row`
-        raises them; move raises TypeError for a tensor and ValueError for an operand of
-        another shape.
+        parameters: the step's own, numbers or arrays (N,).
+        Errors are those of `coefficient_row`. move raises TypeError for a tensor, ValueError
+        for an operand of another shape.
         """
-        coefficient_row(step, denoise, clip, **parameters)  # refuses what a fused kernel would
+        coefficient_row(step, denoise, clip, **parameters)  # refuses what a kernel would
         parameters = check_domain(**parameters)
 
         def parameters_of(f, k):
@@ -64,7 +64,7 @@ class Reference:
         return move
 
     def correct(self, step, rule, x, s, k, tag):
-        """x becomes step(x, s, z, eps), in place; eps = rule(|z_b|, |s_b|), one a sample."""
+        """In place, x becomes step(x, s, z, eps), eps = rule(|z_b|, |s_b|) of a sample b."""
         def norm(u):
             squares = np.square(u, dtype=float)
             return squares.sum(tuple(range(1, x.ndim)))**.5
@@ -162,8 +162,8 @@ def ancestral(score, x, betas, engine, variances=None, *, last_noise=False, clip
 def ddim(score, x, alpha_bar, engine, eta=0.):
     """DDIM: i = N-1 ... 0 with score(x, i), ending at alpha_bar = 1. [DDIM eq. 12]
 
-    alpha_bar: (N,), falling, a whole chain's or a subset; i counts those given. eta in [0,
-    1].
+    alpha_bar: (N,), falling, a whole chain's or a subset; i counts those given.
+    eta in [0, 1]: `ddpm.ddim_step`.
     """
     alpha_bar = check_falling(alpha_bar, "alpha_bar")
     i = np.arange(len(alpha_bar))[::-1]
@@ -220,12 +220,12 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
                         corrector="langevin", snr=.16, n_corrector=1):
     """A predictor's step, then n_corrector Langevin steps. [SDE Algs. 1, 4 and 5]
 
-    score(x, t); a correction is at the time that the predictor reached. predictor:
-    reverse_sde, reverse_diffusion, ancestral_sde or pf_ode. corrector: where its step size
-    comes from. "langevin": from each sample's own norms; this biases in low dimension, and
-    in two |s| comes near 0 and steps explode. "batch_langevin": from the means of the norms
-    over the batch. "annealed": from sigma(t). The data, where sigma(t) = 0, is not
-    corrected. ValueError where kappa <= 0.
+    score(x, t); a correction is at the time that the predictor reached.
+    predictor: reverse_sde, reverse_diffusion, ancestral_sde or pf_ode.
+    corrector: where its step size comes from. "langevin": from each sample's own norms; this
+      biases in low dimension, and in two |s| comes near 0 and steps explode.
+      "batch_langevin": from the means of the norms over the batch. "annealed": from sigma(t).
+    The data, where sigma(t) = 0, is not corrected. ValueError where kappa <= 0.
     """
     if corrector not in CORRECTORS:
         raise ValueError(f"corrector {corrector!r} is none of {', '.join(CORRECTORS)}")
@@ -260,7 +260,7 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
 
 
 def forward_sde(x, sde, times, engine):
-    """Euler-Maruyama on the forward SDE. times: rising, (N+1,), or N even steps from 0 to T."""
+    """Euler-Maruyama on the forward SDE. times: (N+1,), rising, or N even steps to T."""
     falling = times[::-1] if np.ndim(times) else times
     t_next, t = _grid(falling, sde)
     dt = (t_next - t)[::-1]

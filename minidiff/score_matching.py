@@ -29,6 +29,8 @@ def explicit(s, score, weight=1.):
 
 def implicit(s, trace, weight=1.):
     """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]
+
+    trace: of grad s(x), (B,).
     """
     square = half_square(s)
     require_shape(square, trace, "trace")
@@ -66,8 +68,8 @@ def denoising(s, z, sigma, weight=1.):
     """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
 
     s: the model's score at x~; z: the noise in x~; sigma > 0. The weight w is sigma^2 for
-    SMLD's objective, g^2 for the likelihood's. The minimiser is the score of x~. ValueError
-    unless sigma is a scalar or (B, 1).
+    SMLD's objective, g^2 for the likelihood's. The minimiser is the score of x~.
+    ValueError unless sigma is a scalar or (B, 1).
     """
     if getattr(sigma, "shape", ()) not in ((), (len(s), 1)):
         raise ValueError("sigma must be a scalar or (B, 1)")

@@ -1,5 +1,4 @@
-"""What the faster samplers add: a multistep solver, EDM's levels and churn, the corrector's
-step size."""
+"""A multistep solver, EDM's noise levels and churn, and the corrector's step size."""
 
 import numpy as np
 

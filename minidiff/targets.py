@@ -28,13 +28,15 @@ class Mixture:
         means = np.asarray(self.means, np.float64)
         variances = np.asarray(self.variances, np.float64)
         if means.ndim != 2 or weights.shape != means.shape[:1]:
-            raise ValueError(f"weights must be (K,), means (K, D): {weights.shape}, {means.shape}")
+            raise ValueError("weights must be (K,), means (K, D): "
+                             f"{weights.shape}, {means.shape}")
         if variances.ndim == 1:
             variances = variances[:, None]
         variances = np.broadcast_to(variances, means.shape)
         finite = weights.size and np.isfinite([weights.sum(), means.sum()]).all()
         if not (finite and (weights > 0).all() and (variances > 0).all()):
-            raise ValueError("weights and variances must be positive, weights and means finite")
+            raise ValueError("weights and variances must be positive, "
+                             "weights and means finite")
         weights = weights / weights.sum()
         self.__dict__.update(weights=weights, means=means, variances=variances)
 
