@@ -88,9 +88,9 @@ def _short_steps(grid, sde, n):
 def _in_time(loop, sde, grid=_by_rule, per_step=1, leaves_noise=True):
     """A family in the time of an SDE, from loop(score, x, sde, times, engine).
 
-    A step takes per_step evaluations of the score, so n // per_step times are asked of
-    grid(sde, n). The given score becomes score(x, t) of the process's own x_t. Where the last
-    step leaves noise, a denoised state follows.
+    grid(sde, n) gives the times; a step takes per_step evaluations of the score, so it is
+    asked for n // per_step. The given score becomes score(x, t) of the process's own x_t.
+    Where the last step leaves noise, a denoised state follows.
     """
     def family(score, z, n, engine):
         times = grid(sde, n // per_step)

@@ -188,8 +188,7 @@ def normal(shape, seed=0, sample=0, step=0, tag=PRIOR):
 
     tag: what the draw is for, by default a prior.
     """
-    drawn = words(shape, seed, sample, step, tag)
-    return elements(to_normal(drawn), shape)
+    return elements(to_normal(words(shape, seed, sample, step, tag)), shape)
 
 
 def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
@@ -197,8 +196,7 @@ def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
 
     tag: by default a time, so that it shares no word with `normal`.
     """
-    drawn = words(shape, seed, sample, step, tag)
-    return elements(to_uniform(drawn), shape)
+    return elements(to_uniform(words(shape, seed, sample, step, tag)), shape)
 
 
 def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
@@ -206,6 +204,5 @@ def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
 
     tag: by default a probe.
     """
-    drawn = words(shape, seed, sample, step, tag)
-    top_bit = elements(drawn >> 31, shape)
+    top_bit = elements(words(shape, seed, sample, step, tag) >> 31, shape)
     return 1 - 2 * top_bit.astype(np.float32)

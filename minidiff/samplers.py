@@ -20,6 +20,7 @@ from . import ddpm, langevin, noise, solvers
 from . import sde as sdes
 from .affine import accepted_by, coefficient_row, operands
 from .arguments import SLACK, check_domain, check_falling, require_shape, schedule
+from .noise import CHURN, CORRECTOR, FORWARD, PREDICTOR, PRIOR
 from .predictions import posterior_mean
 
 
@@ -40,8 +41,8 @@ class Reference:
 
         denoise, clip: for a step whose second operand is denoise(x, s) clipped to (lo, hi).
         parameters: the step's own, numbers or arrays (N,).
-        Errors are those of `coefficient_row`. move raises TypeError for a tensor, ValueError
-        for an operand of another shape.
+        Errors are those of `coefficient_row`. move raises TypeError for a tensor and
+        ValueError for an operand of another shape.
         """
         coefficient_row(step, denoise, clip, **parameters)  # refuses what a kernel would
         parameters = check_domain(**parameters)
@@ -64,7 +65,7 @@ class Reference:
         return move
 
     def correct(self, step, rule, x, s, k, tag):
-        """In place, x becomes step(x, s, z, eps), eps = rule(|z_b|, |s_b|) of a sample b."""
+        """In place, x becomes step(x, s, z, eps), eps = rule(|z_b|, |s_b|) of sample b."""
         def norm(u):
             squares = np.square(u, dtype=float)
             return squares.sum(tuple(range(1, x.ndim)))**.5
@@ -79,7 +80,7 @@ class Reference:
 
 def prior(shape, std=1., seed=0, sample=0):
     """x_T = std z, float32 of `shape`: where a reverse process starts. std: `prior_std`."""
-    return np.float32(std) * noise.normal(shape, seed, sample, tag=noise.PRIOR)
+    return np.float32(std) * noise.normal(shape, seed, sample, tag=PRIOR)
 
 
 def check_finite(states):
@@ -105,7 +106,7 @@ def iterate(step, score, x, levels, engine, correct=_unchanged, **parameters):
         if name != "clip" and np.shape(v) not in ((), np.shape(levels)):
             raise ValueError(f"{name} {np.shape(v)} must be one, "
                              f"or one of {len(levels)} levels")
-    move = engine(step, noise.PREDICTOR, **parameters)
+    move = engine(step, PREDICTOR, **parameters)
     for k, level in enumerate(levels):
         x = correct(k, move(k, x, score(x, level)))
         yield x
@@ -113,7 +114,7 @@ def iterate(step, score, x, levels, engine, correct=_unchanged, **parameters):
 
 def denoise(score, x, level, engine, a, sigma):
     """E[x_0 | x], a sampler's last step, without noise: `predictions.posterior_mean`."""
-    move = engine(posterior_mean, noise.PREDICTOR, a=a, sigma=sigma)
+    move = engine(posterior_mean, PREDICTOR, a=a, sigma=sigma)
     return move(0, x, score(x, level))
 
 
@@ -222,9 +223,9 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
 
     score(x, t); a correction is at the time that the predictor reached.
     predictor: reverse_sde, reverse_diffusion, ancestral_sde or pf_ode.
-    corrector: where its step size comes from. "langevin": from each sample's own norms; this
-      biases in low dimension, and in two |s| comes near 0 and steps explode.
-      "batch_langevin": from the means of the norms over the batch. "annealed": from sigma(t).
+    corrector: where its step size comes from. "langevin": from each sample's own norms;
+      this biases in low dimension, and in two |s| comes near 0 and steps explode.
+      "batch_langevin": from the norms' means over the batch. "annealed": from sigma(t).
     The data, where sigma(t) = 0, is not corrected. ValueError where kappa <= 0.
     """
     if corrector not in CORRECTORS:
@@ -232,9 +233,8 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
     check_domain(snr=snr, n_corrector=n_corrector)
     t, t_next = _grid(times, sde)
     _, sigma = sde.marginal(t_next)
-    noisy = sigma > 0
-    sigma = sigma[noisy]
-    kappa = sde.kappa(t_next[noisy], (t - t_next)[noisy])
+    n = np.count_nonzero(sigma)
+    kappa = sde.kappa(t_next, t - t_next)[:n]
     if not (kappa > 0).all():
         raise ValueError("times: steps too long for the corrector's "
                          "kappa = 1 - beta(t) dt > 0")
@@ -249,9 +249,9 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
                 s_norm = 1.
             return solvers.snr_step_size(z_norm, s_norm, snr, kappa[k])
 
-        if k >= len(sigma):  # the data has no noise left
+        if k >= n:  # the data has no noise left
             return x
-        for tag in range(noise.CORRECTOR, noise.CORRECTOR + n_corrector):
+        for tag in range(CORRECTOR, CORRECTOR + n_corrector):
             s = score(x, t_next[k])
             x = engine.correct(langevin.langevin_step, rule, x, s, k, tag)
         return x
@@ -264,7 +264,7 @@ def forward_sde(x, sde, times, engine):
     falling = times[::-1] if np.ndim(times) else times
     t_next, t = _grid(falling, sde)
     dt = (t_next - t)[::-1]
-    move = engine(sdes.forward_sde_step, noise.FORWARD,
+    move = engine(sdes.forward_sde_step, FORWARD,
                   sde=sde, t=t[::-1], dt=dt)
     for k in range(len(t)):
         x = move(k, x)
@@ -282,9 +282,9 @@ def heun(score, x, sde, times, engine, *, t_hat=None, add_noise=_unchanged):
         t = t_hat
     dt = t - t_next
     n = np.count_nonzero(t_next)
-    euler = engine(sdes.pf_ode_step, noise.PREDICTOR,
+    euler = engine(sdes.pf_ode_step, PREDICTOR,
                    sde=sde, t=t, dt=dt)
-    trapezoid = engine(sdes.heun_step, noise.PREDICTOR,
+    trapezoid = engine(sdes.heun_step, PREDICTOR,
                        sde=sde, t=t[:n], dt=dt[:n])
     for k in range(len(t)):
         x = add_noise(k, x)
@@ -304,7 +304,7 @@ def edm(score, x, sigmas, engine, **churn):
     """
     sigmas = check_falling(sigmas)
     sigma_hat, std = solvers.churn(sigmas, **churn)
-    perturb = engine(sdes.perturb, noise.CHURN,
+    perturb = engine(sdes.perturb, CHURN,
                      a=1., sigma=np.where(std > 0, std, 1.))
 
     def add_noise(k, x):
@@ -322,9 +322,9 @@ def dpmpp_2m(score, x, sigmas, engine):
     """
     sigmas = check_falling(sigmas)
     first = sigmas[0]
-    euler = engine(sdes.pf_ode_step, noise.PREDICTOR,
+    euler = engine(sdes.pf_ode_step, PREDICTOR,
                    sde=sdes.EDM(first), t=first, dt=first - sigmas[1:2])
-    multistep = engine(solvers.dpmpp_2m_step, noise.PREDICTOR,
+    multistep = engine(solvers.dpmpp_2m_step, PREDICTOR,
                        sigma_prev=sigmas[:-2], sigma=sigmas[1:-1], sigma_next=sigmas[2:])
     x_prev = s_prev = None
     for k, sigma in enumerate(sigmas[:-1]):

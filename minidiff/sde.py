@@ -12,8 +12,8 @@ What an SDE has:
                            x_i = x_{i-1} + f_i + G_i z
 
 Times are host floats or NumPy arrays. A step of size dt > 0 goes from t - dt to t forwards,
-and from t to t - dt in reverse. Operands have one shape; s is the score at (x, t), z ~ N(0,
-I). [SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
+and from t to t - dt in reverse. Operands have one shape; s is the score at (x, t) and
+z ~ N(0, I). [SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
 """
 
 from dataclasses import dataclass
@@ -53,9 +53,9 @@ class VE(_SDE):
 
         sigma(t) = smin (smax / smin)^t,  a = 1,  g = sigma(t) sqrt(2 ln(smax / smin))
 
-    At t = 0 sigma is smin, where the paper has 0. Its chain has sigma_i = sigma(i / (n -
-    1)), sigma_{-1} = 0 and G_i^2 = sigma_i^2 - sigma_{i-1}^2, whose sum is smax^2. [SDE eq.
-    8]
+    At t = 0 sigma is smin, where the paper has 0. Its chain [SDE eq. 8] has
+    sigma_i = sigma(i / (n - 1)), sigma_{-1} = 0 and G_i^2 = sigma_i^2 - sigma_{i-1}^2,
+    whose sum is smax^2.
     """
 
     sigma_min: float = .01
@@ -211,7 +211,7 @@ class VP(_LinearBeta):
 
 
 class SubVP(_LinearBeta):
-    """Sub-VP: VP's drift and less noise. [SDE eqs. 12 and 29, whose variance is its square]
+    """Sub-VP: VP's drift and less noise. [SDE eqs. 12 and 29, which states sigma^2]
 
         g = sqrt(beta (1 - a^4)),  sigma = 1 - a^2
 
@@ -315,8 +315,8 @@ def pf_ode_step(x, s, /, sde, t, dt):
 def heun_step(x, s, s_next, /, sde, t, dt):
     """x' = (x + x'') / 2, where x'' is two Euler steps on. [EDM Alg. 1]
 
-    So the slope is the mean of two. s_next: the score at (pf_ode_step(x, s), t - dt), t >
-    dt.
+    So the slope is the mean of two. s_next: the score at (pf_ode_step(x, s), t - dt),
+    where t > dt.
     """
     x_euler = pf_ode_step(x, s, sde, t, dt)
     return .5 * (x + pf_ode_step(x_euler, s_next, sde, t - dt, dt))
