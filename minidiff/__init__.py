@@ -16,7 +16,8 @@ and what carries them:
     affine           a step's coefficients, read off the step itself
     arguments        what a caller may pass, checked
 
-These need NumPy alone, RK45 SciPy. `minidiff.kernels` runs the same steps fused, bit for bit.
+These need NumPy alone; RK45 needs SciPy. `minidiff.kernels` runs the same steps fused, bit
+for bit.
 """
 
 __version__ = "0.2.0"

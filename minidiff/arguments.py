@@ -1,63 +1,88 @@
 """What a caller may pass: parameters within their range, arrays of one shape, in float64.
 
-Each check raises one line that names the argument. Steps and loops call them at their edge; no
-equation does.
+Each check raises one line that names the argument. Schedules and loops call the checks
+before they compute; an equation never does.
 """
 
 import numpy as np
 
 _INF = float("inf")
-SLACK = 2.**-20  # of a range, still rounding: EDM's rule in float32 misses its ends by 11 * 2^-24
+# of a range, still rounding: EDM's rule in float32 misses its ends by 11 * 2^-24
+SLACK = 2.**-20
 WHOLE = "n", "i", "n_steps", "n_corrector"
+POSITIVE = ("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
+            "rho", "rtol", "atol", "t_min")
 # parameter -> lowest, highest, whether each end is allowed
-DOMAIN = dict.fromkeys(("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
-                        "rho", "rtol", "atol", "t_min"), (0, _INF, False, False)) | {
-    "u": (0, 1, True, True), "eta": (0, 1, True, True), "variance": (0, _INF, True, False),
-    "n": (1, _INF, True, False), "n_steps": (1, _INF, True, False),
-    "n_corrector": (0, _INF, True, False), "beta": (0, 1, False, False),
-    "alpha_bar": (0, 1, False, False), "alpha_bar_prev": (0, 1, False, True)}
+DOMAIN = dict.fromkeys(POSITIVE, (0, _INF, False, False)) | {
+    "u": (0, 1, True, True),
+    "eta": (0, 1, True, True),
+    "variance": (0, _INF, True, False),
+    "n": (1, _INF, True, False),
+    "n_steps": (1, _INF, True, False),
+    "n_corrector": (0, _INF, True, False),
+    "beta": (0, 1, False, False),
+    "alpha_bar": (0, 1, False, False),
+    "alpha_bar_prev": (0, 1, False, True),
+}
+# in one call, the first must be smaller than the second
+ORDERED = (
+    ("sigma_next", "sigma"),
+    ("sigma", "sigma_prev"),
+    ("alpha_bar", "alpha_bar_prev"),
+)
 
 
 def check_range(below=_INF, n=2, least=1, **ends):
-    """(low, high), the two that are named, in float64. ValueError unless n >= least is whole and
-    0 < low <= high < below."""
-    low, high = (float(_wide(name, v)) for name, v in ends.items())
-    if not isinstance(n, (int, np.integer)) or n < least or not 0 < low <= high < below:
+    """(low, high) in float64, the two ends that are named, the lower first.
+
+    ValueError unless 0 < low <= high < below and n is a whole number of at least `least`.
+    """
+    low, high = (float(_widened(name, v)) for name, v in ends.items())
+    whole = isinstance(n, (int, np.integer))
+    if not whole or n < least or not 0 < low <= high < below:
         ends_rise = f"0 < {' <= '.join(ends)} < {below:g}"
         raise ValueError(f"need a whole n >= {least} and {ends_rise}, got {n=}, {ends}")
     return low, high
 
 
 def require_shape(x, u, name="score"):
-    """u, an array or tensor; ValueError unless its shape is x's: it would broadcast."""
-    shape, of_x = (tuple(getattr(v, "shape", ())) for v in (u, x))
-    if shape != of_x:
-        raise ValueError(f"{name} has shape {shape}, not {of_x}")
+    """u, an array or tensor. ValueError unless its shape is x's, as it would broadcast."""
+    shape = tuple(getattr(u, "shape", ()))
+    wanted = tuple(getattr(x, "shape", ()))
+    if shape != wanted:
+        raise ValueError(f"{name} has shape {shape}, not {wanted}")
     return u
 
 
 def schedule(values, name):
-    """values in float64, (N,), N > 0 finite numbers, or ValueError."""
+    """values in float64, (N,). ValueError unless they are N > 0 finite numbers."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, (N,) with N > 0, got shape {values.shape}")
+        raise ValueError(f"{name} must be finite, (N,) with N > 0, "
+                         f"got shape {values.shape}")
     return values
 
 
 def check_falling(levels, name="sigmas"):
-    """levels in float64, (L,), positive and falling, or ValueError."""
+    """levels in float64, (L,). ValueError unless they are positive and fall."""
     levels = schedule(levels, name)
     if not (np.diff(levels, append=0.) < 0).all():
         raise ValueError(f"{name} must be positive and fall from level to level")
     return levels
 
 
-def _wide(name, v):
-    """A parameter in float64 or int64: in fewer bits a formula would lose digits, or wrap."""
+def _widened(name, v):
+    """A parameter in float64 or int64: in fewer bits a formula would lose digits, or wrap.
+
+    TypeError for a tensor, a list or a string.
+    """
     if hasattr(v, "data_ptr") or isinstance(v, (list, tuple, str)):
-        raise TypeError(f"{name} must be a number or a NumPy array, got a {type(v).__name__}")
-    kind = v.dtype.kind if isinstance(v, (np.generic, np.ndarray)) else ""
-    if kind not in tuple("fiu"):
+        raise TypeError(f"{name} must be a number or a NumPy array, "
+                        f"got a {type(v).__name__}")
+    if not isinstance(v, (np.generic, np.ndarray)):
+        return v
+    kind = v.dtype.kind
+    if kind not in "fiu":
         return v
     if v.dtype == np.float64:
         return v[()]
@@ -67,12 +92,17 @@ def _wide(name, v):
 
 
 def _shown(v):
-    """A number in few digits, or in all where they tell it from its neighbours."""
-    return f"{v:g}" if float(f"{v:g}") == v else repr(float(v))
+    """A number in few digits, or in all where few would print another number."""
+    short = f"{v:g}"
+    return short if float(short) == v else repr(float(v))
 
 
-def _inside(name, v, low, high, low_in, high_in):
-    """v within its range, on a closed end that it misses by rounding alone; else ValueError."""
+def _within(name, v, low, high, low_in, high_in):
+    """v within its range, or ValueError.
+
+    low_in, high_in: whether that end is allowed. What misses a closed end by rounding alone
+    is put on it.
+    """
     a = np.asarray(v, np.float64)
     whole = name in WHOLE
     slack = 0. if whole or high == _INF else SLACK * (high - low)
@@ -80,31 +110,37 @@ def _inside(name, v, low, high, low_in, high_in):
     below = a <= high + slack if high_in else a < high
     good = above & below
     if not good.all():
-        raise ValueError(f"{name} must be in {'[' if low_in else '('}{low:g}, {high:g}"
-                         f"{']' if high_in else ')'}, got {_shown(a[~good].flat[0])}")
+        left = "[" if low_in else "("
+        right = "]" if high_in else ")"
+        raise ValueError(f"{name} must be in {left}{low:g}, {high:g}{right}, "
+                         f"got {_shown(a[~good].flat[0])}")
     if whole and np.asarray(v).dtype.kind not in "iu":
         raise ValueError(f"{name} must be a whole number, an int, got {v}")
     if not slack or ((low <= a) & (a <= high)).all():
         return v
-    return np.clip(a, low, high) if a.ndim else min(max(float(a), low), high)
+    v = np.clip(a, low, high)
+    return v if a.ndim else float(v)
 
 
 def check_domain(**parameters):
-    """The parameters in float64, as a step computes with them. ValueError names the first that is
-    NaN, outside its range or not whole.
+    """The parameters in float64, as a step computes with them.
 
-    `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1; other names as DOMAIN says.
-    What misses a closed end by rounding alone, SLACK of the range, is put on it.
+    `t` is held to [0, T] of the `sde` beside it, `i` to 0 ... n-1, other names as DOMAIN
+    says. What misses a closed end by rounding alone, SLACK of the range, is put on it.
+    ValueError names the first parameter that is NaN, outside its range, not whole or not
+    smaller than another, as ORDERED says.
     """
-    domain = DOMAIN | {"t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),
-                       "i": (0, parameters.get("n", _INF) - 1, True, True)}
-    parameters = {name: _wide(name, v) for name, v in parameters.items()}
+    domain = DOMAIN | {
+        "t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),
+        "i": (0, parameters.get("n", _INF) - 1, True, True),
+    }
+    parameters = {name: _widened(name, v) for name, v in parameters.items()}
     for name, v in parameters.items():
         if name in domain:
-            parameters[name] = _inside(name, v, *domain[name])
-    for low, high in (("sigma_next", "sigma"), ("sigma", "sigma_prev"),
-                      ("alpha_bar", "alpha_bar_prev")):
-        if low in parameters and high in parameters and not (
-                np.asarray(parameters[low]) < np.asarray(parameters[high])).all():
-            raise ValueError(f"{low} must be smaller than {high}")
+            parameters[name] = _within(name, v, *domain[name])
+    for low, high in ORDERED:
+        if low in parameters and high in parameters:
+            smaller = np.asarray(parameters[low]) < np.asarray(parameters[high])
+            if not smaller.all():
+                raise ValueError(f"{low} must be smaller than {high}")
     return parameters

@@ -10,22 +10,27 @@
 
 The order, in float32, where fma(x, y, z) is x*y + z rounded once:
 
-    i = bits(float32(w));  m = (i & 0x7fffff) | 0x4f000000      w's mantissa, as a float in
-    t = 2 - 2^-31 * float_of(m)                                 [2^31, 2^32): t in (0, 1], exact
-    e = max(min(m - i, 2^28), 0)                                what the exponent lacks to 2^31
-    r = sqrt(fma(LOG_SCALE, float32(e), fma(t*t, P(t), t)))     P = LOG, by Horner in fma
+    i = bits(float32(w))
+    m = (i & 0x7fffff) | 0x4f000000             w's mantissa, as a float in [2^31, 2^32)
+    t = 2 - 2^-31 * float_of(m)                 in (0, 1], exact
+    e = max(min(m - i, 2^28), 0)                what the exponent lacks to 2^31
+    r = sqrt(fma(LOG_SCALE, float32(e), fma(t*t, P(t), t)))
+                                                P = LOG, by Horner in fma
 
-    g = float_of((w & 0x7ffffe) | 0x40000001) - 3               an odd multiple of 2^-22
-    y = g*g;  sin = S(y) * g;  cos = C(y)                       of pi/4 g: S = SIN, C = COS
+    g = float_of((w & 0x7ffffe) | 0x40000001) - 3
+                                                an odd multiple of 2^-22
+    y = g*g;  sin = S(y) * g;  cos = C(y)       of pi/4 g: S = SIN, C = COS
     bit 30 of w exchanges cos and sin, bit 31 changes r's sign; z0 = r*cos, z1 = r*sin
 
-So u is w / 2^32; 2^-33 for the word 0; 1/2 for the last 128 words, which float32 rounds to 2^32.
-The angle is the middle of one of 2^24 equal parts of a turn. To flip bit 31 negates both
-normals, to flip bit 30 exchanges them: odd moments vanish exactly, and |z| <= 6.7637 is never 0.
+So u is w / 2^32, but 2^-33 for the word 0, and 1/2 for the last 128 words, which float32
+rounds to 2^32. The angle is the middle of one of 2^24 equal parts of a turn. Flipping bit
+31 negates both normals and flipping bit 30 exchanges them, so odd moments vanish exactly.
+|z| <= 6.7637 is never 0.
 
-Every float operation is a product, a difference, an fma or a square root that IEEE 754 rounds
-correctly, in the order written, and nothing else is contracted: any machine that keeps the order
-returns the same bits. The polynomials' constants belong to the contract.
+Every float operation is a product, a difference, an fma or a square root, and IEEE 754
+rounds each correctly. They are done in the order written, and nothing else is contracted.
+So any machine that keeps the order returns the same bits. The polynomials' constants belong
+to the contract.
 """
 
 from operator import index
@@ -33,16 +38,27 @@ from operator import index
 import numpy as np
 
 # What a draw is for. Draws that differ in any of seed, sample, step or tag are independent.
-# FORWARD: a forward process. KNOWN and LABEL are kept for replaced pixels and dropped labels.
-(PRIOR, PERTURBATION, PREDICTOR, TIME, DATA, PROBE, DEQUANTIZATION, CHOICE, CHURN,
- ORDER, FORWARD, KNOWN, LABEL) = range(13)
+PRIOR = 0  # where a reverse process starts
+PERTURBATION = 1  # the noise of training
+PREDICTOR = 2  # a sampler's own step
+TIME = 3  # the times or levels of training
+DATA = 4  # samples of a known distribution
+PROBE = 5  # Hutchinson's probes
+DEQUANTIZATION = 6  # what is added to grey levels
+CHOICE = 7  # a component of a mixture
+CHURN = 8  # what raises EDM's noise level
+ORDER = 9  # the order of training data
+FORWARD = 10  # a forward process
+KNOWN = 11  # kept for replaced pixels
+LABEL = 12  # kept for dropped labels
 CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
 # each constant is a float32; highest power first
-LOG = (.005525609944015741, -.012809298001229763, .018886156380176544, -.005654762499034405,
-       .01648067869246006, .030460314825177193, .08340802788734436, .2499976009130478)
+LOG = (.005525609944015741, -.012809298001229763, .018886156380176544,
+       -.005654762499034405, .01648067869246006, .030460314825177193,
+       .08340802788734436, .2499976009130478)
 SIN = -3.6274606827646494e-05, .0024905067402869463, -.0807456523180008, .7853981852531433
 COS = -.0003189094422850758, .015850016847252846, -.30842435359954834, 1.
 LOG_SCALE = 1.6525916635146132e-07  # 2 ln 2 a binary exponent, which e counts in 2^23
@@ -52,17 +68,24 @@ MASK = 0xFFFFFFFF
 def philox(counter, key):
     """Philox4x32-10: four words of a counter and a key, int64 that hold uint32.
 
-    counter: four, key: two integers below 2^32, arrays or int64 tensors of them; a product may
-    wrap, its low 64 bits are right. [Philox: Salmon et al. 2011, "Parallel random numbers: as
-    easy as 1, 2, 3"]
+    counter: four integers below 2^32, arrays or int64 tensors of them. key: two. A product
+    may wrap; its low 64 bits are right. [Philox: Salmon et al. 2011, "Parallel random
+    numbers: as easy as 1, 2, 3"]
     """
-    c0, c1, c2, c3, k0, k1 = (c.astype(np.int64) if isinstance(c, np.ndarray) else c
-                              for c in (*counter, *key))
+    def in_int64(c):
+        return c.astype(np.int64) if isinstance(c, np.ndarray) else c
+
+    c0, c1, c2, c3 = map(in_int64, counter)
+    k0, k1 = map(in_int64, key)
     for _ in range(10):
-        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK
-        c2, c3 = (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
-        k0, k1 = k0 + WEYL[0] & MASK, k1 + WEYL[1] & MASK
+        p0 = c0 * MULTIPLIERS[0]
+        p1 = c2 * MULTIPLIERS[1]
+        c0 = (p1 >> 32 & MASK) ^ c1 ^ k0
+        c1 = p1 & MASK
+        c2 = (p0 >> 32 & MASK) ^ c3 ^ k1
+        c3 = p0 & MASK
+        k0 = k0 + WEYL[0] & MASK
+        k1 = k1 + WEYL[1] & MASK
     return c0, c1, c2, c3
 
 
@@ -72,24 +95,29 @@ def words(shape, seed=0, sample=0, step=0, tag=PRIOR):
     sample: global id of the first sample, so that a shard or a batch draws its own part.
     Returns int64 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
-    batch, size = shape[0], int(np.prod(shape[1:]))
+    batch = shape[0]
+    size = int(np.prod(shape[1:]))
     seed, sample, step, tag = map(index, (seed, sample, step, tag))
-    ids = (sample & MASK) + np.arange(batch, dtype=np.int64)[:, None] & MASK
-    quads = np.arange(-(-size // 4), dtype=np.int64)[None, :]
-    counter = *np.broadcast_arrays(quads, ids), step & MASK, tag & MASK
-    return np.stack(philox(counter, (seed & MASK, seed >> 32 & MASK)), -1)
+    ids = (sample & MASK) + np.arange(batch, dtype=np.int64) & MASK
+    quads = np.arange(-(-size // 4), dtype=np.int64)
+    quads, ids = np.broadcast_arrays(quads, ids[:, None])
+    counter = quads, ids, step & MASK, tag & MASK
+    key = seed & MASK, seed >> 32 & MASK
+    return np.stack(philox(counter, key), -1)
 
 
 def elements(quads, shape):
     """Drop the unused end of each sample's last quad and restore the shape."""
     size = int(np.prod(shape[1:]))
-    return quads.reshape(shape[0], 4 * quads.shape[1])[:, :size].reshape(shape)
+    flat = quads.reshape(shape[0], 4 * quads.shape[1])
+    return flat[:, :size].reshape(shape)
 
 
 def cast(v, dtype):
-    """An array or tensor in another dtype, where it is; a Python number takes its neighbour's.
+    """An array or tensor in another dtype, on its own device.
 
-    torch.asarray would move a tensor to the default device that a user has set.
+    A Python number stays as it is: it takes its neighbour's dtype. torch.asarray would move
+    a tensor to the default device that a user has set.
     """
     if isinstance(v, float):
         return v
@@ -104,8 +132,9 @@ def to_uniform(word, xp=np):
 def fma(x, y, z, xp=np):
     """float32 x*y + z rounded once, of float32 numbers.
 
-    In float64, where the product is exact. Two roundings, to float64 and to float32, are one
-    wherever the noise is: tests/test_noise.py counts every case.
+    It computes in float64, where the product is exact. For every value that the noise
+    takes, the two roundings, to float64 and to float32, give what one would:
+    tests/mathematics/test_noise.py counts every case.
     """
     total = cast(x, xp.float64) * cast(y, xp.float64)
     total += z
@@ -113,7 +142,7 @@ def fma(x, y, z, xp=np):
 
 
 def horner(coefficients, x, xp=np):
-    """The float32 polynomial, an fma a power, highest power first."""
+    """The polynomial in float32 by Horner's rule, one fma a power, the highest first."""
     x = cast(x, xp.float64)
     value = coefficients[0]
     for c in coefficients[1:]:
@@ -122,26 +151,27 @@ def horner(coefficients, x, xp=np):
 
 
 def radius(word, xp=np):
-    """r = sqrt(-2 ln u): the binary exponent apart, then a polynomial in the mantissa."""
+    """r = sqrt(-2 ln u), from u's binary exponent and a polynomial in its mantissa."""
     i = cast(word, xp.float32).view(xp.int32)
     m = (i & 0x7FFFFF) | 0x4F000000
     t = 2. - m.view(xp.float32) * 2.**-31
     e = xp.clip(m - i, 0, 1 << 28)
     mantissa = fma(t * t, horner(LOG, t, xp), t, xp)
     v = fma(LOG_SCALE, cast(e, xp.float32), mantissa, xp)
-    # by float64, which changes no bit: torch's own float32 root is not always the nearest
+    # torch's own float32 root is not always the nearest; by float64 it is, on any machine
     return cast(xp.sqrt(cast(v, xp.float64)), xp.float32)
 
 
 def cos_sin(word, xp=np):
-    """cos and sin of the first quarter of a turn, or exchanged, as bit 30 of the word says."""
+    """cos and sin of an angle of at most an eighth of a turn; bit 30 exchanges them."""
     word = cast(word, xp.int32)
     g = ((word & 0x7FFFFE) | 0x40000001).view(xp.float32) - 3.
     y = g * g
     sin = horner(SIN, y, xp) * g
     cos = horner(COS, y, xp)
     exchanged = (word & 0x40000000) != 0
-    return xp.where(exchanged, sin, cos), xp.where(exchanged, cos, sin)
+    return (xp.where(exchanged, sin, cos),
+            xp.where(exchanged, cos, sin))
 
 
 def to_normal(w, xp=np):
@@ -154,20 +184,25 @@ def to_normal(w, xp=np):
 
 
 def normal(shape, seed=0, sample=0, step=0, tag=PRIOR):
-    """z ~ N(0, I), float32 of `shape`; the first axis is the samples. |z| < 6.77.
+    """z ~ N(0, I), float32 of `shape`, its first axis the samples. |z| < 6.77.
 
-    tag: what it is for, by default a prior.
+    tag: what the draw is for, by default a prior.
     """
     return elements(to_normal(words(shape, seed, sample, step, tag)), shape)
 
 
 def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
-    """u ~ U(0, 1], float32 of `shape`; tag: by default a time, so that it shares no word with
-    `normal`."""
+    """u ~ U(0, 1], float32 of `shape`.
+
+    tag: by default a time, so that it shares no word with `normal`.
+    """
     return elements(to_uniform(words(shape, seed, sample, step, tag)), shape)
 
 
 def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
-    """-1 or +1 with equal odds, float32 of `shape`: the word's top bit set is -1. tag: by
-    default a probe."""
-    return 1 - 2 * elements(words(shape, seed, sample, step, tag) >> 31, shape).astype(np.float32)
+    """-1 or +1 with equal odds, float32 of `shape`: -1 where the word's top bit is set.
+
+    tag: by default a probe.
+    """
+    top_bit = elements(words(shape, seed, sample, step, tag) >> 31, shape)
+    return 1 - 2 * top_bit.astype(np.float32)

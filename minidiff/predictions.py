@@ -1,13 +1,15 @@
 """What a network may return instead of the score, and how each becomes the score.
 
-Predictions are functions of (x, s) at x = a x0 + sigma z, a, sigma > 0; as each is affine in s, it
-is inverted by its own coefficients.
+A prediction is a function of (x, s) at x = a x0 + sigma z, with a, sigma > 0. It is affine
+in s, so its own coefficients invert it.
 """
 
 
 def posterior_mean(x, s, /, a, sigma):
-    """D = E[x0 | x] = (x + sigma^2 s) / a: x0 as predicted, EDM's denoiser at a = 1, the last
-    step of a sampler. [Tweedie; Efron 2011, eq. 2.8]"""
+    """D = E[x0 | x] = (x + sigma^2 s) / a. [Tweedie; Efron 2011, eq. 2.8]
+
+    It is the prediction of x0, EDM's denoiser at a = 1, and the last step of a sampler.
+    """
     return (x + sigma**2 * s) / a
 
 
@@ -18,11 +20,16 @@ def noise_prediction(x, s, /, a, sigma):
 
 def velocity(x, s, /, a, sigma):
     """v = a eps - sigma x0. [PD: Salimans & Ho 2022, sec. 4]"""
-    return a * noise_prediction(x, s, a, sigma) - sigma * posterior_mean(x, s, a, sigma)
+    eps = noise_prediction(x, s, a, sigma)
+    x0_hat = posterior_mean(x, s, a, sigma)
+    return a * eps - sigma * x0_hat
 
 
 def c_in(sigma, sigma_data=.5):
-    """1 / sqrt(sigma^2 + sigma_data^2): scales x_0 + sigma z to unit variance. [EDM table 1]"""
+    """1 / sqrt(sigma^2 + sigma_data^2). [EDM table 1]
+
+    It scales x_0 + sigma z to unit variance.
+    """
     return (sigma**2 + sigma_data**2)**-.5
 
 
@@ -32,23 +39,24 @@ def preconditioned(x, s, /, a, sigma, sigma_data=.5):
         F = (D - c_skip x) / c_out = sigma (s + c_in^2 x) / (c_in sd),  sd = sigma_data
         c_skip = (c_in sd)^2, c_out = c_in sigma sd
 
-    here of x / a at sigma / a: D - x cancels at small sigma, the last form does not.
+    It is taken of x / a at sigma / a. At small sigma D - x would cancel; the last form does
+    not.
     """
     c = c_in(sigma / a, sigma_data)
     return sigma * (s + (c / a)**2 * x) / (c * sigma_data)
 
 
 def inverse(prediction):
-    """The score (x, u, **p) -> s with u = prediction(x, s, **p), which is affine in s."""
+    """The function (x, u, **p) -> s that solves u = prediction(x, s, **p), affine in s."""
     def score(x, u, **p):
         return (u - prediction(1., 0., **p) * x) / prediction(0., 1., **p)
     return score
 
 
 def as_score(network, prediction, marginal):
-    """score(x, level), for any sampler, of a network(x, level) that returns `prediction`.
+    """score(x, level), for any sampler, from a network(x, level) that returns `prediction`.
 
-    marginal(level): (a, sigma) there, an SDE's own or (1, level) for noise levels.
+    marginal(level) returns (a, sigma): an SDE's own, or (1, level) where levels are sigmas.
     """
     def score(x, level):
         a, sigma = map(float, marginal(level))  # so that a float32 x stays one
@@ -57,8 +65,10 @@ def as_score(network, prediction, marginal):
 
 
 def rescaled(score, marginal):
-    """score(x, level) of a x0 + sigma z from a score s(x, sigma) of x0 + sigma z, by change of
-    variables: s(x / a, sigma / a) / a. marginal as in `as_score`."""
+    """score(x, level) of a x0 + sigma z from a score s(x, sigma) of x0 + sigma z.
+
+    By the change of variables it is s(x / a, sigma / a) / a. marginal: as in `as_score`.
+    """
     def of_level(x, level):
         a, sigma = map(float, marginal(level))
         return score(x / a, sigma / a) / a

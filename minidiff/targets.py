@@ -1,7 +1,7 @@
 """Distributions known exactly at every noise level: the oracles.
 
-If x0 ~ p then x_t = a x0 + sigma z has a density of the same family; `at(a, sigma)`
-returns it, whatever SDE the two numbers came from. Points are (..., D) arrays.
+If x0 ~ p is a mixture of Gaussians, so is x_t = a x0 + sigma z; `at(a, sigma)` returns it,
+whatever SDE the two numbers came from. Points are (..., D) arrays.
 """
 
 from dataclasses import dataclass
@@ -13,43 +13,59 @@ from . import noise
 
 @dataclass(frozen=True)
 class Mixture:
-    """sum_k w_k N(m_k, diag(v_k)): weights (K,), means (K, D), variances a scalar, (K,) or
-    (K, D)."""
+    """sum_k w_k N(m_k, diag(v_k)).
+
+    weights (K,), positive, made to add up to 1; means (K, D); variances, positive, a
+    scalar, (K,) or (K, D). ValueError for other shapes and ranges.
+    """
 
     weights: np.ndarray
     means: np.ndarray
     variances: np.ndarray
 
     def __post_init__(self):
-        weights, means, variances = (np.asarray(v, np.float64) for v in (
-            self.weights, self.means, self.variances))
+        weights = np.asarray(self.weights, np.float64)
+        means = np.asarray(self.means, np.float64)
+        variances = np.asarray(self.variances, np.float64)
         if means.ndim != 2 or weights.shape != means.shape[:1]:
-            raise ValueError(f"weights must be (K,), means (K, D): {weights.shape}, {means.shape}")
-        variances = np.broadcast_to(variances[:, None] if variances.ndim == 1 else variances,
-                                    means.shape)
-        if not (weights.size and np.isfinite([weights.sum(), means.sum()]).all()
-                and (weights > 0).all() and (variances > 0).all()):
-            raise ValueError("weights and variances must be positive, weights and means finite")
-        self.__dict__.update(weights=weights / weights.sum(), means=means, variances=variances)
+            raise ValueError("weights must be (K,), means (K, D): "
+                             f"{weights.shape}, {means.shape}")
+        if variances.ndim == 1:
+            variances = variances[:, None]
+        variances = np.broadcast_to(variances, means.shape)
+        finite = weights.size and np.isfinite([weights.sum(), means.sum()]).all()
+        if not (finite and (weights > 0).all() and (variances > 0).all()):
+            raise ValueError("weights and variances must be positive, "
+                             "weights and means finite")
+        weights = weights / weights.sum()
+        self.__dict__.update(weights=weights, means=means, variances=variances)
 
     def at(self, a, sigma):
-        """x_t ~ sum_k w_k N(a m_k, a^2 v_k + sigma^2)."""
-        a, sigma = np.asarray(a, np.float64), np.asarray(sigma, np.float64)
+        """The distribution of a x0 + sigma z: sum_k w_k N(a m_k, a^2 v_k + sigma^2)."""
+        a = np.asarray(a, np.float64)
+        sigma = np.asarray(sigma, np.float64)
         return Mixture(self.weights, a * self.means, a**2 * self.variances + sigma**2)
 
     def _components(self, x):
-        """log(w_k p_k(x)), each component's score s_k (..., K, D), gamma_k = w_k p_k(x) / p(x)."""
+        """Of each component log(w_k p_k(x)), the score s_k and gamma_k = w_k p_k(x) / p(x).
+
+        Shapes (..., K), (..., K, D) and (..., K).
+        """
         if np.shape(x)[-1:] != self.means.shape[1:]:
             raise ValueError(f"x must be (..., {self.means.shape[1]}), got {np.shape(x)}")
-        difference, v = self.means - np.asarray(x)[..., None, :], self.variances
+        v = self.variances
+        difference = self.means - np.asarray(x)[..., None, :]
         s_k = difference / v
-        log_p = np.log(self.weights) - .5 * (np.einsum("...kd,...kd->...k", difference, s_k)
-                                             + np.log(2 * np.pi * v).sum(-1))
-        return log_p, s_k, np.exp(log_p - np.logaddexp.reduce(log_p, -1, keepdims=True))
+        square = np.einsum("...kd,...kd->...k", difference, s_k)
+        log_volume = np.log(2 * np.pi * v).sum(-1)
+        log_p = np.log(self.weights) - .5 * (square + log_volume)
+        gamma = np.exp(log_p - np.logaddexp.reduce(log_p, -1, keepdims=True))
+        return log_p, s_k, gamma
 
     def log_density(self, x):
         """log p(x) = log sum_k w_k p_k(x), shape (...)."""
-        return np.logaddexp.reduce(self._components(x)[0], -1)
+        log_p, _, _ = self._components(x)
+        return np.logaddexp.reduce(log_p, -1)
 
     def score(self, x):
         """grad_x log p(x) = sum_k gamma_k s_k,  s_k = (m_k - x) / v_k; shape (..., D)."""
@@ -60,17 +76,20 @@ class Mixture:
         """tr grad_x s = sum_k gamma_k (|s_k|^2 - sum 1 / v_k) - |s|^2, shape (...)."""
         _, s_k, gamma = self._components(x)
         inner = (s_k**2 - 1 / self.variances).sum(-1)
-        return (gamma * inner).sum(-1) - (self.score(x)**2).sum(-1)
+        square = (self.score(x)**2).sum(-1)
+        return (gamma * inner).sum(-1) - square
 
     def sample(self, n, seed=0, sample=0):
         """n points, (n, D): a component by its weight, then a normal about its mean."""
         u = noise.uniform((n,), seed, sample, tag=noise.CHOICE)
         k = np.searchsorted(np.cumsum(self.weights)[:-1], u)
-        z = noise.normal((n, self.means.shape[1]), seed, sample, tag=noise.DATA)
+        D = self.means.shape[1]
+        z = noise.normal((n, D), seed, sample, tag=noise.DATA)
         return self.means[k] + self.variances[k]**.5 * z
 
 
 def Gaussian(mean, variance):
     """N(mean, diag(variance)), a mixture of one: mean (D,), variance a scalar or (D,)."""
     mean = np.atleast_1d(mean)
-    return Mixture([1.], mean[None], np.broadcast_to(variance, (1, mean.size)))
+    variances = np.broadcast_to(variance, (1, mean.size))
+    return Mixture([1.], mean[None], variances)

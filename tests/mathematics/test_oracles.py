@@ -1,6 +1,6 @@
 """Samplers without Monte Carlo. For data N(0, 1/4) the exact score is linear, s = k x, so every
 step is an affine map and the variance after it an exact recursion. The loops of minidiff.samplers
-run that recursion themselves: their state is the variance, their score is k, and their `op`
+run that recursion themselves: their state is the variance, their score is k, and their engine
 squares the step's coefficients."""
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TO_1E_5 = np.append(np.linspace(1, 1e-5, N), 0.)
 
 
 def variances(step, tag, **parameters):
-    """An `op` on variances: var' = (a + b k)^2 var + c^2."""
+    """An engine on variances: var' = (a + b k)^2 var + c^2."""
     table = np.atleast_2d(coefficients(step, **parameters))
 
     def move(i, variance, k=0.):
@@ -182,10 +182,10 @@ def own_chain_errors(loop, grid):
 
 # step: [(errors of a grid, measured slope on the geometric one)], the steps of OPS with an order
 CONVERGENCE = {
-    sdes.pf_ode_step: [(lambda grid: std_errors(lambda score, x, sigmas, op: samplers.pf_ode(
-        score, x, EDM(), sigmas, op), grid), .996)],
-    sdes.heun_step: [(lambda grid: std_errors(lambda score, x, sigmas, op: samplers.heun(
-        score, x, EDM(), sigmas, op), grid), 2.009)],
+    sdes.pf_ode_step: [(lambda grid: std_errors(lambda score, x, sigmas, engine: samplers.pf_ode(
+        score, x, EDM(), sigmas, engine), grid), .996)],
+    sdes.heun_step: [(lambda grid: std_errors(lambda score, x, sigmas, engine: samplers.heun(
+        score, x, EDM(), sigmas, engine), grid), 2.009)],
     solvers.dpmpp_2m_step: [(lambda grid: std_errors(samplers.dpmpp_2m, grid), 1.999)],
     # in Brownian time u = sigma^2 a step's noise has the exact variance
     sdes.reverse_sde_step: [(lambda grid: errors(
@@ -257,8 +257,8 @@ def test_the_recursion_is_the_variance_of_the_samples():
     betas, n = ddpm.linear_betas(20, 1e-3, .4), 2**15
     score = at_index(ddpm.alpha_bars(betas))
     x = samplers.prior((n, 1), seed=5)
-    op = samplers.Reference(seed=5)
-    x = final(samplers.ancestral(lambda x, i: score(x, i) * x, x, betas, op))
+    engine = samplers.Reference(seed=5)
+    x = final(samplers.ancestral(lambda x, i: score(x, i) * x, x, betas, engine))
     exact = final(samplers.ancestral(score, 1., betas, variances))
     # the variance of n normals: std sqrt(2 / n) of itself, 4.9 of them at alpha 1e-6
     assert np.var(x) == pytest.approx(exact, rel=4.9 * (2 / n)**.5)
@@ -291,8 +291,8 @@ def test_heun_needs_two_evaluations_a_step_but_the_last():
     levels, calls = solvers.rho_levels(18, 80., .002), []
     for loop, n in ((samplers.edm, 35), (samplers.dpmpp_2m, 18)):
         calls.clear()
-        op = samplers.Reference()
-        states = loop(lambda x, s: calls.append(s) or linear(x, s), 80., levels, op)
+        engine = samplers.Reference()
+        states = loop(lambda x, s: calls.append(s) or linear(x, s), 80., levels, engine)
         assert len(list(states)) == 18 and len(calls) == n and min(calls) > .0019
 
 
@@ -321,7 +321,7 @@ def test_churn_follows_edms_algorithm():
 
     def end(start, noise):
         """The sampler's end for a start and the size of each step's noise: it is linear."""
-        op = samplers.Reference(normal=lambda shape, k, tag: np.full(shape, noise[k]))
-        return final(samplers.edm(linear, np.full((1, 1), start), sigmas, op, **churn)).item()
+        engine = samplers.Reference(normal=lambda shape, k, tag: np.full(shape, noise[k]))
+        return final(samplers.edm(linear, np.full((1, 1), start), sigmas, engine, **churn)).item()
     parts = [end(80., np.zeros(18)), *(end(0., impulse) for impulse in np.eye(18))]
     assert sum(part**2 for part in parts) == pytest.approx(v, rel=1e-12)

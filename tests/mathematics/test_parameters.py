@@ -42,8 +42,9 @@ def test_parameters_out_of_their_range(step, parameters, words):
         samplers.Reference()(step, noise.PREDICTOR, **parameters)
 
 
-@pytest.mark.parametrize("op", [Fused(), samplers.Reference()], ids=lambda op: type(op).__name__)
-def test_the_reference_refuses_what_a_kernel_does(op):
+@pytest.mark.parametrize("engine", [Fused(), samplers.Reference()],
+                         ids=lambda engine: type(engine).__name__)
+def test_the_reference_refuses_what_a_kernel_does(engine):
     chain = {"alpha_bar": .3, "alpha_bar_prev": .6, "variance": .2}
     for step, more, error, words in (
             (langevin.langevin_step, {"eps": .1, "eta": 1.}, TypeError, "no parameter 'eta'"),
@@ -53,7 +54,7 @@ def test_the_reference_refuses_what_a_kernel_does(op):
             (ddpm.posterior_step, chain | {"denoise": ddpm.predicted_x0, "alpha_bar": 1.2},
              ValueError, "alpha_bar must")):
         with pytest.raises(error, match=words):
-            op(step, noise.PREDICTOR, **more)
+            engine(step, noise.PREDICTOR, **more)
 
 
 @pytest.mark.parametrize("f, arguments, words", [

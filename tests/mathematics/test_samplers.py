@@ -41,9 +41,10 @@ def directions(d):
 
 
 class Law:
-    """An `op` that carries the exact law of x @ u: the loop's state is nodes x, `w` their weights.
-    A step without noise moves the nodes. With noise, std c, its normal kernel spreads them over
-    an even grid; sums over spacings of c / 1.5 are integrals, to exp(-2 (1.5 pi)^2) = 5e-20."""
+    """An engine that carries the exact law of x @ u: the loop's state is nodes x, `w` their
+    weights. A step without noise moves the nodes. With noise, std c, its normal kernel spreads
+    them over an even grid; sums over spacings of c / 1.5 are integrals, to
+    exp(-2 (1.5 pi)^2) = 5e-20."""
 
     at = [samplers.Reference(normal=lambda shape, *_, z=z: np.full(shape, z)) for z in (0., 1.)]
 
@@ -51,11 +52,11 @@ class Law:
         self.u, self.w = u, w
 
     def __call__(self, *step, **parameters):
-        moves = [op(*step, **parameters) for op in self.at]
+        moves = [engine(*step, **parameters) for engine in self.at]
         return lambda *x: self.spread(*(move(*x) for move in moves))
 
     def correct(self, step, rule, x, *s):
-        return self.spread(*(op.correct(step, rule, x.copy(), *s) for op in self.at))
+        return self.spread(*(engine.correct(step, rule, x.copy(), *s) for engine in self.at))
 
     def spread(self, mean, mean_plus_std):
         c = (mean_plus_std - mean).flat[0]
@@ -76,14 +77,14 @@ def law(u, loop, score, p, arguments):
     start = np.linspace(mean.min() - 8 * std, mean.max() + 8 * std, 2000)
     for _ in range(4):
         edges = norm.cdf((start[1:, None] + start[:-1, None]) / 2, mean, std) @ p.weights
-        op = Law(u, w := np.diff(edges, prepend=0., append=1.))
-        *_, x = loop(score, np.outer(start, u), *arguments, op)
+        engine = Law(u, w := np.diff(edges, prepend=0., append=1.))
+        *_, x = loop(score, np.outer(start, u), *arguments, engine)
         t = x @ u
-        if op.w is not w:
+        if engine.w is not w:
             break  # else a flow, which parts neighbours 1e10-fold: again, for even ends t
         start = np.interp(np.linspace(t[0], t[-1], len(t)), t, start)
-    assert abs(op.w.sum() - 1) < 1e-11 and (np.diff(t) >= 0).all()
-    return t, op.w
+    assert abs(engine.w.sum() - 1) < 1e-11 and (np.diff(t) >= 0).all()
+    return t, engine.w
 
 
 def moments(t, w):
@@ -136,8 +137,9 @@ SAMPLERS = {
     "reverse SDE, sub-VP": process(samplers.reverse_sde, SubVP(), HUNDRED, .0013, .047, .025, .015),
     "reverse diffusion, VE": process(
         samplers.reverse_diffusion, VE(), TO_1E_5, .0078, .0056, .049, .011),
-    "reverse diffusion, VP": chain(lambda score, x, n, op: samplers.reverse_diffusion(
-        lambda x, t: score(x, int(99 * t)), x, VP(), n, op), CHAIN, 100, .0094, .11, .037, .039),
+    "reverse diffusion, VP": chain(lambda score, x, n, engine: samplers.reverse_diffusion(
+        lambda x, t: score(x, int(99 * t)), x, VP(), n, engine),
+        CHAIN, 100, .0094, .11, .037, .039),
     "reverse diffusion, sub-VP": process(
         samplers.reverse_diffusion, SubVP(), 100, .0017, .15, .026, .044),
     "ancestral": chain(samplers.ancestral, CHAIN, BETAS, .0058, .025, .01, .0063),
@@ -166,9 +168,9 @@ SAMPLERS = {
 }
 LOOPS = {name: row[:4] for name, row in SAMPLERS.items()} | {
     "annealed Langevin": (samplers.annealed_langevin, at_sigma, (1., 8.), ([8., 4., 2., 1.],))}
-# apart: it takes no op and one step size for the whole batch, so the tests a row do not hold
+# apart: it takes no engine and one step size for the whole batch, so the tests a row do not hold
 SAMPLERS["flow, adaptive"] = process(
-    lambda score, x, sde, times, op: samplers.pf_ode_adaptive(score, x, sde, times, 1e-7, 1e-7),
+    lambda score, x, sde, times, engine: samplers.pf_ode_adaptive(score, x, sde, times, 1e-7, 1e-7),
     VP(), [1., 1e-5], 0., 0., 0., 0.)
 TWO_CALLS = ("Heun, VP", "EDM", "EDM, churn", *(n for n in LOOPS if "corrected" in n))
 EVERY_LOOP = pytest.mark.parametrize("name", LOOPS)
@@ -196,7 +198,7 @@ def lines(name):
     score across them is a line's, any other way a normal's, and a step acts on each coordinate
     alone: so both are independent, and the same in all dimensions."""
     loop, score, start, arguments, *_ = SAMPLERS.get(name, (
-        lambda _, x, op: [x], None, (1., 0.), ()))
+        lambda _, x, engine: [x], None, (1., 0.), ()))
     return [law(u, loop, score, TARGET.at(*start), arguments) for u in (ACROSS, ALONG)]
 
 
@@ -409,8 +411,8 @@ def test_a_score_of_another_shape_is_refused_though_it_would_broadcast(name):
 def test_shapes_are_held_to_where_a_state_is_corrected(corrector):
     """A score that is wrong at the corrector's call alone; noise of one's own."""
     def run(score=lambda x, t: -x, normal=None):
-        op = samplers.Reference(normal=normal)
-        return list(samplers.predictor_corrector(score, np.ones((3, 2)), VE(), 9, op,
+        engine = samplers.Reference(normal=normal)
+        return list(samplers.predictor_corrector(score, np.ones((3, 2)), VE(), 9, engine,
                                                  corrector=corrector))
     calls = count()
     with pytest.raises(ValueError, match="score has shape"):
@@ -469,27 +471,28 @@ def test_a_parameter_is_one_or_one_a_level():
     (samplers.dpmpp_2m, {"sigmas": [1., np.nan]}, "sigmas")])
 def test_arguments_outside_their_range_are_refused_by_name(loop, arguments, named):
     with pytest.raises(ValueError, match=named):
-        next(loop(at_sigma, np.ones((1, 2)), op=samplers.Reference(), **arguments))
+        next(loop(at_sigma, np.ones((1, 2)), engine=samplers.Reference(), **arguments))
 
 
 def test_a_schedule_no_kernel_could_run_is_refused():
-    op, x = samplers.Reference(), np.ones((1, 2))
+    engine, x = samplers.Reference(), np.ones((1, 2))
     def score(x, level):
         return -x
-    for states in (samplers.ddim(score, x, [.5, .9], op), samplers.ddim(score, x, [], op),
-                   samplers.reverse_sde(score, x, VP(), [1., -.1], op),
-                   samplers.pf_ode(score, x, VP(), [1., -.1], op),
-                   samplers.forward_sde(x, VP(), [0., 1.1], op),
-                   samplers.reverse_diffusion(score, x, VP(), 10, op),  # beta = 2
-                   samplers.ancestral(score, x, [.1, .2], op, variances=[.1]),
-                   samplers.ancestral(score, x, [.1, .2], op, variances=[.1, .2, .3]),
-                   samplers.ancestral(score, x, [], op)):
+    for states in (samplers.ddim(score, x, [.5, .9], engine), samplers.ddim(score, x, [], engine),
+                   samplers.reverse_sde(score, x, VP(), [1., -.1], engine),
+                   samplers.pf_ode(score, x, VP(), [1., -.1], engine),
+                   samplers.forward_sde(x, VP(), [0., 1.1], engine),
+                   samplers.reverse_diffusion(score, x, VP(), 10, engine),  # beta = 2
+                   samplers.ancestral(score, x, [.1, .2], engine, variances=[.1]),
+                   samplers.ancestral(score, x, [.1, .2], engine, variances=[.1, .2, .3]),
+                   samplers.ancestral(score, x, [], engine)):
         with pytest.raises(ValueError, match="must|not finite|variances has"):
             next(states)
 
 
 class Recorder:
-    """An op that moves nothing and keeps (tag, eps of norms (1, 2) and (1, 1)) of corrections."""
+    """An engine that moves nothing and keeps (tag, eps of norms (1, 2) and (1, 1)) of
+    corrections."""
 
     def __init__(self):
         self.seen = []
@@ -504,13 +507,13 @@ class Recorder:
 
 def test_each_correction_has_a_score_of_its_own():
     """Corrections add 1 here and predictions nothing: each score is of the state just reached."""
-    op, seen = Recorder(), []
-    op.correct = lambda step, rule, x, s, k, tag: x + 1
+    engine, seen = Recorder(), []
+    engine.correct = lambda step, rule, x, s, k, tag: x + 1
 
     def score(x, t):
         seen.append((x[0, 0], t))
         return x
-    list(samplers.predictor_corrector(score, np.ones((2, 3)), sde.VE(), [1., .5, .2, 0.], op,
+    list(samplers.predictor_corrector(score, np.ones((2, 3)), sde.VE(), [1., .5, .2, 0.], engine,
                                     n_corrector=2))
     assert seen == [(1, 1.), (1, .5), (2, .5), (3, .5), (3, .2), (4, .2), (5, .2), (5, 0.), (6, 0.)]
 
@@ -533,13 +536,13 @@ def test_the_correctors_step_sizes_are_algorithm_5s(times):
     t, dt = times[1:], -np.diff(times)
     for model, kappa in ((sde.VP(), 1 - (.1 + 19.9 * t) * dt), (sde.VE(), 1 + 0 * t)):
         for rule, ratio in norms.items():
-            op = Recorder()
-            list(samplers.predictor_corrector(lambda x, t: x, np.ones((2, 3)), model, times, op,
+            engine = Recorder()
+            list(samplers.predictor_corrector(lambda x, t: x, np.ones((2, 3)), model, times, engine,
                                             corrector=rule, snr=.2, n_corrector=2))
             want = [(k, noise.CORRECTOR + m)
                     for k in np.flatnonzero(model.marginal(t)[1]) for m in range(2)]
-            assert [(k, tag) for k, tag, _ in op.seen] == want
-            for k, _, eps in op.seen:
+            assert [(k, tag) for k, tag, _ in engine.seen] == want
+            for k, _, eps in engine.seen:
                 np.testing.assert_allclose(eps, 4 * kappa[k] * (.2 * ratio)**2, rtol=1e-12)
 
 

@@ -284,20 +284,24 @@ def test_every_parametrisation_gives_one_trajectory(loop):
     times, sigmas = np.linspace(1, 1e-3, 41), solvers.rho_levels(30, 80., .01)
     betas = ddpm.subset_betas(alpha_bar)
     run, marginal, scale = {
-        "edm": (lambda s, x, op: samplers.edm(s, x, sigmas, op, s_churn=10.), EDM().marginal, 80.),
-        "ancestral": (lambda s, x, op: samplers.ancestral(s, x, betas, op), index, 1.),
-        "clipped": (lambda s, x, op: samplers.ancestral(s, x, betas, op, clip=(-2., 2.)),
+        "edm": (lambda s, x, engine: samplers.edm(s, x, sigmas, engine, s_churn=10.),
+                EDM().marginal, 80.),
+        "ancestral": (lambda s, x, engine: samplers.ancestral(s, x, betas, engine), index, 1.),
+        "clipped": (lambda s, x, engine: samplers.ancestral(s, x, betas, engine, clip=(-2., 2.)),
                     index, 1.),
-        "annealed_langevin": (lambda s, x, op: samplers.annealed_langevin(
-            s, x, sigmas[::3], op, 1e-6, 3), EDM().marginal, 80.),
-        "corrected": (lambda s, x, op: samplers.predictor_corrector(
-            s, x, VP(), times, op, corrector="batch_langevin"), VP().marginal, 1.),
-        "pf_ode": (lambda s, x, op: samplers.pf_ode(s, x, VP(), times, op), VP().marginal, 1.),
-        "heun": (lambda s, x, op: samplers.heun(s, x, SubVP(), times, op), SubVP().marginal, 1.),
-        "ddim": (lambda s, x, op: samplers.ddim(s, x, alpha_bar, op, eta=.5), index, 1.),
-        "reverse_sde": (lambda s, x, op: samplers.reverse_sde(s, x, VE(), times, op),
+        "annealed_langevin": (lambda s, x, engine: samplers.annealed_langevin(
+            s, x, sigmas[::3], engine, 1e-6, 3), EDM().marginal, 80.),
+        "corrected": (lambda s, x, engine: samplers.predictor_corrector(
+            s, x, VP(), times, engine, corrector="batch_langevin"), VP().marginal, 1.),
+        "pf_ode": (lambda s, x, engine: samplers.pf_ode(s, x, VP(), times, engine),
+                   VP().marginal, 1.),
+        "heun": (lambda s, x, engine: samplers.heun(s, x, SubVP(), times, engine),
+                 SubVP().marginal, 1.),
+        "ddim": (lambda s, x, engine: samplers.ddim(s, x, alpha_bar, engine, eta=.5), index, 1.),
+        "reverse_sde": (lambda s, x, engine: samplers.reverse_sde(s, x, VE(), times, engine),
                         VE().marginal, 50.),
-        "dpmpp_2m": (lambda s, x, op: samplers.dpmpp_2m(s, x, sigmas, op), EDM().marginal, 80.),
+        "dpmpp_2m": (lambda s, x, engine: samplers.dpmpp_2m(s, x, sigmas, engine),
+                     EDM().marginal, 80.),
     }[loop]
     score = lambda x, level: PLANE.at(*marginal(level)).score(x)
     x = scale * noise.normal((16, 2), seed=3).astype(np.float64)
