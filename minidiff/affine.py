@@ -10,19 +10,28 @@ It only adds and subtracts its operands, times or over parameters. So x' = a x +
     a = step(1, 0, 0),  b = step(0, 1, 0),  c = step(0, 0, 1)            in float64.
 """
 
-from functools import cache
 from inspect import signature
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .arguments import check_domain
 
+_SIGNATURES = WeakKeyDictionary()  # it keeps no step alive, nor what a step holds
 
-@cache
+
+def _signature(step):
+    """(names of the operands, names of all parameters) of a step."""
+    if step not in _SIGNATURES:
+        parameters = signature(step).parameters.values()
+        first = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
+        _SIGNATURES[step] = first, tuple(p.name for p in parameters)
+    return _SIGNATURES[step]
+
+
 def operands(step):
     """The names of a step's operands: its positional-only parameters."""
-    parameters = signature(step).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
+    return _signature(step)[0]
 
 
 def order(p):
@@ -58,14 +67,9 @@ def coefficients(step, **parameters):
     return table.astype(np.float64)
 
 
-@cache
-def _names(f):
-    return tuple(signature(f).parameters)
-
-
 def accepted_by(f, parameters):
     """Those of the parameters that f takes."""
-    return {name: parameters[name] for name in _names(f) if name in parameters}
+    return {name: parameters[name] for name in _signature(f)[1] if name in parameters}
 
 
 def coefficient_row(step, denoise=None, clip=None, **parameters):
