@@ -12,6 +12,7 @@ import numpy as np
 
 from ..noise import MASK
 from .backends import backend
+from .launch import dtype_name
 
 FLOATS = "float32", "bfloat16", "float16"
 ROWS = None, "sample", "step"  # what the rows of coef may be said to be
@@ -25,17 +26,12 @@ HOLDS = {
 }
 
 
-@cache
-def _name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
 def as_tensor(name, u):
     """An array or tensor as a dense tensor, a copy only where it must be."""
     import torch
     if (type(u) is torch.Tensor
             and (u.is_cpu or u.is_cuda)
-            and _name(u.dtype) in FLOATS
+            and dtype_name(u.dtype) in FLOATS
             and u.ndim
             and u.is_contiguous()
             and u.data_ptr()
@@ -47,8 +43,8 @@ def as_tensor(name, u):
     if not is_array and not isinstance(u, torch.Tensor):
         kind = type(u).__name__
         raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {kind}")
-    if _name(u.dtype) not in FLOATS:
-        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {_name(u.dtype)}")
+    if dtype_name(u.dtype) not in FLOATS:
+        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {dtype_name(u.dtype)}")
     if not u.ndim:
         raise ValueError(f"{name} needs a first axis, the samples")
     if is_array:
@@ -129,41 +125,30 @@ def accept_update(operands, out, names, chosen):
     return module, tensors, target, as_given(operands[0], target)
 
 
+def is_dense(u, t):
+    """Whether a tensor is the very memory of what was given, and not a copy."""
+    return u.flags.carray if isinstance(u, np.ndarray) else t is u
+
+
 def require_writable(out, t, operands, names):
     """ValueError where out is strided, read-only or shares part of an operand's bytes."""
-    is_array = isinstance(out, np.ndarray)
-    dense = out.flags.c_contiguous and out.flags.aligned if is_array else t is out
-    if not dense:
-        raise ValueError("out must be contiguous")
-    if is_array and not out.flags.writeable:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only")
-    start = t.data_ptr()
+    if not is_dense(out, t):
+        raise ValueError("out must be contiguous")
     for name, u in zip(names, operands):
-        apart = abs(u.data_ptr() - start)
+        apart = abs(u.data_ptr() - t.data_ptr())
         if 0 < apart < t.nbytes:
             raise ValueError(
                 f"out overlaps {name} in part: pass that array itself or a new one")
-
-
-def require_own_memory(name, u, t):
-    """ValueError where a tensor is not the very memory of what was given."""
-    is_array = isinstance(u, np.ndarray)
-    start = u.ctypes.data if is_array else u.data_ptr()
-    if t.data_ptr() != start:
-        raise ValueError(f"{name} must be contiguous and writeable to be bound")
-
-
-@cache
-def _increment_version():
-    from torch.autograd.graph import increment_version
-    return increment_version
 
 
 def tell_autograd(out):
     """A tensor has been written. A graph that had saved it then refuses to go back, as
     after torch's own in-place forms."""
     if not isinstance(out, np.ndarray):
-        _increment_version()(out)
+        import torch
+        torch.autograd.graph.increment_version(out)
 
 
 def as_given(given, t):
@@ -188,12 +173,6 @@ def table(coef, like):
     return coef if like.is_cpu else coef.to(like.device)
 
 
-def require_rows(rows):
-    """ValueError unless rows is what the rows of coef may be said to be."""
-    if rows not in ROWS:
-        raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")
-
-
 class Rows(NamedTuple):
     """Coefficients, float32 (rows, width), and what a row is and holds, as in a Launch."""
 
@@ -206,21 +185,27 @@ class Rows(NamedTuple):
 @cache
 def widths(operands):
     """How long a row of an update's coef may be."""
-    if operands == 0:
-        return 1,
-    if operands == 1:
-        return 1, 2  # a clip stage needs two
+    if operands < 2:  # noise alone; and a clip stage needs two
+        return (1, 2)[:operands + 1]
     return tuple(operands + more for more in HOLDS)
 
 
-def rows_of(coef, widths, like, rows):
+def rows_of(coef, widths, like, rows=None, step=0):
     """(coef as (rows, width), what the rows are), or ValueError.
 
     rows: "step" for a table, of which the step chooses a row; else two axes are one row a
-    sample.
+    sample. Beside a step that is a counter it must be said.
     """
+    if rows not in ROWS:
+        raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")
+    if not hasattr(coef, "ndim"):
+        coef = np.asarray(coef)
     shape = tuple(coef.shape)
     batch = like.shape[0]  # len() of a tensor takes a microsecond
+    if len(shape) == 2 and rows is None and not isinstance(step, int):
+        raise ValueError(
+            'coef has rows and step is a counter: say rows="step" where it chooses one of '
+            'them, rows="sample" where each sample has its own')
     coef = table(coef, like)
     if not shape or shape[-1] not in widths:
         raise ValueError(f"coef has shape {shape}: its last axis must be "
@@ -232,40 +217,34 @@ def rows_of(coef, widths, like, rows):
     if len(shape) > 2 or rows != "step" and shape[0] != batch:
         raise ValueError(f"coef has shape {shape}: one row a sample needs {batch} rows for "
                          f"operands of shape {tuple(like.shape)}")
-    return coef, "step" if rows == "step" else "sample"
+    return coef, rows or "sample"
 
 
 def update_rows(coef, operands, like, rows, step):
     """The Rows of an update of so many operands, whose step has been looked at."""
-    if not isinstance(coef, np.ndarray) and not hasattr(coef, "data_ptr"):
-        coef = np.asarray(coef)
-    if coef.ndim == 2 and rows is None and not isinstance(step, int):
-        raise ValueError(
-            'coef has rows and step is a counter: say rows="step" where it chooses one of '
-            'them, rows="sample" where each sample has its own')
-    coef, kind = rows_of(coef, widths(operands), like, rows)
-    draws, clips = HOLDS[coef.shape[1] - operands]
-    return Rows(coef, kind, draws, clips)
+    coef, kind = rows_of(coef, widths(operands), like, rows, step)
+    return Rows(coef, kind, *HOLDS[coef.shape[1] - operands])
+
+
+def is_counter(step):
+    """Whether a step is counted, a 0-d array or tensor, and not a number."""
+    return hasattr(step, "shape") and not isinstance(step, np.generic)
 
 
 def noise_step(step, like, rows=None):
     """The step as an int; as a tensor a step counter, and a number that chooses a row."""
-    if isinstance(step, int) and rows != "step":
-        return step & MASK
-    is_number = isinstance(step, np.generic) or not hasattr(step, "shape")
-    if is_number and rows != "step":
-        return index(step) & MASK
-    import torch
-    if is_number:
+    if not is_counter(step):
         step = index(step)
+        if rows != "step":
+            return step & MASK
         if abs(step) >> 62:  # beyond int64: as far out, and the same noise
-            far = 1 << 62 if step > 0 else -1 << 62
-            step = far + (step & MASK)
-        step = torch.from_numpy(np.asarray(step)).to(like.device)
+            step = (1 << 62 if step > 0 else -1 << 62) + (step & MASK)
+        step = np.asarray(step)
+    import torch
     if not isinstance(step, torch.Tensor):
         step = torch.from_numpy(step)
-    is_counter = step.dtype == torch.int64 and not step.shape
-    if not is_counter or step.device != like.device:
+        step = step if like.is_cpu else step.to(like.device)
+    if step.shape or step.dtype != torch.int64 or step.device != like.device:
         raise ValueError(
             "a step counter must be a 0-d int64 array or tensor on the operands' device, "
             f"got {step.dtype} {tuple(step.shape)} on {step.device}")

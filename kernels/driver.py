@@ -34,6 +34,11 @@ def _library():
     return library
 
 
+def _call(name, *arguments):
+    """A function of the driver."""
+    _check(name, getattr(_library(), name)(*arguments))
+
+
 def _check(name, error):
     """RuntimeError in the driver's own words, where a function of it failed."""
     if error:
@@ -45,50 +50,48 @@ def _check(name, error):
 @cache
 def _context(index):
     """The device's primary context, which torch and CuPy use too."""
-    library = _library()
     device = ctypes.c_int()
     context = ctypes.c_void_p()
-    _check("cuDeviceGet", library.cuDeviceGet(ctypes.byref(device), index))
-    _check("cuDevicePrimaryCtxRetain",
-           library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+    _call("cuDeviceGet", ctypes.byref(device), index)
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     return context
 
 
 def load(device, cubin, name, threads, shared):
     """The Kernel of that name in machine code; it stays loaded."""
-    library = _library()
     module = ctypes.c_void_p()
     function = ctypes.c_void_p()
-    _check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(_context(device.index)))
+    _call("cuCtxPushCurrent_v2", _context(device.index))
     try:
-        _check("cuModuleLoadData", library.cuModuleLoadData(ctypes.byref(module), cubin))
-        _check("cuModuleGetFunction",
-               library.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+        _call("cuModuleLoadData", ctypes.byref(module), cubin)
+        _call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
     finally:
-        library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
     return Kernel(function.value, threads, shared)
 
 
 def packed(argument):
-    """An argument as C takes it: a tensor's address, null for None, else a number."""
+    """An argument as C takes it: a tensor's address, null for None, an int, of which the
+    driver reads the bytes that the parameter has, or a number of ctypes."""
     if argument is None:
         return ctypes.c_void_p()
     if hasattr(argument, "data_ptr"):
         return ctypes.c_void_p(argument.data_ptr())
-    return argument
+    return ctypes.c_int64(argument) if isinstance(argument, int) else argument
 
 
 def prepare(device, kernel, blocks, arguments):
     """launch(counter=None, step=0): the kernel on `blocks` blocks, on the device's current
     stream.
 
-    arguments: tensors, None and ctypes numbers, in the kernel's order, up to its last two:
-    a step counter, a tensor or None, and a step. These alone may change from call to call.
+    arguments: tensors, None and integers, in the kernel's order, up to its last two: a step
+    counter, a tensor or None, and a step. These alone may change from call to call.
     launch holds what it launches.
     """
     import torch
     library = _library()
-    context = _context(device.index)
+    index = device.index
+    context = _context(index)
     address = ctypes.c_void_p()
     number = ctypes.c_uint32()
     null = ctypes.c_void_p()
@@ -98,7 +101,6 @@ def prepare(device, kernel, blocks, arguments):
     pointers = (ctypes.c_void_p * len(places))(*places)
     shape = blocks, 1, 1, kernel.threads, 1, 1, kernel.shared
     before = ctypes.byref(ctypes.c_void_p())
-    index = device.index
     current_stream = torch._C._cuda_getCurrentRawStream  # as Triton asks; no object is made
 
     def launch(counter=None, step=0):

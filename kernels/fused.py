@@ -1,21 +1,16 @@
 """The engine of the sampling loops: the reference's steps, fused, their noise inside."""
 
 import threading
+from functools import partial
 
 import numpy as np
 
-from .arguments import Rows, accept_update, as_tensor, noise_step, table
-from .launch import launched
+from .arguments import Rows, as_tensor, is_counter, table
 from .sums import noise_norms, norms
 from .table import lookup
 from .updates import update
 
 SCHEDULES = 64  # tables that an engine keeps on its device; a loop has up to four
-
-
-def is_counter(k):
-    """Whether a step is counted on a device: a 0-d array or tensor."""
-    return getattr(k, "shape", None) == () and not isinstance(k, np.generic)
 
 
 class Fused:
@@ -30,8 +25,7 @@ class Fused:
     """
 
     def __init__(self, seed=0, sample=0, backend="auto", normal=None):
-        self.draw = {"seed": seed, "sample": sample}
-        self.backend = backend
+        self.draw = {"seed": seed, "sample": sample, "backend": backend}
         self.normal = normal
         self.kept = threading.local()
         self.tables = {}
@@ -58,32 +52,23 @@ class Fused:
         given = op.coefficients(clip, **parameters)
         names = (*op.operands, "z")
         draws = op.noise and not self.normal
-        clips = denoise is not None
         kept = None
 
         def move(k, *u):
             nonlocal kept
             if kept is None:
                 kept = self._uploaded(given, u[0])
-            whole, rows = kept
             if op.noise and self.normal:
-                z = self.normal(tuple(u[0].shape), k, tag)
-                u = (*u, z)
-            if given.ndim == 1:
-                known = Rows(whole, "all", draws, clips)
-            elif is_counter(k):
-                known = Rows(whole, "step", draws, clips)
-            else:
-                known = Rows(rows[k], "all", draws, clips)
-            return self._moved(u, names, known, k, tag)
+                u = (*u, self.normal(tuple(u[0].shape), k, tag))
+            whole, rows = kept
+            coef, kind = whole, "all"
+            if given.ndim > 1 and is_counter(k):
+                kind = "step"
+            elif given.ndim > 1:
+                coef = rows[k]
+            known = Rows(coef, kind, draws, denoise is not None)
+            return update(u, known, step=k, tag=tag, names=names, **self.draw)
         return move
-
-    def _moved(self, u, names, rows, k, tag):
-        """An update whose coefficients are on the device already."""
-        module, inputs, target, result = accept_update(u, None, names, self.backend)
-        run = launched(module, target, inputs, rows, tag=tag, **self.draw)
-        run(noise_step(k, target))
-        return result
 
     def correct(self, step, rule, x, s, k, tag):
         """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a
@@ -93,35 +78,31 @@ class Fused:
         it, and a GPU makes it sooner than it reads it: there z is drawn again.
         """
         import torch
+        draw = self.draw | {"step": k, "tag": tag}
+        backend = draw["backend"]
         on_gpu = hasattr(x, "is_cuda") and x.is_cuda
         if self.normal:
             z = self.normal(tuple(x.shape), k, tag)
-            z_norm = norms(z, backend=self.backend)
+            z_norm = norms(z, backend=backend)
         else:
             z = None if on_gpu else self._buffer(x)
-            z_norm = noise_norms(x, out=z, step=k, tag=tag, backend=self.backend,
-                                 **self.draw)
-        s_norm = norms(s, backend=self.backend)
+            z_norm = noise_norms(x, out=z, **draw)
+        s_norm = norms(s, backend=backend)
         xp = torch if on_gpu else np  # NumPy's steps are short, on a CPU
-        where = {"device": x.device} if on_gpu else {}
-        z_norm = xp.asarray(z_norm, dtype=xp.float64, **where)
-        s_norm = xp.asarray(s_norm, dtype=xp.float64, **where)
-        eps = xp.asarray(rule(z_norm, s_norm), **where)
-        units = np.eye(3).tolist()
-        rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in units], -1)
+        as_float64 = partial(xp.asarray, dtype=xp.float64, device=x.device if on_gpu else "cpu")
+        eps = as_float64(rule(as_float64(z_norm), as_float64(s_norm)))
+        rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()], -1)
         u = [x, s] if z is None else [x, s, z]
-        return update(u, rows, out=x, names="xsz", rows="sample", step=k, tag=tag,
-                      backend=self.backend, **self.draw)
+        return update(u, rows, out=x, names="xsz", rows="sample", **draw)
 
     def _buffer(self, x):
         """Memory for float32 noise like x, kept by each thread; None for 16 bits."""
         if "float32" not in str(x.dtype):
             return None
-        device = getattr(x, "device", "cpu")
-        kind = type(x), str(x.dtype), x.shape, device
+        kind = type(x), x.dtype, x.shape
         if getattr(self.kept, "kind", None) != kind:
             import torch
-            xp = torch if hasattr(x, "is_cuda") else np
+            xp = np if isinstance(x, np.ndarray) else torch
             self.kept.kind = kind
             self.kept.z = xp.empty_like(x)
         return self.kept.z

@@ -1,12 +1,18 @@
 """The one object that every backend is handed: an update, its arguments checked."""
 
-from functools import partial
+from functools import cache, partial
 from operator import index
 from typing import Any, NamedTuple
 
 from ..noise import MASK
 
 SEEDS = 2**64 - 1
+
+
+@cache
+def dtype_name(dtype):
+    """float32, bfloat16 ...: what NumPy and torch call it."""
+    return str(dtype).removeprefix("torch.")
 
 
 class Result:
@@ -49,15 +55,27 @@ class Launch(NamedTuple):
     sample: int
     tag: int
 
+    def variant(self):
+        """What a kernel is compiled for: dtype, operands, draws, clips, result."""
+        dtype = dtype_name(self.out.dtype)
+        return dtype, len(self.operands), self.draws, self.clips, self.result
+
+    def aligned(self):
+        """Whether every row of every array starts and ends at a multiple of 16 bytes."""
+        row_bytes = self.out.shape[1] * self.out.element_size()
+        starts = [u.data_ptr() for u in (self.out, *self.operands)]
+        return not any(n % 16 for n in (row_bytes, *starts))
+
     def row(self, step):
         """Which row of coef a step chooses, a number; of rows "all" the only one."""
         return max(0, min(step, len(self.coef) - 1))
 
 
-def launched(module, out, operands, rows, *, result=Result.STATE, seed=0, sample=0, tag=0):
+def launched(module, out, operands, rows, counter, result=Result.STATE):
     """run(step) of a Launch on a backend's module.
 
-    out, operands: tensors (batch, ...). rows: the coefficients, `arguments.Rows`.
+    out, operands: tensors (batch, ...). rows: the coefficients, `arguments.Rows`. counter:
+    seed, sample, tag.
     """
     if not out.numel():
         nothing = out.new_zeros(len(out)).double() if result else None
@@ -65,9 +83,7 @@ def launched(module, out, operands, rows, *, result=Result.STATE, seed=0, sample
     if out.dim() != 2:
         out = out.view(len(out), -1)
         operands = [u.view(len(out), -1) for u in operands]
-    seed = index(seed) & SEEDS
-    sample = index(sample) & MASK
-    tag = index(tag) & MASK
-    launch = Launch(out, operands, *rows, result, seed, sample, tag)
+    seed, sample, tag = map(index, counter)
+    launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK)
     prepare = getattr(module, "prepare", None)
     return prepare(launch) if prepare else partial(module.update, launch)

@@ -1,6 +1,5 @@
 """The CUDA C file on the GPU: compiled by NVRTC through CuPy, launched by CUDA's driver."""
 
-from ctypes import c_int, c_int64, c_uint32, c_uint64
 from functools import cache
 
 try:
@@ -9,7 +8,7 @@ except ImportError:
     torch = None
 
 from . import driver
-from .on_host import SOURCE, macros, variant_of
+from .on_host import SOURCE, macros
 
 NAME = "cupy"
 TAKES = "cuda"
@@ -59,22 +58,16 @@ def prepare(launch):
     """run(step) of a `launch.Launch`, its arguments packed once."""
     out, operands, coef = launch.out, launch.operands, launch.coef
     batch, size = out.shape
-    item = out.element_size()
-    columns, packs, column_tiles = tile(size, 16 // item)
+    columns, packs, column_tiles = tile(size, 16 // out.element_size())
     blocks = -(-batch // (THREADS >> columns)) * column_tiles
-    places = [t.data_ptr() for t in (out, *operands)]
-    whole_packs = size * item % 16 == 0
-    aligned = whole_packs and all(place % 16 == 0 for place in places)
     squares = None
     if launch.result:
         squares = out.new_empty(batch, dtype=torch.float64)
-    variant = aligned, *variant_of(launch)
+    variant = launch.aligned(), *launch.variant()
     nothing = [None] * (4 - len(operands))
     arguments = [
-        out, *operands, *nothing, squares, coef,
-        c_int(launch.rows == "sample"), c_int64(len(coef)), c_int64(batch), c_int64(size),
-        c_uint64(launch.seed), c_uint32(launch.sample), c_uint32(launch.tag),
-        c_int(columns), c_int(packs), c_uint32(column_tiles)]
+        out, *operands, *nothing, squares, coef, launch.rows == "sample", len(coef), batch,
+        size, launch.seed, launch.sample, launch.tag, columns, packs, column_tiles]
     kernel = compiled(out.device, variant)
     start = driver.prepare(out.device, kernel, blocks, arguments)
 

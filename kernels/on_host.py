@@ -39,12 +39,6 @@ def macros(dtype, operands, draws, clips, sums=0):
             f"-DSUMS={sums}")
 
 
-def variant_of(launch):
-    """What `macros` takes, of a `launch.Launch`."""
-    dtype = str(launch.out.dtype).removeprefix("torch.")
-    return dtype, len(launch.operands), launch.draws, launch.clips, launch.result
-
-
 NOISE = macros("float32", 0, True, False)  # the smallest variant
 
 
@@ -130,9 +124,8 @@ def missing():
 
 
 @cache
-def _function(dtype, *variant):
-    dtype = str(dtype).removeprefix("torch.")
-    return library(macros(dtype, *variant), native()).minidiff_update
+def _function(*variant):
+    return library(macros(*variant), native()).minidiff_update
 
 
 def has_fma():
@@ -153,8 +146,7 @@ def prepare(launch):
     """run(step) of a `launch.Launch`, pointers looked up once."""
     out, operands, coef = launch.out, launch.operands, launch.coef
     batch, size = out.shape
-    function = _function(
-        out.dtype, len(operands), launch.draws, launch.clips, launch.result)
+    function = _function(*launch.variant())
     blocks = -(-size // 1024)  # of a row
     sums = np.empty((batch, blocks)) if launch.result else None
     sums_at = sums.ctypes.data if launch.result else 0
@@ -178,8 +170,3 @@ def prepare(launch):
         function(given)
         return torch.from_numpy(sums.sum(1)) if launch.result else None
     return run
-
-
-def update(launch, step):
-    """Run a `launch.Launch` once."""
-    return prepare(launch)(step)

@@ -28,21 +28,26 @@ def affine(c, u, clips, where=np.where):
     return total
 
 
-def quad_squares(e):
+def stored(launch, c, e):
+    """What an update leaves in out: e, or the loss's gradient ((2*w)*e)*c0."""
+    return ((2. * c[2]) * e) * c[0] if launch.result == Result.GRADIENT else e
+
+
+def quad_squares(e, xp=np):
     """sum_j e_j^2 of each row, float64; a quad's (q0 + q1) + (q2 + q3) is float32."""
     batch, size = e.shape
-    gap = -size % 4
-    q = np.pad(e * e, ((0, 0), (0, gap)))
-    q0, q1, q2, q3 = q.reshape(batch, -1, 4).transpose(2, 0, 1)
-    quads = (q0 + q1) + (q2 + q3)
-    return quads.astype(np.float64).sum(1)
+    nothing = xp.zeros_like(e[:, :1])
+    e = xp.concatenate([e, *[nothing] * (-size % 4)], 1)
+    q = (e * e).reshape(batch, -1, 4)
+    quads = (q[..., 0] + q[..., 1]) + (q[..., 2] + q[..., 3])
+    return noise.cast(quads, xp.float64).sum(1)
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def update(launch, step):
     """Run a `launch.Launch`."""
     from torch import from_numpy
-    out, result = launch.out, launch.result
+    out = launch.out
     coef, step = launch.coef.numpy(), int(step)
     if launch.rows != "sample":
         coef = coef[[launch.row(step)]]
@@ -52,10 +57,6 @@ def update(launch, step):
         z = noise.normal(out.shape, launch.seed, launch.sample, step, launch.tag)
         u.append(z)
     e = affine(c, u, launch.clips)
-    if result == Result.GRADIENT:
-        w = c[2]
-        gradient = ((np.float32(2) * w) * e) * c[0]
-        out.copy_(from_numpy(gradient))
-    elif result != Result.SQUARES:
-        out.copy_(from_numpy(e))
-    return from_numpy(quad_squares(e)) if result else None
+    if launch.result != Result.SQUARES:
+        out.copy_(from_numpy(stored(launch, c, e)))
+    return from_numpy(quad_squares(e)) if launch.result else None

@@ -5,7 +5,6 @@ A program owns a tile of ROWS samples by COLUMNS quads. Philox multiplies 32 by 
 bits in one instruction; a quad's four normals are joined so that a thread stores 16 bytes.
 """
 
-import ctypes
 import os
 from functools import cache, partial
 
@@ -45,6 +44,7 @@ if triton:
     SIN = tl.constexpr(noise.SIN)
     COS = tl.constexpr(noise.COS)
     LOG_SCALE = tl.constexpr(noise.LOG_SCALE)
+    INTERPRETED = tl.constexpr(INTERPRET)
 
     @triton.jit
     def philox(c0, c1, c2, c3, k0, k1):
@@ -60,20 +60,20 @@ if triton:
         return c0, c1, c2, c3
 
     @triton.jit
-    def fma(x, y, z, INTERPRETED: tl.constexpr):
+    def fma(x, y, z):
         if INTERPRETED:  # older ones round twice; float64 does not, wherever noise is
             return (x.to(tl.float64) * y + z).to(tl.float32)
         return tl.fma(x, y, z)
 
     @triton.jit
-    def horner(x, C: tl.constexpr, N: tl.constexpr, INTERPRETED: tl.constexpr):
+    def horner(x, C: tl.constexpr, N: tl.constexpr):
         p = tl.zeros_like(x) + C[0]
         for k in tl.static_range(1, N):
-            p = fma(p, x, tl.zeros_like(x) + C[k], INTERPRETED)
+            p = fma(p, x, tl.zeros_like(x) + C[k])
         return p
 
     @triton.jit
-    def and_or(w, keep, bits, INTERPRETED: tl.constexpr):
+    def and_or(w, keep, bits):
         if INTERPRETED:
             return (w & keep) | bits
         # two constants would make two instructions of it
@@ -82,7 +82,7 @@ if triton:
             dtype=tl.int32, is_pure=True, pack=1)
 
     @triton.jit
-    def clamped_difference(m, i, INTERPRETED: tl.constexpr):
+    def clamped_difference(m, i):
         """max(min(m - i, 2^28), 0), which one instruction of sm_90 does in this order."""
         if INTERPRETED:
             return tl.maximum(tl.minimum(m - i, 1 << 28), 0)
@@ -93,16 +93,16 @@ if triton:
             dtype=tl.int32, is_pure=True, pack=1)
 
     @triton.jit
-    def radius(w, INTERPRETED: tl.constexpr):
+    def radius(w):
         i = w.to(tl.float32).to(tl.int32, bitcast=True)
-        m = and_or(i, 0x7FFFFF, 0x4F000000, INTERPRETED)
+        m = and_or(i, 0x7FFFFF, 0x4F000000)
         scale = tl.zeros_like(w).to(tl.float32) - 4.656612873077393e-10
         m_float = m.to(tl.float32, bitcast=True)
-        t = fma(m_float, scale, 2., INTERPRETED)  # exact, fused or not
-        e = clamped_difference(m, i, INTERPRETED).to(tl.float32)
-        p = horner(t, LOG, 8, INTERPRETED)
-        v = fma(t * t, p, t, INTERPRETED)
-        v = fma(e, tl.zeros_like(e) + LOG_SCALE, v, INTERPRETED)
+        t = fma(m_float, scale, 2.)  # exact, fused or not
+        e = clamped_difference(m, i).to(tl.float32)
+        p = horner(t, LOG, 8)
+        v = fma(t * t, p, t)
+        v = fma(e, tl.zeros_like(e) + LOG_SCALE, v)
         if INTERPRETED:
             return tl.sqrt_rn(v)
         # sqrt.rn without its range check: 1e-7 < v < 46
@@ -113,36 +113,40 @@ if triton:
             dtype=tl.float32, is_pure=True, pack=1)
 
     @triton.jit
-    def cos_sin(w, INTERPRETED: tl.constexpr):
+    def cos_sin(w):
         i = w.to(tl.int32, bitcast=True)
-        g = and_or(i, 0x7FFFFE, 0x40000001, INTERPRETED)
+        g = and_or(i, 0x7FFFFE, 0x40000001)
         g = g.to(tl.float32, bitcast=True) - 3.
         y = g * g
-        sin = horner(y, SIN, 4, INTERPRETED) * g
-        cos = horner(y, COS, 4, INTERPRETED)
+        sin = horner(y, SIN, 4) * g
+        cos = horner(y, COS, 4)
         exchanged = (w << 1).to(tl.int32, bitcast=True) < 0  # bit 30
         return tl.where(exchanged, sin, cos), tl.where(exchanged, cos, sin)
 
     @triton.jit
-    def pair(w0, w1, INTERPRETED: tl.constexpr):
-        r = radius(w0, INTERPRETED).to(tl.uint32, bitcast=True)
+    def pair(w0, w1):
+        r = radius(w0).to(tl.uint32, bitcast=True)
         r = r ^ (w1 & 0x80000000)
         r = r.to(tl.float32, bitcast=True)
-        cos, sin = cos_sin(w1, INTERPRETED)
+        cos, sin = cos_sin(w1)
         return r * cos, r * sin
 
     @triton.jit
-    def normal4(quad, sample, step, tag, k0, k1, INTERPRETED: tl.constexpr):
+    def normal4(quad, sample, step, tag, k0, k1):
         """[rows, quads, 2, 2]: z0 z1 z2 z3 of each quad."""
         quad, sample = tl.broadcast(quad, sample)
         w0, w1, w2, w3 = philox(quad, sample, step, tag, k0, k1)
-        z0, z1 = pair(w0, w1, INTERPRETED)
-        z2, z3 = pair(w2, w3, INTERPRETED)
+        z0, z1 = pair(w0, w1)
+        z2, z3 = pair(w2, w3)
         return tl.join(tl.join(z0, z2), tl.join(z1, z3))
 
     @triton.jit
     def load(u, at, mask):
         return tl.load(u + at, mask=mask, other=0.).to(tl.float32)
+
+    @triton.jit
+    def coefficient(c, k, mask):
+        return tl.load(c + k, mask=mask)
 
     # integers as they are: a 1 would become a constant, and that a kernel of its own
     @triton.jit(
@@ -155,7 +159,7 @@ if triton:
                OPERANDS: tl.constexpr, DRAWS: tl.constexpr, CLIP: tl.constexpr,
                SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr, COUNTED: tl.constexpr,
                ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
-               COLUMNS: tl.constexpr, INTERPRETED: tl.constexpr):
+               COLUMNS: tl.constexpr):
         """A launch: Result is SUMS; V packs of 16 bytes hold so many quads."""
         WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + (SUMS == 2)
         PACK: tl.constexpr = 4 * V
@@ -184,21 +188,21 @@ if triton:
 
         if OPERANDS > 0:
             x = load(u0, at, mask)
-            total = tl.load(c, mask=c_mask) * x
+            total = coefficient(c, 0, c_mask) * x
         if OPERANDS > 1:
             s = load(u1, at, mask)
             if CLIP:
-                p0 = tl.load(c + WIDTH - 4, mask=c_mask)
-                p1 = tl.load(c + WIDTH - 3, mask=c_mask)
-                lo = tl.load(c + WIDTH - 2, mask=c_mask)
-                hi = tl.load(c + WIDTH - 1, mask=c_mask)
+                p0 = coefficient(c, WIDTH - 4, c_mask)
+                p1 = coefficient(c, WIDTH - 3, c_mask)
+                lo = coefficient(c, WIDTH - 2, c_mask)
+                hi = coefficient(c, WIDTH - 1, c_mask)
                 s = p0 * x + p1 * s
                 s = tl.where(s < lo, lo, s)
                 s = tl.where(s > hi, hi, s)
-            total += tl.load(c + 1, mask=c_mask) * s
+            total += coefficient(c, 1, c_mask) * s
         for k in tl.static_range(2, OPERANDS):
             u = load(u2 if k == 2 else u3, at, mask)
-            total += tl.load(c + k, mask=c_mask) * u
+            total += coefficient(c, k, c_mask) * u
 
         if DRAWS:
             ids = (b + sample).to(tl.uint32)
@@ -207,12 +211,12 @@ if triton:
             n = now.to(tl.uint32)
             key0 = k0.to(tl.uint32)
             key1 = k1.to(tl.uint32)
-            z = normal4(quad, ids, n, t, key0, key1, INTERPRETED)
+            z = normal4(quad, ids, n, t, key0, key1)
             if V == 2:
-                z1 = normal4(quad + 1, ids, n, t, key0, key1, INTERPRETED)
+                z1 = normal4(quad + 1, ids, n, t, key0, key1)
                 z = tl.permute(tl.join(z, z1), (0, 1, 4, 2, 3))
             z = tl.reshape(z, (ROWS, ELEMENTS))
-            z = tl.load(c + OPERANDS, mask=c_mask) * z
+            z = coefficient(c, OPERANDS, c_mask) * z
             total = total + z if OPERANDS > 0 else z
 
         if SUMS > 0:  # a quad's squares in float32, quads in float64
@@ -225,8 +229,8 @@ if triton:
             place = sums + row * tiles + part
             tl.store(place, tl.sum(quads, axis=1), mask=row < batch)
         if SUMS == 2:
-            c0 = tl.load(c, mask=c_mask)
-            w = tl.load(c + WIDTH - 1, mask=c_mask)
+            c0 = coefficient(c, 0, c_mask)
+            w = coefficient(c, WIDTH - 1, c_mask)
             total = ((2. * w) * total) * c0
         if SUMS != 1:
             tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
@@ -245,18 +249,6 @@ def signed(word):
     return (word + half) % (2 * half) - half
 
 
-def number(value):
-    """An integer as wide as Triton takes it."""
-    if -1 << 31 <= value < 1 << 31:
-        return ctypes.c_int32(value)
-    return ctypes.c_int64(value)
-
-
-def plain(argument):
-    """An argument as Triton's own launcher takes it."""
-    return getattr(argument, "value", argument)
-
-
 def loaded(device, found):
     """What Triton compiled, as the driver's kernel."""
     of = found.metadata
@@ -267,10 +259,10 @@ def loaded(device, found):
 
 
 def kind(argument):
-    """What Triton tells apart: a tensor's dtype and alignment, a number's width."""
+    """What Triton tells apart: a tensor's dtype and alignment, whether a number is long."""
     if hasattr(argument, "data_ptr"):
         return argument.dtype, argument.data_ptr() % 16 == 0
-    return type(argument)
+    return argument != signed(argument)
 
 
 kept = {}
@@ -279,12 +271,10 @@ kept = {}
 def compiled(device, arguments, options):
     """The kernel for such arguments, kept by all that Triton makes a difference of."""
     *others, counter, _ = arguments
-    kinds = [kind(argument) for argument in others]
-    key = device, *kinds, counter.dtype, *options.values()
+    key = device, *map(kind, others), counter.dtype, *options.values()
     if key not in kept:
-        given = map(plain, arguments)
         with torch.cuda.device(device if device.type == "cuda" else -1):
-            kept[key] = loaded(device, kernel.warmup(*given, grid=(1,), **options))
+            kept[key] = loaded(device, kernel.warmup(*arguments, grid=(1,), **options))
     return kept[key]
 
 
@@ -306,46 +296,35 @@ def prepare(launch):
         sums = out.new_empty((batch, tiles), dtype=torch.float64)
     u = [out, *operands]
     u += [out] * (5 - len(u))
-    whole_packs = size % (4 * v) == 0
     numbers = [len(coef), batch, size, size // (4 * v), tiles]
     numbers += map(signed, (launch.seed, launch.seed >> 32, launch.sample, launch.tag))
-    arguments = [*u, coef if sums is None else sums, coef, *map(number, numbers)]
+    arguments = [*u, coef if sums is None else sums, coef, *numbers]
     options = {
         "OPERANDS": len(operands),
         "DRAWS": int(launch.draws),
         "CLIP": int(launch.clips),
         "SUMS": launch.result,
         "PER_SAMPLE": launch.rows == "sample",
-        "ALIGNED": whole_packs and all(t.data_ptr() % 16 == 0 for t in u),
+        "ALIGNED": launch.aligned(),
         "V": v,
         "ROWS": rows,
         "COLUMNS": columns,
-        "INTERPRETED": INTERPRET,
         "num_warps": WARPS,
         "enable_fp_fusion": False,
     }
     launches = {}
 
-    def launch_compiled(counted, counter, step):
-        """A number's kernel and a counter's differ; coef stands for no counter."""
-        if counted not in launches:
-            how = options | {"COUNTED": counted}
-            every = [*arguments, counter, ctypes.c_int32()]
-            kept_kernel = compiled(out.device, every, how)
-            launches[counted] = driver.prepare(out.device, kept_kernel, blocks, arguments)
-        launches[counted](counter, step)
-
-    def interpret(counted, counter, step):
-        given = map(plain, arguments)
-        kernel[blocks,](*given, counter, signed(step), COUNTED=counted, **options)
-
-    start = interpret if INTERPRET else launch_compiled
-
     def run(step):
-        if isinstance(step, int):
-            start(False, coef, step)
-        else:
-            start(True, step, 0)
+        counted = not isinstance(step, int)
+        counter, number = (step, 0) if counted else (coef, step)  # coef stands for none
+        if INTERPRET:
+            kernel[blocks,](*arguments, counter, signed(number), COUNTED=counted, **options)
+        elif counted not in launches:  # a number's kernel is another than a counter's
+            how = options | {"COUNTED": counted}
+            found = compiled(out.device, [*arguments, counter, 0], how)
+            launches[counted] = driver.prepare(out.device, found, blocks, arguments)
+        if not INTERPRET:
+            launches[counted](counter, number)
         return sums.sum(1) if launch.result else None
     return run
 

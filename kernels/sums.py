@@ -10,22 +10,19 @@ from .arguments import (
     noise_step,
     require_writable,
     rows_of,
+    table,
     tell_autograd,
 )
 from .launch import Result, launched
 
-
-def _one(like):
-    """The coefficient 1."""
-    import torch
-    return torch.ones((1, 1), dtype=torch.float32, device=like.device)
+ONE = np.ones(1)
 
 
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64."""
     (u,), module = accept([x], ["x"], backend)
-    rows = Rows(_one(u), "all", draws=False)
-    run = launched(module, u, [u], rows, result=Result.SQUARES)
+    rows = Rows(table(ONE, u), "all", draws=False)
+    run = launched(module, u, [u], rows, (0, 0, 0), Result.SQUARES)
     return as_given(x, run(0).sqrt().float())
 
 
@@ -36,10 +33,9 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
     tensors, module = accept(given, ["like", "out"], backend)
     if out is not None:
         require_writable(out, tensors[1], (), ())
-    rows = Rows(_one(tensors[0]), "all", draws=True)
+    rows = Rows(table(ONE, tensors[0]), "all", draws=True)
     result = Result.SQUARES if out is None else Result.BOTH
-    run = launched(module, tensors[-1], [], rows, result=result,
-                   seed=seed, sample=sample, tag=tag)
+    run = launched(module, tensors[-1], [], rows, (seed, sample, tag), result)
     squares = run(noise_step(step, tensors[0]))
     if out is not None:
         tell_autograd(out)
@@ -59,12 +55,9 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="au
     (u,), module = accept([s], ["s"], backend)
     gradient = u.new_empty(u.shape)
     step = noise_step(step, u)
-    if not hasattr(coef, "data_ptr"):
-        coef = np.asarray(coef)
-    coef, kind = rows_of(coef, (3,), u, "sample")
+    coef, kind = rows_of(coef, (3,), u)
     rows = Rows(coef, kind, draws=True)
-    run = launched(module, gradient, [u], rows, result=Result.GRADIENT,
-                   seed=seed, sample=sample, tag=tag)
+    run = launched(module, gradient, [u], rows, (seed, sample, tag), Result.GRADIENT)
     w = coef[:, 2].double()
     value = (w * run(step)).sum().float()
     return as_given(s, value)[()], as_given(s, gradient)

@@ -1,7 +1,7 @@
 """One row an op. Kernels, checks, tests and benchmarks are generated from these rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -54,15 +54,13 @@ class Op:
 
     def parameters(self, rng, batch=None):
         """Random parameters within `tried`; with a batch, one value a sample."""
-        def draw(low, high):
-            if isinstance(low, int):
-                return rng.integers(low, high, batch)
-            return rng.uniform(low, high, batch)
-        found = {}
-        for name, v in self.tried.items():
-            is_range = isinstance(v, tuple)
-            found[name] = draw(*v) if is_range else v[rng.integers(len(v))]
-        return found
+        def draw(tried):
+            if isinstance(tried, list):
+                return tried[rng.integers(len(tried))]
+            low, high = tried
+            whole = isinstance(low, int)
+            return (rng.integers if whole else rng.uniform)(low, high, batch)
+        return {name: draw(tried) for name, tried in self.tried.items()}
 
     def coefficients(self, clip=None, **parameters):
         """coef of `update`, as `affine.coefficient_row` says."""
@@ -99,9 +97,7 @@ OPS = {op.name: op for op in (
 )}
 
 
-# each row as its function is called: a message names what the caller named
-STEPS = {(op.step, op.denoise): replace(op, name=op.step.__name__) for op in OPS.values()}
-ROWS = {(op.step, op.denoise): op.name for op in OPS.values()}
+ROWS = {op.step: op.name for op in OPS.values() if not op.denoise}
 
 
 def lookup(op, denoise=None):
@@ -112,7 +108,7 @@ def lookup(op, denoise=None):
         return OPS[op]
     if isinstance(op, Op):
         return op
-    return STEPS.get((op, denoise)) or Op(op.__name__, op, denoise=denoise)
+    return Op(op.__name__, op, denoise=denoise)
 
 
 # ---- coefficients that were seen before ----
@@ -122,9 +118,9 @@ KEPT = 256
 
 
 @lru_cache(KEPT)
-def _kept(name, clip, _, *numbers):
-    given = {parameter: value for parameter, _, value, _ in numbers}
-    return OPS[name].coefficients(clip, **given).astype(np.float32)
+def _kept(name, *numbers):
+    given = {parameter: value for parameter, value, *_ in numbers}
+    return OPS[name].coefficients(**given).astype(np.float32)
 
 
 def seen(op, clip, parameters):
@@ -132,13 +128,9 @@ def seen(op, clip, parameters):
 
     The key is the row's name, never a function: that would keep alive whatever it holds.
     """
-    name = ROWS.get((op.step, op.denoise))
-    values = [*parameters.values()]
-    if type(clip) is tuple:
-        values += clip
-    simple = all(type(v) in NUMBERS for v in values)
-    if name is None or not simple or clip is not None and type(clip) is not tuple:
+    name = ROWS.get(op.step)
+    simple = all(type(v) in NUMBERS for v in parameters.values())
+    if name is None or op.denoise or clip is not None or not simple:
         return op.coefficients(clip, **parameters)
     # 1 equals 1.0 and 0.0 equals -0.0: their types and signs are in the key
-    numbers = [(n, type(v), v, v == 0 and str(v)) for n, v in parameters.items()]
-    return _kept(name, clip, str(clip), *numbers)
+    return _kept(name, *((n, v, type(v), v == 0 and str(v)) for n, v in parameters.items()))

@@ -6,10 +6,10 @@ from ..noise import PREDICTOR, PRIOR
 from .arguments import (
     FLOATS,
     NAMES,
+    Rows,
     accept_update,
+    is_dense,
     noise_step,
-    require_own_memory,
-    require_rows,
     tell_autograd,
     update_rows,
 )
@@ -35,17 +35,23 @@ def update(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None
     backend: "auto" or a name; names: the operands', for messages.
     Returns out. TypeError, ValueError and RuntimeError say which argument and why.
     """
-    operands = [*operands]
-    if rows is not None:
-        require_rows(rows)
-    module, inputs, target, result = accept_update(operands, out, names, backend)
-    step = noise_step(step, target, rows)
-    known = update_rows(coef, len(operands), target, rows, step)
-    run = launched(module, target, inputs, known, seed=seed, sample=sample, tag=tag)
+    run, step, result = _looked_at(
+        operands, coef, (seed, sample, tag), step, rows, (out, names, backend))[:3]
     run(step)
     if out is not None:
         tell_autograd(out)
     return result
+
+
+def _looked_at(operands, coef, counter, step, rows, where):
+    """(run, step, result, operands and result as tensors) of an update."""
+    operands = [*operands]
+    module, inputs, target, result = accept_update(operands, *where)
+    step = noise_step(step, target, rows)
+    if not isinstance(coef, Rows):
+        coef = update_rows(coef, len(operands), target, rows, step)
+    run = launched(module, target, inputs, coef, counter)
+    return run, step, result, [*inputs, target]
 
 
 def bind(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None, out=None,
@@ -58,18 +64,16 @@ def bind(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None, 
     was one. ValueError for arrays that are not dense.
     """
     operands = [*operands]
-    require_rows(rows)
-    module, inputs, target, result = accept_update(operands, out, names, backend)
-    for name, u, t in zip(names or NAMES, operands, inputs):
-        require_own_memory(name, u, t)
-    require_own_memory("out", result, target)
-    first = noise_step(step, target, rows)
-    known = update_rows(coef, len(operands), target, rows, first)
-    known = known._replace(coef=known.coef.clone())
-    run = launched(module, target, inputs, known, seed=seed, sample=sample, tag=tag)
+    if hasattr(coef, "data_ptr"):
+        coef = coef.clone()
+    run, first, result, tensors = _looked_at(
+        operands, coef, (seed, sample, tag), step, rows, (out, names, backend))
+    for name, u, t in zip(names or NAMES, operands, tensors):
+        if not is_dense(u, t):
+            raise ValueError(f"{name} must be contiguous and writeable to be bound")
 
     def again(step):
-        step = noise_step(step, target, rows)
+        step = noise_step(step, tensors[-1], rows)
         if isinstance(step, int) != isinstance(first, int):
             raise ValueError(
                 "bound with a number for its step, f takes numbers; with a counter, "
@@ -113,7 +117,6 @@ def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=None, out=None
     if len(operands) != len(op.operands):
         raise TypeError(f"{op.name} takes {', '.join(op.operands) or 'no operand'}, "
                         f"got {len(operands)} operands")
-    tag = op.tag if tag is None else tag
-    coef = seen(op, clip, parameters)
-    return update(operands, coef, rows="sample", seed=seed, sample=sample, step=step,
-                  tag=tag, out=out, backend=backend, names=op.operands)
+    return update(operands, seen(op, clip, parameters), rows="sample", names=op.operands,
+                  seed=seed, sample=sample, step=step, tag=op.tag if tag is None else tag,
+                  out=out, backend=backend)

@@ -89,21 +89,22 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def words(shape, seed=0, sample=0, step=0, tag=PRIOR):
+def words(shape, seed=0, sample=0, step=0, tag=PRIOR, xp=np, device="cpu"):
     """The words behind an array of `shape`, its first axis the samples.
 
     sample: global id of the first sample, so that a shard or a batch draws its own part.
+    xp, device: torch for tensors there; step may then be a 0-d int64 tensor.
     Returns int64 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
-    batch = shape[0]
     size = int(np.prod(shape[1:]))
-    seed, sample, step, tag = map(index, (seed, sample, step, tag))
-    ids = (sample & MASK) + np.arange(batch, dtype=np.int64) & MASK
-    quads = np.arange(-(-size // 4), dtype=np.int64)
-    quads, ids = np.broadcast_arrays(quads, ids[:, None])
-    counter = quads, ids, step & MASK, tag & MASK
+    seed, sample, tag = map(index, (seed, sample, tag))
+    step = step if hasattr(step, "data_ptr") else index(step)
+    ids = xp.arange(shape[0], dtype=xp.int64, device=device)[:, None]
+    ids = (sample & MASK) + ids & MASK
+    quads = xp.arange(-(-size // 4), dtype=xp.int64, device=device)
+    counter = quads[None], ids, step & MASK, tag & MASK
     key = seed & MASK, seed >> 32 & MASK
-    return np.stack(philox(counter, key), -1)
+    return xp.stack(philox(counter, key), -1)  # from the fourth round on of all counters
 
 
 def elements(quads, shape):
@@ -183,12 +184,13 @@ def to_normal(w, xp=np):
     return xp.stack((r * cos, r * sin), -1).reshape(w.shape)
 
 
-def normal(shape, seed=0, sample=0, step=0, tag=PRIOR):
+def normal(shape, seed=0, sample=0, step=0, tag=PRIOR, xp=np, device="cpu"):
     """z ~ N(0, I), float32 of `shape`, its first axis the samples. |z| < 6.77.
 
-    tag: what the draw is for, by default a prior.
+    tag: what the draw is for, by default a prior. xp, device: as in `words`.
     """
-    return elements(to_normal(words(shape, seed, sample, step, tag)), shape)
+    drawn = words(shape, seed, sample, step, tag, xp, device)
+    return elements(to_normal(drawn, xp), shape)
 
 
 def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
