@@ -2,6 +2,7 @@
 
 import ctypes
 import time
+from functools import partial
 
 import torch
 
@@ -12,7 +13,7 @@ from ...net import ScoreNet
 from ..speed.rows import MAIN_OP
 from ..speed.run import bench, call, case, kernels_of, show
 from ..speed.sums import SUMS
-from .here import CUDA, DEVICE, NAMES, SEED, NotHere, captured, on_device, raw, same, seconds
+from .here import DEVICE, NAMES, SEED, captured, raw, same, seconds, verdict
 
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
 SECONDS = .1  # of timing for each function: a GPU lent to one is quiet
@@ -36,8 +37,6 @@ extern "C" __global__ void specials(float *out, int n) {
 
 def rates():
     """Copy and fill, bytes a second; 64-bit products and special functions a second."""
-    if not CUDA:
-        raise NotHere("no CUDA device")
     a = torch.randn(2**29, device="cuda")
     b = torch.empty_like(a)
     found = {"copy_gb_per_s": 8 * a.numel() / seconds(lambda: b.copy_(a)) / 1e9,
@@ -54,16 +53,12 @@ def rates():
 
 def timing():
     """Every kind of update and sum against the peers, gate first."""
-    on_device()
-    found = []
+    main, found = ["normal", MAIN_OP.name], []
+    rest = [name for name in (*kernels_of(), *SUMS) if name not in main]
     for dtype in ("float32", "bfloat16"):
-        names = [*NAMES, *PEERS, *(["cupy_expr"] if dtype == "float32" else [])]
-        main = ["normal", MAIN_OP.name]
-        if dtype == "float32":
-            found += bench(main[:1], ["curand"], [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
-        rest = [name for name in kernels_of() if name not in main]
+        names = [*NAMES, *PEERS, *(["cupy_expr", "curand"] if dtype == "float32" else [])]
         found += bench(main, names, [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
-        found += bench([*rest, *SUMS], names, [1 << 28], dtype, "cuda", seconds=SECONDS)
+        found += bench(rest, names, [1 << 28], dtype, "cuda", seconds=SECONDS)
     print(show(found))
     return {"passed": True, "rows": found}
 
@@ -72,7 +67,7 @@ def launches(calls=20):
     """A small update, 2^20 elements: microseconds of the host to launch it, and of the device in
     a graph of many."""
     found = {}
-    for name in (*on_device(), *PEERS):
+    for name in (*NAMES, *PEERS):
         work, coef, _ = case(MAIN_OP, 1 << 20, "float32", "cuda")
         f = call(name, work, coef)
         for _ in range(3):
@@ -90,10 +85,15 @@ def launches(calls=20):
     return {"passed": True, **found}
 
 
+def final(family, *arguments):
+    """The last state of a family's loop."""
+    *_, x = family(*arguments)
+    return x
+
+
 def whole_samplers(n=360, shape=(1, 8, 8)):
     """Every family, network and updates, in one CUDA graph: the bits of its loop uncaptured; and
     milliseconds of either. The network has weights that nobody trained, and the demo's shape."""
-    on_device()
     torch.manual_seed(0)
     net = ScoreNet(shape).to(DEVICE).eval().requires_grad_(False)
     torch.nn.init.normal_(net.F_x.out.weight, std=.02)
@@ -101,18 +101,12 @@ def whole_samplers(n=360, shape=(1, 8, 8)):
     for name, family in FAMILIES.items():
         if name == "pf_ode_adaptive":  # SciPy's loop: its steps depend on what they find
             continue
-        op, score = Fused(SEED), NetScore(net)
-
-        evaluations = EVALUATIONS.get(name, 80)
-
-        def run(family=family, op=op, score=score, evaluations=evaluations):
-            *_, x = family(score, z, evaluations, op)
-            return x
-        want, states = run(), []
+        score, states = NetScore(net), []
+        run = partial(final, family, score, z, EVALUATIONS.get(name, 80), Fused(SEED))
+        want = run()
         graph = captured(lambda run=run, states=states: states.append(run()))
         graph()
         good[name] = same(states[-1], want)
         times[name] = {"evaluations": score.evaluations // 3, "ms": seconds(run, 5) * 1e3,
                        "graph_ms": seconds(graph, 5) * 1e3}
-    return {"passed": all(good.values()), "failures": [k for k, v in good.items() if not v],
-            "times": times}
+    return verdict(good, times=times)

@@ -192,21 +192,17 @@ def cupy_fill(out):
     return f
 
 
-def _nothing(op, dtype, cuda):
-    """What torch itself lacks."""
-
-
-def _lacks_compile(op, dtype, cuda):
+def _why_not_compile(op, dtype, cuda):
     return None if cuda or on_host.compiler() else "torch.compile needs a C++ compiler"
 
 
-def _lacks_numpy(op, dtype, cuda):
+def _why_not_numpy(op, dtype, cuda):
     if cuda:
         return "NumPy computes on the CPU"
     return None if dtype == "float32" else f"NumPy draws no {dtype}"
 
 
-def _lacks_cupy(op, dtype, cuda):
+def _why_not_cupy(op, dtype, cuda):
     if not cuda:
         return "CuPy computes on an NVIDIA GPU"
     if not find_spec("cupy"):
@@ -214,35 +210,59 @@ def _lacks_cupy(op, dtype, cuda):
     return "CuPy's kernels know no bfloat16" if dtype == "bfloat16" else None
 
 
-def _lacks_curand(op, dtype, cuda):
+def _why_not_curand(op, dtype, cuda):
     if op.operands or not op.noise:
         return "cuRAND draws noise and nothing else"
-    return _lacks_cupy(op, dtype, cuda) or (
+    return _why_not_cupy(op, dtype, cuda) or (
         None if dtype == "float32" else f"cuRAND draws no {dtype}")
 
 
-def _lacks_diffusers(op, dtype, cuda):
+def _why_not_diffusers(op, dtype, cuda):
     if not find_spec("diffusers"):
         return "diffusers is not installed: pip install diffusers"
     return None if op.step in schedulers.SCHEDULERS else "diffusers has no scheduler for this step"
 
 
+def _nothing(op, dtype, cuda):
+    """Of what is measured everywhere."""
+
+
+def _terms_passes(w):
+    """Each scaled term, each sum and the clip with arrays of its own."""
+    return 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)
+
+
+def _fused_passes(w):
+    return len(w.u) + 1 + w.noise
+
+
 @dataclass(frozen=True)
 class Peer:
-    """make(work) -> f; passes(work); fill(out) -> f; lacks(op, dtype, cuda) -> a reason or None."""
+    """Whom we race.
+
+    make(work) -> f; passes(work); fill(out) -> f; why_not(op, dtype, cuda) -> a reason or None.
+    check(work): RuntimeError unless it computes the reference's update, of one that cannot be
+    given z; the others are held to the sum.
+    """
 
     make: Callable
     passes: Callable
     fill: Callable = torch_fill
-    lacks: Callable = _nothing
+    why_not: Callable = _nothing
+    check: Callable | None = None
+
+    def moved(self, w):
+        """Bytes that it reads and writes, its random numbers' own writing included."""
+        in_registers = self.make is torch_compile and w.out.is_cuda
+        return w.out.nbytes * (self.passes(w) + (w.noise and not in_registers))
 
 
 PEERS = {peer.make.__name__: peer for peer in (
-    Peer(torch_eager, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)),
+    Peer(torch_eager, _terms_passes),
     Peer(torch_inplace, _inplace_passes),
-    Peer(torch_compile, lambda w: len(w.u) + 1 + w.noise, lacks=_lacks_compile),
-    Peer(numpy_rng, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None),
-         numpy_fill, _lacks_numpy),
-    Peer(cupy_expr, lambda w: len(w.u) + 1 + w.noise, cupy_fill, _lacks_cupy),
-    Peer(curand, lambda w: 0, lacks=_lacks_curand),
-    Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes, lacks=_lacks_diffusers))}
+    Peer(torch_compile, _fused_passes, why_not=_why_not_compile),
+    Peer(numpy_rng, _terms_passes, numpy_fill, _why_not_numpy),
+    Peer(cupy_expr, _fused_passes, cupy_fill, _why_not_cupy),
+    Peer(curand, lambda w: 0, why_not=_why_not_curand),
+    Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes,
+         why_not=_why_not_diffusers, check=lambda w: schedulers.check(w.op.step, w.u)))}

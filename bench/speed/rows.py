@@ -43,6 +43,17 @@ def label(row):
     return row["backend"] + ", z given" * row["given_z"]
 
 
+def over(row):
+    """Its speedups, to be printed."""
+    return ", ".join(f"{peer} {factor:.1f}x" for peer, factor in row["speedup"].items())
+
+
+def not_measured(rows, *keys):
+    """A line for each reason, once, with a row's values of two keys."""
+    return list(dict.fromkeys(f"not measured: {r[keys[0]]}, {r[keys[1]]}: {r['reason']}"
+                              for r in rows if not r["seconds"]))
+
+
 def main_rows(rows):
     """Rows of the update x' = a x + b s + c z in float32, 1024 wide or one row, by size."""
     own = [r for r in rows if r["kind"] == "update" and r["op"] == MAIN_OP.name

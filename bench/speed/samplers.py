@@ -5,7 +5,7 @@ what is timed is the loop alone; "lean" is minidiff's own, untrained.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -14,10 +14,11 @@ import numpy as np
 
 from ... import ddpm, samplers
 from ...kernels import BACKENDS, Fused
+from ...kernels.check.compare import same_bits
 from ...langevin import noise_levels
 from ...solvers import rho_levels
 from .clock import once, summary, waiter
-from .rows import row_of
+from .rows import add_speedups, not_measured, over, row_of
 from .run import candidates, is_cuda
 
 SECONDS = .2  # a repeat's share for either loop, about
@@ -28,20 +29,29 @@ GRID = [("null", POINTS, 1), ("null", POINTS, 4096), ("null", IMAGES, 1), ("null
 GPU_GRID = [*GRID, ("null", IMAGES, 4096), ("lean", IMAGES, 64)]
 
 
-def _diffusers_ddpm(net, x, n):
-    from diffusers import DDPMScheduler
-    s = DDPMScheduler(clip_sample=False)
-    s.set_timesteps(n)
-    for t in s.timesteps.tolist():
+def scheduler(name, n, device=None, **config):
+    """One of diffusers', set to n steps."""
+    import diffusers
+    found = getattr(diffusers, name)(**config)
+    found.set_timesteps(n, device=device)
+    return found
+
+
+def stepped(s, net, x, times):
+    """A scheduler's loop over its times, as its users write it."""
+    for t in times:
         x = s.step(net(x, t), t, x, return_dict=False)[0]
         yield x
 
 
+def _diffusers_ddpm(net, x, n):
+    s = scheduler("DDPMScheduler", n, clip_sample=False)
+    return stepped(s, net, x, s.timesteps.tolist())
+
+
 def _diffusers_langevin(net, x, n):
     """Its step size follows the norms, as SDE Alg. 5."""
-    from diffusers import ScoreSdeVeScheduler
-    s = ScoreSdeVeScheduler()
-    s.set_timesteps(n // 100, device=x.device)
+    s = scheduler("ScoreSdeVeScheduler", n // 100, x.device)
     s.set_sigmas(n // 100)
     for t in s.timesteps:
         for _ in range(100):
@@ -50,44 +60,43 @@ def _diffusers_langevin(net, x, n):
 
 
 def _diffusers_heun(net, x, n):
-    from diffusers import HeunDiscreteScheduler
-    s = HeunDiscreteScheduler(use_karras_sigmas=True)
-    s.set_timesteps(n)
-    for k, t in enumerate(s.timesteps):
-        x = s.step(net(x, t), t, x, return_dict=False)[0]
-        if k % 2 or k == len(s.timesteps) - 1:
-            yield x
+    """Two of its steps make one, and the last stands alone."""
+    s = scheduler("HeunDiscreteScheduler", n, use_karras_sigmas=True)
+    last = len(s.timesteps) - 1
+    for k, state in enumerate(stepped(s, net, x, s.timesteps)):
+        if k % 2 or k == last:
+            yield state
 
 
 def _diffusers_2m(net, x, n):
-    from diffusers import DPMSolverMultistepScheduler
-    s = DPMSolverMultistepScheduler(use_karras_sigmas=True)
-    s.set_timesteps(n)
-    for t in s.timesteps:
-        x = s.step(net(x, t), t, x, return_dict=False)[0]
-        yield x
+    s = scheduler("DPMSolverMultistepScheduler", n, use_karras_sigmas=True)
+    return stepped(s, net, x, s.timesteps)
+
+
+def _edm_levels(n):
+    return rho_levels(n, 80., .002)
+
+
+def _langevin_levels(n):
+    return noise_levels(n // 100)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """steps; ours(loop, score, x, n, op), loop the one of that name in minidiff.samplers, and
-    theirs(net, x, n): generators of a state a step."""
+    """steps; grid(n): what the loop of that name in minidiff.samplers goes through, with its
+    other options; theirs(net, x, n): diffusers' loop. Both are generators of a state a step."""
 
     steps: int
-    ours: Callable
+    grid: Callable
     theirs: Callable
+    options: dict = field(default_factory=dict)
 
 
 SAMPLERS = {
-    "ancestral": Sampler(1000, lambda f, score, x, n, op: f(score, x, ddpm.linear_betas(n), op),
-                         _diffusers_ddpm),
-    "annealed_langevin": Sampler(
-        1000, lambda f, score, x, n, op: f(score, x, noise_levels(n // 100), op, n_steps=100),
-        _diffusers_langevin),
-    "edm": Sampler(18, lambda f, score, x, n, op: f(score, x, rho_levels(n, 80., .002), op),
-                   _diffusers_heun),
-    "dpmpp_2m": Sampler(20, lambda f, score, x, n, op: f(score, x, rho_levels(n, 80., .002), op),
-                        _diffusers_2m)}
+    "ancestral": Sampler(1000, ddpm.linear_betas, _diffusers_ddpm),
+    "annealed_langevin": Sampler(1000, _langevin_levels, _diffusers_langevin, {"n_steps": 100}),
+    "edm": Sampler(18, _edm_levels, _diffusers_heun),
+    "dpmpp_2m": Sampler(20, _edm_levels, _diffusers_2m)}
 
 
 def network(kind, x):
@@ -104,11 +113,12 @@ def network(kind, x):
 
 def states(name, backend, net, x, steps=None, engine=None):
     """The sampler's loop on one of our backends, or diffusers'."""
-    s = SAMPLERS[name]
+    sampler = SAMPLERS[name]
+    n = steps or sampler.steps
     if backend == "diffusers":
-        return s.theirs(net, x, steps or s.steps)
+        return sampler.theirs(net, x, n)
     engine = engine or Fused(backend=backend)
-    return s.ours(getattr(samplers, name), net, x, steps or s.steps, engine)
+    return getattr(samplers, name)(net, x, sampler.grid(n), engine, **sampler.options)
 
 
 def gate(name, backend):
@@ -119,7 +129,7 @@ def gate(name, backend):
     score = lambda x, level: -x
     got = list(islice(states(name, backend, score, x.to(device)), 30))
     for a, b in zip(got, states(name, "numpy", score, x)):
-        if not torch.equal(a.cpu().view(torch.int32), b.view(torch.int32)):
+        if not same_bits(a.cpu(), b):
             raise RuntimeError(f"{name}: {backend} does not return the reference's states; nothing "
                                "was timed")
 
@@ -176,16 +186,15 @@ def bench_cell(name, kind, shape, batch, backends, device):
         for _ in range(REPEATS):
             for b, repeat in repeats.items():
                 times[b].append(repeat())
-    rows = [row_of(name, b, "float32", x.shape, kind="sampler", network=kind, batch=batch,
-                   steps=SAMPLERS[name].steps, steps_timed=n, **summary([s for _, s in t]),
-                   first_seconds=summary([f for f, _ in t])["seconds"],
-                   matches_reference=None if b == "diffusers" else True)
-            for b, t in times.items()]
-    theirs = next((r["seconds"] for r in rows if r["backend"] == "diffusers"), None)
-    for row in rows:
-        if row["backend"] != "diffusers" and theirs:
-            row["speedup"] = {"diffusers": theirs / row["seconds"]}
-    return rows
+    rows = []
+    for b, pairs in times.items():
+        first, steps = zip(*pairs)
+        rows.append(row_of(
+            name, b, "float32", x.shape, kind="sampler", network=kind, batch=batch,
+            steps=SAMPLERS[name].steps, steps_timed=n, **summary(steps),
+            first_seconds=summary(first)["seconds"],
+            matches_reference=None if b == "diffusers" else True))
+    return add_speedups(rows)
 
 
 def bench_samplers(device="cpu", grid=None, names=SAMPLERS):
@@ -212,9 +221,7 @@ def show_samplers(rows):
     lines = [f"{'sampler':<19}{'network':<9}{'batch x shape':<16}{'backend':<14}{'ms/step':>9}"
              f"{'whole s':>9}{'timed':>7}  speedup over"]
     for r in (r for r in rows if r["seconds"]):
-        over = ", ".join(f"{p} {v:.1f}x" for p, v in r["speedup"].items())
         lines.append(f"{r['op']:<19}{r['network']:<9}{'x'.join(map(str, r['shape'])):<16}"
                      f"{r['backend']:<14}{r['seconds'] * 1e3:>9.3f}{end_to_end(r):>9.2f}"
-                     f"{r['steps_timed']:>7}  {over}".rstrip())
-    return "\n".join([*lines, *dict.fromkeys(f"not measured: {r['op']}, {r['backend']}: "
-                                             f"{r['reason']}" for r in rows if not r["seconds"])])
+                     f"{r['steps_timed']:>7}  {over(r)}".rstrip())
+    return "\n".join(lines + not_measured(rows, "op", "backend"))

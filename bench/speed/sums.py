@@ -5,25 +5,24 @@ from functools import partial
 import torch
 
 from ... import noise
-from ...kernels import BACKENDS, Fused, dsm_loss, noise_norms, norms
-from ...kernels.check import COUNTER, check_sums
-from ...kernels.check.compare import expected_sums, in_parts, normals, require_same
+from ...kernels import BACKENDS, Fused
+from ...kernels.check import COUNTER, sums_of
+from ...kernels.check.compare import expected_sums, in_parts, normals
 from ...langevin import langevin_step
 from ...samplers import Reference
 from ...solvers import snr_step_size
-from ..peers import PEERS
-from .clock import SECONDS
-from .rows import ELEMENTS, add_speedups, row_of, shape_of
-from .timed import (
-    AFTER,
-    refresh,
-    require_possible,
-    times_of,
-    yardsticks,
-)
+from .rows import shape_of
+from .timed import Entrant, Race
 
 TAG = noise.CORRECTOR
-SUMS = "norms", "noise_norms", "dsm_loss", "corrector"
+PASSES = {"norms": 1, "noise_norms": 0, "dsm_loss": 2, "corrector": 4}  # arrays that ours moves
+SUMS = tuple(PASSES)
+_DRAWN = [("torch_eager", False), ("torch_inplace", False), ("torch_compile", False)]
+FORMS = {  # of peers, and whether z is given
+    "norms": _DRAWN[:1],
+    "noise_norms": [*_DRAWN[:2], ("torch_eager", True)],
+    "dsm_loss": [*_DRAWN, ("torch_eager", True), ("torch_compile", True)],
+    "corrector": _DRAWN}
 
 
 def composed(s, coef, z):
@@ -88,94 +87,49 @@ def corrector(name):
     return partial(Fused(backend=name).correct, langevin_step, snr_step_size, k=0, tag=TAG)
 
 
-def sums_case(op, elements, dtype, device):
-    """({backend: call}, {(peer, whether z is given): call}, bytes, operand, coef of dsm_loss)."""
-    shape = shape_of(elements)
-    x, s, z = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in "xsz")
-    coef, fresh = torch.rand((shape[0], 3), device=device), partial(torch.randn_like, s)
-    given = lambda: z
-    forms = {"torch_eager": (corrected, fresh), "torch_inplace": (corrected_inplace, z.normal_),
-             "torch_compile": (compiled(corrected), z.normal_)}
-    loss = partial(loss_and_gradient, s, coef)
-    ours, peers, passes = {
-        "norms": (lambda name: partial(norms, s, backend=name),
-                  {("torch_eager", False): lambda: s.norm(dim=1)}, 1),
-        "noise_norms": (lambda name: partial(noise_norms, s, backend=name),
-                        {("torch_eager", False): lambda: torch.randn_like(s).norm(dim=1),
-                         ("torch_inplace", False): lambda: z.normal_().norm(dim=1),
-                         ("torch_eager", True): lambda: z.norm(dim=1)}, 0),
-        "dsm_loss": (lambda name: partial(dsm_loss, s, coef, backend=name),
-                     {("torch_eager", False): partial(loss, fresh),
-                      ("torch_inplace", False): partial(loss, z.normal_),
-                      ("torch_compile", False): partial(loss, z.normal_, compiled(composed)),
-                      ("torch_eager", True): partial(loss, given),
-                      ("torch_compile", True): partial(loss, given, compiled(composed))}, 2),
-        "corrector": (lambda name: partial(corrector(name), x.clone(), s),
-                      {(name, False): checked(name, f, x.clone(), s, draw)
-                       for name, (f, draw) in forms.items()}, 4)}[op]
-    return ours, peers, passes * s.nbytes, s, coef
+class Corrections(Race):
+    """Held to the reference within a bound: a correction follows norms, which are to an ulp."""
+
+    def check(self, when, step):
+        """As `check_corrector`, of the same counter whenever it is."""
+        for name, correct in self.checked.items():
+            check_corrector(name, correct, *self.u)
 
 
-def bench_sums(op, names, elements=None, dtype="float32", device="cpu", own=None, seed=0,
-               seconds=SECONDS):
-    """As bench, for norms, `dsm_loss` (value and gradient) and `corrector` (norms, then the
-    step in place), against torch's forms."""
-    rows, named, names = [], names, [n for n in names if n in BACKENDS]
-    torch.manual_seed(seed)
+def form(op, name, given, x, s, z, coef):
+    """A peer's call: z is given, drawn anew by torch_eager, and into its memory by the others."""
+    draw = partial(torch.randn_like, s) if name == "torch_eager" else z.normal_
+    if given:
+        draw = lambda: z
+    compiler = compiled if name == "torch_compile" else lambda f: f
+    if op == "norms":
+        return lambda: s.norm(dim=1)
+    if op == "noise_norms":
+        return lambda: draw().norm(dim=1)
+    if op == "dsm_loss":
+        return partial(loss_and_gradient, s, coef, draw, compiler(composed))
+    step = corrected_inplace if name == "torch_inplace" else compiler(corrected)
+    return checked(name, step, x.clone(), s, draw)
+
+
+def sums_race(op, names, elements, conditions):
+    """One of SUMS at a size: norms, `dsm_loss` (value and gradient) and `corrector` (norms, then
+    the step in place), against torch's forms."""
+    torch.manual_seed(conditions.seed)
+    shape, dtype = shape_of(elements), getattr(torch, conditions.dtype)
+    x, s, z = (torch.randn(shape, device=conditions.device).to(dtype) for _ in "xsz")
+    coef = torch.rand((shape[0], 3), device=conditions.device)
+    kind = Corrections if op == "corrector" else Race
+    race = kind(op, [s], s.clone(), PASSES[op] * s.nbytes, partial(expected_sums, op, s, coef))
     for name in names:
-        if not all(row["passed"] for row in check_sums(name, dtypes=(dtype,), shapes=[(37, 1024)])):
-            raise RuntimeError(f"{op}: {name} does not return the reference's sums; nothing was "
-                               "timed")
-    for n in elements or ELEMENTS:
-        rows += sums_at(op, names, named, n, dtype, device, own, seed, seconds)
-    return rows
-
-
-def sums_at(op, names, named, elements, dtype, device, own, seed, seconds):
-    """Rows of one size, checked whole before the clock and after it."""
-    make, peers, size, s, coef = sums_case(op, elements, dtype, device)
-    user = None
-    if own and op in own.functions:
-        user, given = own.bind(op, [s.clone()], coef, {}), own.takes_z(op)
-    peers = {(name, z): f for (name, z), f in peers.items()
-             if name in named and not PEERS[name].lacks(None, dtype, device != "cpu")
-             and (not z or user and given)}
-    ours = {name: make(name) for name in names}
-
-    def check(when, **counter):
-        if op == "corrector":
-            for name in names:
-                check_corrector(name, corrector(name), s)
-            return
-        want = expected_sums(op, s, coef)
-        for name, f in ours.items():
-            got = f()
-            require_same(op, name, got if isinstance(got, tuple) else (got,), want, when)
-        if user:
-            want = expected_sums(op, s, coef, **COUNTER | counter)
-            own.require(op, user, want, when)
-    check("nothing was timed")
-    functions = {(name, False): f for name, f in ours.items()} | peers
-    copied, out = s.clone(), s.clone()
-    extra = {"copy": lambda: out.copy_(copied)}
-    if user:
-        functions[own.file, given] = own.timed(user)
-        arrays = size // s.nbytes + given
-        extra |= yardsticks(s, max(1, arrays))
-    times = times_of(functions | extra, device, seconds)
-    refresh([s], seed + 1)
-    if user:
-        own.renew(user, op, [s], 1)
-    check(AFTER, step=1)
-    copy_rate, found = 2 * s.nbytes / times["copy"]["seconds"], []
-    for name, z in functions:
-        t, peer = times[name, z], name not in ours and not (user and name == own.file)
-        moved = size + z * 4 * s.numel()  # z is float32
-        if user and name == own.file:
-            require_possible(op, name, t, moved, False, s.nbytes, max(1, arrays), times)
-        rate = None if peer else moved / t["seconds"]
-        found.append(row_of(op, name, dtype, s.shape, **t, bytes=None if peer else moved,
-                            given_z=z, gb_per_s=rate and rate / 1e9,
-                            fraction_of_copy=rate and rate / copy_rate,
-                            matches_reference=None if peer else True))
-    return add_speedups(found)
+        if name in BACKENDS and op == "corrector":
+            race.checked[name] = corrector(name)
+            timed = partial(corrector(name), x.clone(), s)
+            race.entrants[name, False] = Entrant(timed, race.bytes, True)
+        elif name in BACKENDS:
+            race.enter(name, partial(sums_of, op, s, coef, name, **COUNTER))
+    user_given = race.enter_user(conditions.user_kernels, coef, {})
+    for name, given in FORMS[op]:
+        if name in names and given <= user_given:
+            race.entrants[name, given] = Entrant(form(op, name, given, x, s, z, coef))
+    return race

@@ -4,9 +4,17 @@ Whole results on the timed tensors, before the clock and, with fresh data, after
 that did its work is faster than its bytes.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
 import torch
 
+from ...kernels.check import COUNTER
+from ...kernels.check.compare import require_same
+from ...kernels.check.yours import UserKernels
 from .clock import clock, summary
+from .rows import add_speedups, row_of
 
 CALLS = 3  # what takes less than so many calls' time is bound by calls, not by bytes
 MARGIN = 1.1  # of the fastest rate seen
@@ -47,12 +55,7 @@ def yardsticks(t, arrays):
             "call": lambda: end.copy_(one)}
 
 
-def times_of(functions, device, seconds):
-    """{name: median and quartiles} of one interleaved run."""
-    return {name: summary(t) for name, t in clock(functions, device, seconds).items()}
-
-
-def require_possible(op, name, time, moved, only_writes, size, arrays, times):
+def require_possible(op, name, time, moved, only_writes, *, size, arrays, times):
     """RuntimeError for what moves its bytes faster than anything moves that many.
 
     MARGIN over the fastest yardstick, quartile against quartile, apart from the time that the calls
@@ -71,3 +74,118 @@ def require_possible(op, name, time, moved, only_writes, size, arrays, times):
         raise RuntimeError(f"{op}: {name} moves its bytes at {ratio:.1f} times the rate of "
                            f"{'writing' if only_writes else 'copying'} as many, and so has not "
                            "moved them; its time is not reported")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all races of a bench have in common. seconds: of timing for each function, about."""
+
+    dtype: str
+    device: str
+    seed: int
+    width: int
+    seconds: float
+    user_kernels: UserKernels | None
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One that is timed: a call without arguments.
+
+    bytes: what it reads and writes. matches: whether it returns the reference's bits. Both are
+    None where that is not known. passes, fill: of a peer (peers.Peer), to predict its time.
+    """
+
+    call: Callable
+    bytes: int | None = None
+    matches: bool | None = None
+    passes: int | None = None
+    fill: Callable | None = None
+
+
+@dataclass
+class Race:
+    """One op at one size. What is timed is checked whole, before the clock and after it.
+
+    op: its name. u: its operands. out: a buffer of their shape. bytes: what a kernel of ours
+    reads and writes. expected(**counter): NumPy's results, a tuple.
+    checked: {name: call(step=...)}. entrants: {(name, whether z is given): Entrant}.
+    user: the user's entry, if there is one, and how many arrays like out it reads and writes.
+    """
+
+    op: str
+    u: list
+    out: torch.Tensor
+    bytes: int
+    expected: Callable
+    checked: dict = field(default_factory=dict)
+    entrants: dict = field(default_factory=dict)
+    user: tuple | None = None
+    arrays: int = 0
+
+    def enter(self, name, call):
+        """A backend's call(step=...)."""
+        self.checked[name] = call
+        self.entrants[name, False] = Entrant(partial(call, step=0), self.bytes, True)
+
+    def enter_user(self, user_kernels, coef, parameters):
+        """The user's function, if there is one; returns whether it is given z."""
+        if not user_kernels or self.op not in user_kernels.functions:
+            return False
+        given = user_kernels.takes_z(self.op)
+        if given and self.op == "normal":
+            raise ValueError(f"{user_kernels.file}: a normal that is given z has nothing to do; "
+                             "draw it from seed, sample, step and tag")
+        u = self.u or [self.out]
+        copies = [t.clone() for t in u]  # which it may overwrite
+        call = user_kernels.bind(self.op, copies, coef, parameters)
+        bytes_ = self.bytes + given * 4 * self.out.numel()  # z is float32
+        self.user = user_kernels.file, given
+        self.arrays = max(1, self.bytes // self.out.nbytes + given)
+        self.checked[user_kernels.file] = partial(user_kernels.renewed, call, self.op, u)
+        self.entrants[self.user] = Entrant(user_kernels.timed(call), bytes_, True)
+        return given
+
+    def check(self, when, step):
+        """RuntimeError unless ours and the user's return NumPy's results, whole."""
+        want = self.expected(**COUNTER | {"step": step})
+        for name, call in self.checked.items():
+            self.out.fill_(float("nan"))
+            got = call(step=step)
+            require_same(self.op, name, (got,) if isinstance(got, torch.Tensor) else got, want,
+                         when)
+
+    def functions(self):
+        """{name: call} of the entrants and of what they are held to."""
+        copied = self.out.clone()
+        found = {key: e.call for key, e in self.entrants.items()}
+        found |= {e.fill: e.fill(self.out) for e in self.entrants.values() if e.fill}
+        found["copy"] = lambda: self.out.copy_(copied)
+        return found | yardsticks(self.out, self.arrays) if self.user else found
+
+    def rows(self, conditions):
+        """A row for each entrant, after a check, the clock, and a check with fresh data."""
+        self.check("nothing was timed", COUNTER["step"])
+        found = clock(self.functions(), conditions.device, conditions.seconds)
+        times = {key: summary(seconds) for key, seconds in found.items()}
+        refresh(self.u, conditions.seed + 1)
+        self.check(AFTER, 1)
+        size, rows = self.out.nbytes, []
+        if self.user:
+            require_possible(self.op, self.user[0], times[self.user],
+                             self.entrants[self.user].bytes, not self.u, size=size,
+                             arrays=self.arrays, times=times)
+        copy_rate = 2 * size / times["copy"]["seconds"]
+        for (name, given), e in self.entrants.items():
+            time = times[name, given]
+            row = row_of(self.op, name, conditions.dtype, self.out.shape, **time, bytes=e.bytes,
+                         given_z=given, matches_reference=e.matches,
+                         copy_gb_per_s=copy_rate / 1e9)
+            if e.bytes is not None:
+                rate = e.bytes / time["seconds"]
+                row |= {"gb_per_s": rate / 1e9, "fraction_of_copy": rate / copy_rate}
+            if e.passes is not None:
+                drawn = times[e.fill]["seconds"] if e.fill else 0.
+                row["predicted_seconds"] = e.passes * size / copy_rate + drawn
+            rows.append(row)
+        return add_speedups(rows)

@@ -24,6 +24,11 @@ class Work:
         return len(self.c) > len(self.u)
 
     @property
+    def bytes(self):
+        """What a fused update reads and writes."""
+        return self.out.nbytes * (len(self.u) + 1)
+
+    @property
     def scaled(self):
         """How many terms have a coefficient to multiply by."""
         return sum(c_k != 1 for c_k in self.c)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ... import noise
 from .. import BACKENDS, FLOATS, OPS, dsm_loss, missing, noise_norms, norms, update
-from .compare import compare
+from .compare import compare, oracle
 from .words import check_words
 
 SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
@@ -33,9 +33,8 @@ def cases(op, dtypes, shapes, seed=0):
                 coef = op.coefficients(CLIP if op.denoise else None, **p)
                 if variant == "per sample":
                     coef = np.broadcast_to(coef, (shape[0], coef.shape[-1]))
-                out = torch.empty(shape)
-                update([v.float() for v in u], coef, out=out, backend="numpy", **COUNTER)
-                yield dtype, shape, variant, u, p, coef, out.to(getattr(torch, dtype))
+                like = torch.empty(shape, dtype=getattr(torch, dtype))
+                yield dtype, shape, variant, u, p, coef, oracle(u, coef, like, **COUNTER)
 
 
 def _device(name):
@@ -56,13 +55,13 @@ def check_op(op, name, dtypes=FLOATS, shapes=SHAPES, seed=0):
             yield compare(op.name, name, dtype, shape, u[0].cpu(), expected, f"{variant}, in place")
 
 
-def sums_of(op, s, coef, name):
+def sums_of(op, s, coef, name, **counter):
     """One of SUMS on a backend, as a tuple: the loss comes with its gradient."""
     if op == "norms":
         return norms(s, backend=name),
     if op == "noise_norms":
-        return noise_norms(s, backend=name, **COUNTER),
-    return dsm_loss(s, coef, backend=name, **COUNTER)
+        return noise_norms(s, backend=name, **counter),
+    return dsm_loss(s, coef, backend=name, **counter)
 
 
 def sum_cases(dtypes, shapes):
@@ -85,8 +84,8 @@ def check_sums(name, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
     """Rows of norms, noise_norms and dsm_loss on one backend."""
     for dtype, _, s, coef in sum_cases(dtypes, shapes):
         for op in ops:
-            yield from sum_rows(op, name, dtype, s.shape, sums_of(op, s, coef, "numpy"),
-                                sums_of(op, s.to(_device(name)), coef, name))
+            yield from sum_rows(op, name, dtype, s.shape, sums_of(op, s, coef, "numpy", **COUNTER),
+                                sums_of(op, s.to(_device(name)), coef, name, **COUNTER))
 
 
 def check_equation(op, trials=100, shape=(64, 5)):

@@ -9,10 +9,9 @@ import torch
 from ... import noise
 from ...machine import cores
 from ...noise import PREDICTOR
-from .. import FLOATS, dsm_loss, norms, update
+from .. import dsm_loss, norms, update
 
 CHUNK = 1 << 16  # elements that NumPy computes at once, a core
-BITS = dict(zip(FLOATS, (torch.int32, torch.int16, torch.int16)))
 # Sums are the contract's to an ulp. A loss that is added up from parts may be one more off: each
 # is rounded to float32 by 2^-24 of itself, less than an ulp of the whole. The gradient is exact.
 ULPS = {"norms": (1,), "noise_norms": (1,), "dsm_loss": (2, 0)}
@@ -91,6 +90,13 @@ def normals(shape, *, sample=0, **counter):
     return out
 
 
+def oracle(u, coef, like, **counter):
+    """The float32 oracle's update of CPU tensors, rounded to like's dtype."""
+    out = torch.empty(like.shape)
+    update([v.float() for v in u], coef, out=out, backend="numpy", **counter)
+    return out.to(like.dtype)
+
+
 def expected_update(op, u, coef, like, **counter):
     """NumPy's result of an update, whole, on the CPU; its noise is one more operand."""
     out = torch.empty(like.shape)
@@ -123,12 +129,17 @@ def expected_sums(op, s, coef, *, sample=0, **counter):
     return tuple(parts)
 
 
+def same_bits(a, b):
+    """Whether two CPU tensors hold the same bits, in the same shape and dtype."""
+    bits = torch.int32 if a.element_size() == 4 else torch.int16
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
+
+
 def require_same(op, name, got, want, when="nothing was timed"):
     """RuntimeError unless all of a result is NumPy's: bit for bit, sums to their ulps."""
     for a, b, ulps in zip(got, want, ULPS.get(op, (0,)), strict=True):
-        a, bits = a.detach().cpu(), BITS[str(b.dtype).removeprefix("torch.")]
-        alike = a.dtype == b.dtype and a.shape == b.shape
-        if alike and torch.equal(a.contiguous().view(bits), b.view(bits)):
+        a = a.detach().cpu()
+        if same_bits(a, b):
             continue
         row = compare(op, name, str(b.dtype), b.shape, a, b, "whole", ulps)
         if not row["passed"]:

@@ -14,7 +14,7 @@ from minidiff.bench.peers import PEERS
 from minidiff.bench.peers.schedulers import SCHEDULERS
 from minidiff.bench.report import older, table
 from minidiff.bench.speed import clock, run, samplers, suite, sums, timed
-from minidiff.bench.speed.rows import add_speedups, row_of
+from minidiff.bench.speed.rows import MAIN_OP, add_speedups, row_of
 from minidiff.kernels import OPS
 from minidiff.kernels.check.yours import UserKernels
 
@@ -35,7 +35,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 @pytest.mark.parametrize("name", [n for n in PEERS if n != "torch_compile"])
 def test_every_peer_is_held_to_the_reference(op, name):
-    if reason := run.lacks(name, op, "float32", "cpu"):
+    if reason := run.why_not(name, op.name, "float32", "cpu"):
         pytest.skip(reason)
     work, coef, _ = run.case(op, 4096, "float32", "cpu")
     f = run.call(name, work, coef)
@@ -44,11 +44,11 @@ def test_every_peer_is_held_to_the_reference(op, name):
 
 
 def test_a_peer_that_computes_something_else_is_refused():
-    work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
+    work, _, _ = run.case(MAIN_OP, 4096, "float32", "cpu")
     with pytest.raises(RuntimeError, match="computes another langevin"):
         run.check_peer("torch_eager", lambda z: work.u[0] + work.u[1] + z, work)
 
-    work, coef, _ = run.case(run.FORM, 1 << 18, "float32", "cpu")
+    work, coef, _ = run.case(MAIN_OP, 1 << 18, "float32", "cpu")
     right = run.call("torch_eager", work, coef)
     middle = torch.tensor(128)
     with pytest.raises(RuntimeError, match="computes another langevin"):
@@ -68,7 +68,8 @@ def test_what_is_timed_is_what_was_checked(monkeypatch, tmp_path):
         "    a, b, c = coef.reshape(-1, 3, *[1] * (x.ndim - 1)).swapaxes(0, 1)\n"
         "    return x if x.size > 30000 else a * x + b * s + c * z\n")
     with pytest.raises(RuntimeError, match=r"k.py .* at \(64, 1024\)"):
-        run.bench(["langevin"], ["host"], [1 << 16], own=UserKernels(str(tmp_path / "k.py")))
+        run.bench(["langevin"], ["host"], [1 << 16],
+                  user_kernels=UserKernels(str(tmp_path / "k.py")))
     monkeypatch.setattr(sums.Fused, "correct", lambda self, step, rule, x, *_, **kw: x)
     with pytest.raises(RuntimeError, match="corrector: host does not follow"):
         run.bench(["corrector"], ["host"], [4096])
@@ -87,12 +88,12 @@ def test_a_scheduler_that_computes_something_else_is_refused(monkeypatch):
 def test_passes_are_counted_by_hand():
     """Langevin, a = 1. Eager: randn, two scaled (2 each), two sums (3 each); in place: normal_,
     two add_ (3 each); compiled and random numbers apart: three reads and a write."""
-    work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
+    work, _, _ = run.case(MAIN_OP, 4096, "float32", "cpu")
     assert work.c[0] == 1
     assert [PEERS[n].passes(work) for n in ("torch_eager", "torch_inplace", "torch_compile")] \
         == [10, 6, 4]
-    assert run.moved("torch_eager", work) == 11 * 4 * 4096  # 44 bytes an element
-    assert run.moved("host", work) == 3 * 4 * 4096
+    assert PEERS["torch_eager"].moved(work) == 11 * 4 * 4096  # 44 bytes an element
+    assert work.bytes == 3 * 4 * 4096
 
 
 # ---- rows ----
