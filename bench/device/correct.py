@@ -20,10 +20,10 @@ from ...data import load
 from ...kernels import FLOATS, OPS, Fused, apply, bind, coefficients, dsm_loss, update
 from ...kernels.check import SHAPES, check_op, check_sums
 from ...kernels.check.compare import normals_at, oracle
-from ...kernels.check.words import check_words, every_word, stages
+from ...kernels.check.words import check_words, every_word, raw, stages
 from ...solvers import snr_step_size
 from ...train import Trainer
-from .here import DEVICE, DRAW, NAMES, SEED, TAG, captured, raw, same, verdict
+from .here import DEVICE, DRAW, NAMES, SEED, TAG, captured, same, verdict
 
 
 def words():

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ...kernels import driver, missing, on_cupy
+from ...kernels import missing
 from ...kernels.check import COUNTER
 from ...kernels.check.compare import same_bits
 
@@ -42,13 +42,6 @@ def captured(f, calls=1):
         for _ in range(calls):
             f()
     return graph.replay
-
-
-def raw(source, name, blocks, *arguments):
-    """Launch a kernel of `source`, compiled beside kernels.cu."""
-    device = arguments[0].device
-    kernel = on_cupy.compiled(device, (True, "float32", 0, True, False), name, source)
-    driver.prepare(device, kernel, blocks, arguments)()
 
 
 def seconds(f, repeats=20):

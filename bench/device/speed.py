@@ -9,11 +9,12 @@ import torch
 from ...demo import EVALUATIONS, NetScore
 from ...families import FAMILIES
 from ...kernels import Fused, missing, normal, on_cupy
+from ...kernels.check.words import raw
 from ...net import ScoreNet
 from ..speed.rows import MAIN_OP
 from ..speed.run import bench, call, case, kernels_of, show
 from ..speed.sums import SUMS
-from .here import DEVICE, NAMES, SEED, captured, raw, same, seconds, verdict
+from .here import DEVICE, NAMES, SEED, captured, same, seconds, verdict
 
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
 SECONDS = .1  # of timing for each function: a GPU lent to one is quiet

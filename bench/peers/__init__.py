@@ -24,14 +24,14 @@ def torch_eager(w):
     """a*x + b*s + c*torch.randn_like(x)"""
     total, u, out = expression(w), w.u, w.out
     if not w.noise:
-        return lambda z=None: total(*u, None)
+        return lambda: total(*u, None)
     return lambda z=None: total(*u, torch.randn_like(out) if z is None else z)
 
 
 def torch_inplace(w):
     """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b, out=out)
     where there is no noise and a = 1."""
-    u, c, clip, out = list(w.u), w.c, w.clip, w.out
+    u, c, clip, out = [*w.u], w.c, w.clip, w.out
     if clip is not None:
         score, u[1] = u[1], torch.empty_like(out)
     first = 0 if w.noise else 2 if c[0] == 1 and len(u) > 1 else 1  # operands in the first call
@@ -55,9 +55,11 @@ def torch_inplace(w):
 
 
 def _inplace_passes(w):
-    k = len(w.u)
-    affine = 3 * k if w.noise else 3 * (k - 1) if w.c[0] == 1 and k > 1 else 3 * k - 1
-    return affine + 7 * (w.clip is not None)
+    """Three arrays a call, and two where the first alone is scaled."""
+    passes = 3 * len(w.u) + 7 * (w.clip is not None)
+    if w.noise:
+        return passes
+    return passes - (3 if w.c[0] == 1 and len(w.u) > 1 else 1)
 
 
 def torch_compile(w):
@@ -93,7 +95,7 @@ def _faster(*functions):
 def numpy_rng(w):
     """rng.standard_normal(out=z, dtype=np.float32) of NumPy's fastest bit generator, then
     ufuncs with out=."""
-    rng, c, clip = np.random.Generator(np.random.SFC64()), w.c, w.clip
+    draw, c, clip = numpy_fill(w.out), w.c, w.clip
     u, out = [t.numpy() for t in w.u], w.out.numpy()
     term = np.empty_like(out)
     if clip is not None:
@@ -110,7 +112,7 @@ def numpy_rng(w):
         if not w.noise:
             np.multiply(first, scale, out=out)
         elif z is None:
-            rng.standard_normal(out=out, dtype=np.float32)
+            draw()
         else:
             out[...] = z
         if w.noise and c[-1] != 1:
@@ -124,25 +126,26 @@ def numpy_rng(w):
 def cupy_expr(w):
     """One cupy.ElementwiseKernel of the whole sum; z from cupy.random (cuRAND)."""
     import cupy
-    v = [f"u{i}" for i in range(len(w.u))]
-    code = ""
+    names = [f"u{k}" for k in range(len(w.u))] + ["z"] * w.noise
+    values, code = [*names], ""
     if w.clip is not None:
         code = "float d = fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f); ".format(
             *map(float, w.clip))
-        v[1] = "d"
-    terms = [f"{float(c)}f * {name}" for c, name in zip(w.c, [*v, "z"])]
-    inputs = [f"T {name}" for name in [*(f"u{i}" for i in range(len(w.u))),
-                                       *(["z"] if w.noise else [])]]
-    kernel = cupy.ElementwiseKernel(", ".join(inputs), "T out",
-                                    code + "out = " + " + ".join(terms), "affine")
+        values[1] = "d"
+    terms = " + ".join(f"{float(c)}f * {value}" for c, value in zip(w.c, values))
+    inputs = ", ".join(f"T {name}" for name in names)
+    kernel = cupy.ElementwiseKernel(inputs, "T out", f"{code}out = {terms}", "affine")
     u, out = [cupy.from_dlpack(t) for t in w.u], cupy.from_dlpack(w.out)
+
+    def drawn():
+        return cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
 
     def f(z=None):
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
-            noise = [] if not w.noise else [
-                cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
-                if z is None else cupy.from_dlpack(z)]
-            kernel(*u, *noise, out)
+            if not w.noise:
+                kernel(*u, out)
+            else:
+                kernel(*u, drawn() if z is None else cupy.from_dlpack(z), out)
         return w.out
     return f
 

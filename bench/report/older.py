@@ -28,29 +28,30 @@ def slower(old, new):
         raise ValueError("no row in common with the older run")
     ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs if a["backend"] in PEERS)
     drift = ratios[len(ratios) // 2] if ratios else None
-    lines = []
+    scale, lines = drift or 1., []
     for a, b in pairs:
-        now, low, error = (v / (drift or 1.) for v in (b["seconds"], b["quartiles"][0], _error(b)))
-        rise, noise = now - a["seconds"], 4 * (_error(a)**2 + error**2)**.5
-        if a["backend"] not in PEERS and low > a["quartiles"][1] and rise > noise:
-            known = [k for k in _key(b) if k not in ("None", "False")]
-            lines.append(f"slower: {' '.join(known)}: "
-                         f"{a['seconds'] * 1e6:.1f} -> {now * 1e6:.1f} us, "
-                         f"{100 * rise / a['seconds']:.0f} % (noise "
-                         f"{100 * noise / a['seconds']:.0f} %)")
+        then, now = a["seconds"], b["seconds"] / scale
+        rise = now - then
+        noise = 4 * (_error(a)**2 + (_error(b) / scale)**2)**.5
+        apart = b["quartiles"][0] / scale > a["quartiles"][1]
+        if a["backend"] not in PEERS and apart and rise > noise:
+            known = " ".join(k for k in _key(b) if k not in ("None", "False"))
+            lines.append(f"slower: {known}: {then * 1e6:.1f} -> {now * 1e6:.1f} us, "
+                         f"{100 * rise / then:.0f} % (noise {100 * noise / then:.0f} %)")
     return lines, drift
 
 
 def compare(old, new):
     """Prints what got slower than in older rows; 1 if anything did. ValueError where they are of
     another machine."""
-    there, here = (rows[0]["machine"] for rows in (old, new))
+    there, here = old[0]["machine"], new[0]["machine"]
     if any(there[k] != here[k] for k in ("processor", "cores", "gpu")):
         raise ValueError(f"the older run is of another machine: {there['processor']}, "
                          f"{there['cores']} cores, GPU {there['gpu']}")
     lines, drift = slower(old, new)
-    for k in sorted(k for k in here if here[k] != there.get(k)):
-        print(f"{k}: {there.get(k)} then, {here[k]} now")
+    for k in sorted(here):
+        if here[k] != there.get(k):
+            print(f"{k}: {there.get(k)} then, {here[k]} now")
     print("\n".join(lines or ["nothing got slower beyond noise"]))
     known = f"x {drift:.2f}, taken out" if drift else "not known, as no peer was timed in both runs"
     print(f"the machine's own drift, by the peers: {known}; noise is four standard errors of two "

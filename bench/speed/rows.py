@@ -9,6 +9,8 @@ from ...machine import machine
 from ..peers import PEERS
 
 MAIN_OP = next(op for op in OPS.values() if op.noise and len(op.operands) == 2 and not op.denoise)
+UNKNOWN = ("seconds", "quartiles", "rounds", "bytes", "gb_per_s", "fraction_of_copy",
+           "matches_reference", "predicted_seconds", "reason")
 ELEMENTS = 1 << 20, 1 << 22, 1 << 24
 
 
@@ -20,10 +22,8 @@ def shape_of(elements, width=1024):
 def row_of(op, backend, dtype, shape, **more):
     """A row with DESIGN's keys, what is not known as None."""
     return {"kind": "update", "op": op, "backend": backend, "dtype": dtype,
-            "elements": int(np.prod(shape)), "shape": list(shape), "seconds": None,
-            "quartiles": None, "rounds": None, "bytes": None, "gb_per_s": None,
-            "fraction_of_copy": None, "matches_reference": None, "speedup": {},
-            "predicted_seconds": None, "reason": None, "given_z": False, "machine": machine(),
+            "elements": int(np.prod(shape)), "shape": list(shape), **dict.fromkeys(UNKNOWN),
+            "speedup": {}, "given_z": False, "machine": machine(),
             "date": time.strftime("%Y-%m-%d")} | more
 
 
@@ -41,6 +41,11 @@ def add_speedups(rows):
 def label(row):
     """Who a row is of, and whether its noise was handed to it."""
     return row["backend"] + ", z given" * row["given_z"]
+
+
+def size(row):
+    """Its shape, to be printed."""
+    return "x".join(map(str, row["shape"]))
 
 
 def over(row):

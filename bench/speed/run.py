@@ -7,7 +7,7 @@ import numpy as np
 
 from ...kernels import BACKENDS, OPS, bind, missing
 from ...kernels.check import CLIP, COUNTER, check_op, check_sums
-from ...kernels.check.compare import CHUNK, expected_update
+from ...kernels.check.compare import CHUNK, expected_update, in_parts
 from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
 from .clock import SECONDS
@@ -20,10 +20,13 @@ from .work import Work
 def kernels_of():
     """An op for each machine code, the others differ in coefficients, and each op that a
     scheduler of diffusers computes."""
-    first, ops = {}, OPS.values()
-    for op in ops:
-        first.setdefault((len(op.operands), op.noise, op.denoise is None), op.name)
-    return [op.name for op in ops if op.name in first.values() or op.step in SCHEDULERS]
+    found, seen = [], set()
+    for op in OPS.values():
+        code = len(op.operands), op.noise, op.denoise is None
+        if code not in seen or op.step in SCHEDULERS:
+            found.append(op.name)
+        seen.add(code)
+    return found
 
 
 def is_cuda(device):
@@ -92,21 +95,21 @@ def check_peer(name, f, work):
     if PEERS[name].check:
         PEERS[name].check(replace(work, u=[t[:4] for t in work.u]))
         return known
-    z = torch.randn_like(work.out) if work.noise else None
-    result = f(z)
+    z = [torch.randn_like(work.out)] * work.noise
+    result = f(*z)
     eps = torch.finfo(result.dtype).eps
-    at_once = max(1, (CHUNK << 8 * result.is_cuda) // max(1, result[:1].numel()))
-    for start in range(0, len(result), at_once):
-        rows = slice(start, start + at_once)
-        v = [t[rows].double() for t in work.u]
+
+    def good(rows):
+        v = [t[rows].double() for t in (*work.u, *z)]
         if work.clip is not None:
             v[1] = (work.clip[0] * v[0] + work.clip[1] * v[1]).clamp(*work.clip[2:])
-        v += [] if z is None else [z[rows].double()]
         terms = [c_k * v_k for c_k, v_k in zip(work.c, v)]
         # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
         bound = 2 * len(terms) * eps * sum(t.abs() for t in terms)
-        if not ((result[rows].double() - sum(terms)).abs() <= bound).all():
-            raise RuntimeError(f"peer {name} computes another {work.op.name} than the reference")
+        return bool(((result[rows].double() - sum(terms)).abs() <= bound).all())
+    chunk = CHUNK << 8 * result.is_cuda
+    if not all(in_parts(good, len(result), result[:1].numel(), chunk)):
+        raise RuntimeError(f"peer {name} computes another {work.op.name} than the reference")
     return known
 
 

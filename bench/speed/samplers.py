@@ -18,7 +18,7 @@ from ...kernels.check.compare import same_bits
 from ...langevin import noise_levels
 from ...solvers import rho_levels
 from .clock import once, summary, waiter
-from .rows import add_speedups, not_measured, over, row_of
+from .rows import add_speedups, not_measured, over, row_of, size
 from .run import candidates, is_cuda
 
 SECONDS = .2  # a repeat's share for either loop, about
@@ -221,7 +221,7 @@ def show_samplers(rows):
     lines = [f"{'sampler':<19}{'network':<9}{'batch x shape':<16}{'backend':<14}{'ms/step':>9}"
              f"{'whole s':>9}{'timed':>7}  speedup over"]
     for r in (r for r in rows if r["seconds"]):
-        lines.append(f"{r['op']:<19}{r['network']:<9}{'x'.join(map(str, r['shape'])):<16}"
+        lines.append(f"{r['op']:<19}{r['network']:<9}{size(r):<16}"
                      f"{r['backend']:<14}{r['seconds'] * 1e3:>9.3f}{end_to_end(r):>9.2f}"
                      f"{r['steps_timed']:>7}  {over(r)}".rstrip())
     return "\n".join(lines + not_measured(rows, "op", "backend"))

@@ -58,12 +58,12 @@ def compare(op, name, dtype, shape, got, expected, variant="", allowed=0):
                     f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {int(d.max())} ulp)"}
 
 
-def in_parts(f, batch, size):
+def in_parts(f, batch, size, chunk=CHUNK):
     """[f(rows)] for slices of rows that make up a batch, on all cores at once.
 
     NumPy computes without Python's lock.
     """
-    rows = max(1, CHUNK // max(1, size))
+    rows = max(1, chunk // max(1, size))
     parts = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
     if len(parts) < 2:
         return [f(rows) for rows in parts]

@@ -62,13 +62,18 @@ def on_a_host(name, given, width, *numbers):
     return out
 
 
+def raw(source, name, blocks, *arguments):
+    """Launch a kernel of `source`, compiled by NVRTC beside kernels.cu."""
+    device = arguments[0].device
+    kernel = on_cupy.compiled(device, (True, "float32", 0, True, False), name, source)
+    driver.prepare(device, kernel, blocks, arguments)()
+
+
 def by_cupy(name, given, width, *numbers):
-    """A kernel of SOURCE, compiled by NVRTC."""
+    """A kernel of SOURCE on a GPU."""
     def launch(tensor, out):
-        kernel = on_cupy.compiled(out.device, (True, "float32", 0, True, False), name, SOURCE)
         blocks = -(-len(out) // on_cupy.THREADS)
-        arguments = tensor, out, ctypes.c_int64(len(out)), *numbers
-        driver.prepare(out.device, kernel, blocks, arguments)()
+        raw(SOURCE, name, blocks, tensor, out, ctypes.c_int64(len(out)), *numbers)
     return launched(on_cupy, given, width, launch)
 
 
