@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial, wraps
-from itertools import product
+from itertools import chain, product
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,24 +29,25 @@ from .here import DEVICE, DRAW, NAMES, SEED, TAG, captured, same, verdict
 
 def words():
     """Random123's answers and a million random counters."""
-    found = [row for name in NAMES for row in check_words(name, 1_000_000)]
-    return {"passed": all(r["passed"] for r in found), "backends": NAMES}
+    found = [row["passed"] for name in NAMES for row in check_words(name, 1_000_000)]
+    return {"passed": all(found), "backends": NAMES}
 
 
 def rows_of(name, op, shapes):
     """Rows of an op, or of the sums, on a backend."""
-    return list(check_sums(name, shapes=shapes) if op == "sums" else
-                check_op(OPS[op], name, FLOATS, shapes))
+    if op == "sums":
+        return list(check_sums(name, shapes=shapes))
+    return list(check_op(OPS[op], name, FLOATS, shapes))
 
 
 def rows():
     """Every op and the sums: dtypes and shapes of `check`, in processes that compile at once."""
     work = [(name, op, SHAPES) for op in (*OPS, "sums") for name in NAMES]
     with ProcessPoolExecutor(min(8, os.cpu_count()), get_context("spawn")) as pool:
-        found = [row for part in pool.map(rows_of, *zip(*work)) for row in part]
+        found = list(chain.from_iterable(pool.map(rows_of, *zip(*work))))
     failed = [r for r in found if not r["passed"]]
-    return {"passed": not failed, "failures": failed[:20], **{
-        name: sum(r["backend"] == name for r in found) for name in NAMES}}
+    return {"passed": not failed, "failures": failed[:20],
+            **Counter(r["backend"] for r in found)}
 
 
 ROOTS = """
@@ -95,19 +97,21 @@ def guarded(like, shift):
 LAYOUTS = ((64, 1024), 0), ((64, 1024), 1), ((5, 33), 1), ((300, 2), 0)  # shape, misalignment
 
 
+def pair(shape, dtype="float32"):
+    """x and s."""
+    return [torch.randn(shape).to(getattr(torch, dtype)) for _ in "xs"]
+
+
 def counters():
     """A device counter picks the row and the noise, in and out of place; arrays aligned and not,
     in every dtype; nothing is written beside the output."""
-    good, rng = {}, np.random.default_rng(1)
-    table = rng.standard_normal((4, 3)).astype(np.float32)
-    step = torch.tensor(2, device=DEVICE)
+    good, table, step = {}, torch.randn(4, 3), torch.tensor(2, device=DEVICE)
     for name, dtype, (shape, shift) in product(NAMES, FLOATS, LAYOUTS):
-        u = [torch.from_numpy(rng.standard_normal(shape, np.float32)).to(getattr(torch, dtype))
-             for _ in "xs"]
+        u = pair(shape, dtype)
         want = oracle(u, table[2], u[0], step=2, **DRAW)
         x, x_is_clean = guarded(u[0], shift)
         s, _ = guarded(u[1], shift)
-        out, out_is_clean = guarded(torch.full_like(u[0], torch.nan), shift)
+        out, out_is_clean = guarded(torch.full_like(x, torch.nan), shift)
         found = [same(update([x, s], table, out=o, rows="step", step=step, backend=name, **DRAW),
                       want) for o in (out, x)]
         good[f"{name} {dtype} {shape} {shift}"] = all(found) and out_is_clean() and x_is_clean()
@@ -183,7 +187,7 @@ def graph_replay(name):
     def advance(x, s, step):
         update([x, s], on_device, rows="step", step=step, out=x, backend=name, **DRAW)
     for dtype, shape in (("float32", (257, 33)), ("bfloat16", (64, 1024))):
-        x0, s = (torch.randn(shape).to(getattr(torch, dtype)) for _ in "xs")
+        x0, s = pair(shape, dtype)
         want = x0
         for k in range(8):
             want = oracle([want, s], table[k], s, step=k, **DRAW)
@@ -200,7 +204,7 @@ def corrector(name):
 def corrector_replay(name):
     """A corrector's step captured, replayed eight times, against NumPy's: norms within an ulp
     move the step size, and so the states, by as much of themselves a step."""
-    x0, s = (torch.randn(257, 33) for _ in "xs")
+    x0, s = pair((257, 33))
     correct, want = corrector("numpy"), x0.clone()
     for k in range(8):
         correct(want, s, k)
@@ -212,21 +216,22 @@ def large(mark=2**31, shapes=((2**21 + 3, 1024), (2, 2**30 + 8))):
     """More than `mark` bfloat16 elements, in place, in many rows and in two: the first row's start,
     what lies about element `mark` and the last row's end, against NumPy's."""
     good = {}
-    for name in NAMES:
-        for rows, size in shapes:
-            x = torch.full((rows, size), torch.nan, dtype=torch.bfloat16, device=DEVICE)
-            parts = []
-            for row, start in ((0, 0), divmod(mark - 256, size), divmod(mark, size),
-                               (rows - 1, size - 256)):
-                quads = np.arange(start // 4, min(start // 4 + 64, size // 4))
-                part = x[row, 4 * quads[0]:][:4 * len(quads)]
-                parts.append((f"{name} {rows}x{size} {row},{start}", row, quads, part.normal_()))
-            wants = [(.5 * part.float().cpu() + torch.from_numpy(
-                normals_at([row], quads, SEED, tag=TAG)[0])).bfloat16()
-                for _, row, quads, part in parts]  # parts may overlap: all are filled by now
-            update([x], [.5, 1.], out=x, backend=name, **DRAW)
-            good |= {key: same(part, want) for (key, *_, part), want in zip(parts, wants)}
-            del x, part, parts
+    for name, (rows, size) in product(NAMES, shapes):
+        x = torch.full((rows, size), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+        starts = (0, 0), divmod(mark - 256, size), divmod(mark, size), (rows - 1, size - 256)
+        parts = []
+        for row, start in starts:
+            quads = np.arange(start // 4, min(start // 4 + 64, size // 4))
+            part = x[row, 4 * quads[0]:][:4 * len(quads)]
+            parts.append((row, quads, part.normal_()))
+        wants = []  # parts may overlap: all are filled by now
+        for row, quads, part in parts:
+            z, = torch.from_numpy(normals_at([row], quads, SEED, tag=TAG))
+            wants.append((.5 * part.float().cpu() + z).bfloat16())
+        update([x], [.5, 1.], out=x, backend=name, **DRAW)
+        for (row, start), (*_, part), want in zip(starts, parts, wants):
+            good[f"{name} {rows}x{size} {row},{start}"] = same(part, want)
+        del x, part, parts
     return verdict(good)
 
 
@@ -248,12 +253,14 @@ def sanitizer(limit=150):
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
         return {"passed": None, "reason": "compute-sanitizer is not installed"}
-    environment, end = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, time.time() + limit
-    runs = {check: subprocess.Popen(
-        [tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", "9",
-         sys.executable, "-c", SANITIZED], env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True) for check in ("memcheck", "racecheck")}
-    found = {}
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [sys.executable, "-c", SANITIZED]
+    end, runs, found = time.time() + limit, {}, {}
+    for check in ("memcheck", "racecheck"):
+        runs[check] = subprocess.Popen(
+            [tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", "9", *command],
+            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True)
     for check, run in runs.items():
         try:
             said, _ = run.communicate(timeout=max(1., end - time.time()))
@@ -264,22 +271,21 @@ def sanitizer(limit=150):
         ran = "not supported" not in said
         found[check] = run.returncode == 0 if ran else None, said.strip().splitlines()[-3:]
     passed = [ok for ok, _ in found.values()]
-    return {"passed": False if False in passed else None if None in passed else True, **found}
+    return {"passed": min(passed, key=(False, None, True).index), **found}
 
 
 def training(steps=3):
     """Batches, levels and noise of a run on a GPU are those of a run on the CPU, bit for bit."""
-    seen = {}
-    for place in ("cpu", DEVICE):
-        seen[place] = []
+    seen = {"cpu": [], DEVICE: []}
+    for place, states in seen.items():
 
-        def perturbed(*a, place=place, **kw):
-            x = apply(*a, **kw)
-            seen[place].append(x.cpu())
+        def perturbed(*arguments, states=states, **options):
+            x = apply(*arguments, **options)
+            states.append(x.cpu())
             return x
         trainer = Trainer(load("digits").train, SimpleNamespace(
             apply=perturbed, dsm_loss=dsm_loss), seed=SEED, device=place, levels=17)
         for _ in range(steps):
             trainer.advance()
-    pairs = list(zip(seen["cpu"], seen[DEVICE], strict=True))
+    pairs = list(zip(*seen.values(), strict=True))
     return {"passed": len(pairs) == steps and all(same(a, b) for a, b in pairs)}

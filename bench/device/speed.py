@@ -1,7 +1,6 @@
 """How fast: parts of the device check that measure a GPU."""
 
 import ctypes
-import time
 from functools import partial
 
 import torch
@@ -11,6 +10,7 @@ from ...families import FAMILIES
 from ...kernels import Fused, missing, normal, on_cupy
 from ...kernels.check.words import raw
 from ...net import ScoreNet
+from ..speed.clock import once
 from ..speed.rows import MAIN_OP
 from ..speed.run import bench, call, case, kernels_of, show
 from ..speed.sums import SUMS
@@ -74,10 +74,7 @@ def launches(calls=20):
         for _ in range(3):
             f()
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(200):
-            f()
-        host = (time.perf_counter() - start) / 200
+        host = once(f, lambda: None, 200)
         torch.cuda.synchronize()
         found[name] = {"host_us": host * 1e6,
                        "device_us": seconds(captured(f, calls)) / calls * 1e6}

@@ -220,10 +220,16 @@ def _why_not_curand(op, dtype, cuda):
         None if dtype == "float32" else f"cuRAND draws no {dtype}")
 
 
-def _why_not_diffusers(op, dtype, cuda):
+def why_not_diffusers():
+    """Why diffusers cannot be raced at all, or None."""
     if not find_spec("diffusers"):
         return "diffusers is not installed: pip install diffusers"
-    return None if op.step in schedulers.SCHEDULERS else "diffusers has no scheduler for this step"
+    return None
+
+
+def _why_not_scheduler(op, dtype, cuda):
+    known = op.step in schedulers.SCHEDULERS
+    return why_not_diffusers() or (None if known else "diffusers has no scheduler for this step")
 
 
 def _nothing(op, dtype, cuda):
@@ -268,4 +274,4 @@ PEERS = {peer.make.__name__: peer for peer in (
     Peer(cupy_expr, _fused_passes, cupy_fill, _why_not_cupy),
     Peer(curand, lambda w: 0, why_not=_why_not_curand),
     Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes,
-         why_not=_why_not_diffusers, check=lambda w: schedulers.check(w.op.step, w.u)))}
+         why_not=_why_not_scheduler, check=lambda w: schedulers.check(w.op.step, w.u)))}

@@ -1,6 +1,7 @@
 """Against an older run: what got slower beyond noise."""
 
 from ..peers import PEERS
+from ..speed.rows import measured
 
 KEYS = "kind", "op", "backend", "dtype", "shape", "network", "against", "given_z"
 
@@ -22,8 +23,8 @@ def slower(old, new):
     slower if, divided by drift, its lower quartile lies above the old upper one and its median
     above the old median by over four standard errors of their difference.
     """
-    before = {_key(r): r for r in old if r["seconds"]}
-    pairs = [(before[_key(r)], r) for r in new if r["seconds"] and _key(r) in before]
+    before = {_key(r): r for r in measured(old)}
+    pairs = [(before[_key(r)], r) for r in measured(new) if _key(r) in before]
     if not pairs:
         raise ValueError("no row in common with the older run")
     ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs if a["backend"] in PEERS)

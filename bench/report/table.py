@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ..peers import PEERS
-from ..speed.rows import label, size
+from ..speed.rows import label, measured, size
 from .figures import draw
 from .results import RESULTS, newest
 
@@ -24,7 +24,7 @@ def _times(row, peer):
 
 def _updates(rows):
     """A line an op and size of the fastest contract backend; speedups over each peer."""
-    ours = [r for r in rows if r["kind"] == "update" and r["backend"] not in PEERS and r["seconds"]]
+    ours = [r for r in measured(rows) if r["kind"] == "update" and r["backend"] not in PEERS]
     best = {}
     for r in ours:
         key = r["op"], r["dtype"], size(r), r["given_z"]
@@ -43,7 +43,7 @@ def _updates(rows):
 
 def _samplers(rows):
     """A line a loop: ours and diffusers', ms a step."""
-    rows = [r for r in rows if r["kind"] == "sampler" and r["seconds"]]
+    rows = [r for r in measured(rows) if r["kind"] == "sampler"]
     if not rows:
         return []
     header = ["sampler", "network", "batch", "backend", "ms a step", "x diffusers"]
@@ -55,7 +55,7 @@ def _samplers(rows):
 
 def _not_measured(rows):
     """Each peer or loop that no row times, with the reasons."""
-    timed = {r["backend"] for r in rows if r["seconds"]}
+    timed = {r["backend"] for r in measured(rows)}
     reasons = dict.fromkeys(f"{r['backend']}: {r['reason']}" for r in rows
                             if not r["seconds"] and (r["backend"] not in timed
                                                      or r["kind"] == "sampler"))

@@ -3,6 +3,8 @@
 import statistics
 import time
 
+import torch
+
 SECONDS = .3  # of timing for each function, about
 SAMPLE = 2e-3  # seconds that a sample lasts at least: short calls are timed many at once, and
 # waking a second core, .5 ms here at times, is a small part
@@ -15,7 +17,6 @@ def waiter(device):
     """What waits for a device to finish: nothing on a CPU."""
     if not str(device).startswith("cuda"):
         return lambda: None
-    import torch
     return torch.cuda.synchronize
 
 

@@ -30,17 +30,22 @@ def row_of(op, backend, dtype, shape, **more):
 def add_speedups(rows):
     """Each contract backend's speedup over each peer of these rows, never over another backend.
     What is given z has less to do: it races the peers that are given z too."""
-    for row in rows:
-        if row["backend"] not in PEERS and row["seconds"]:
-            row["speedup"] = {
-                r["backend"]: r["seconds"] / row["seconds"] for r in rows
-                if r["backend"] in PEERS and r["seconds"] and r["given_z"] == row["given_z"]}
+    timed = measured(rows)
+    for row in timed:
+        if row["backend"] not in PEERS:
+            row["speedup"] = {r["backend"]: r["seconds"] / row["seconds"] for r in timed
+                              if r["backend"] in PEERS and r["given_z"] == row["given_z"]}
     return rows
 
 
 def label(row):
     """Who a row is of, and whether its noise was handed to it."""
     return row["backend"] + ", z given" * row["given_z"]
+
+
+def measured(rows):
+    """Those that have a time."""
+    return [r for r in rows if r["seconds"]]
 
 
 def size(row):
@@ -61,7 +66,7 @@ def not_measured(rows, *keys):
 
 def main_rows(rows):
     """Rows of the update x' = a x + b s + c z in float32, 1024 wide or one row, by size."""
-    own = [r for r in rows if r["kind"] == "update" and r["op"] == MAIN_OP.name
-           and r["dtype"] == "float32" and not r["given_z"]
-           and r["shape"][-1] in (1024, r["elements"])]
-    return sorted(own, key=lambda r: r["elements"])
+    found = [r for r in rows if r["kind"] == "update" and r["op"] == MAIN_OP.name
+             and r["dtype"] == "float32" and not r["given_z"]
+             and r["shape"][-1] in (1024, r["elements"])]
+    return sorted(found, key=lambda r: r["elements"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from ...kernels import BACKENDS, OPS, bind, missing
 from ...kernels.check import CLIP, COUNTER, check_op, check_sums
@@ -11,7 +12,7 @@ from ...kernels.check.compare import CHUNK, expected_update, in_parts
 from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
 from .clock import SECONDS
-from .rows import ELEMENTS, label, not_measured, over, row_of, shape_of
+from .rows import ELEMENTS, label, measured, not_measured, over, row_of, shape_of
 from .sums import FORMS, sums_race
 from .timed import Conditions, Entrant, Race
 from .work import Work
@@ -58,17 +59,15 @@ def why_not(name, op, dtype, device):
 
 def case(op, elements, dtype, device, seed=0, width=1024):
     """(a peer's Work, coefficients, parameters) of an op at a size, as torch tensors."""
-    import torch
-    rng, shape = np.random.default_rng(seed), shape_of(elements, width)
+    shape, kind = shape_of(elements, width), getattr(torch, dtype)
     random = torch.Generator(device).manual_seed(seed)
-    u = [torch.randn(shape, device=device, generator=random).to(getattr(torch, dtype))
-         for _ in op.operands]
-    out = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-    p = op.parameters(rng)
-    coef = op.coefficients(CLIP if op.denoise else None, **p)
+    u = [torch.randn(shape, device=device, generator=random).to(kind) for _ in op.operands]
+    out = torch.empty(shape, dtype=kind, device=device)
+    parameters = op.parameters(np.random.default_rng(seed))
+    coef = op.coefficients(CLIP if op.denoise else None, **parameters)
+    numbers = coef.astype(np.float32).tolist()
     n = len(u) + op.noise
-    c, clip = coef[:n].astype(np.float32).tolist(), coef[n:].astype(np.float32).tolist()
-    return Work(op, c, clip or None, u, out), coef, p
+    return Work(op, numbers[:n], numbers[n:] or None, u, out), coef, parameters
 
 
 def call(name, work, coef):
@@ -90,7 +89,6 @@ def gate(op, name, dtype):
 def check_peer(name, f, work):
     """RuntimeError unless a peer computes the reference's update of an explicit z; None where it
     then draws its own, else True."""
-    import torch
     known = None if work.noise else True
     if PEERS[name].check:
         PEERS[name].check(replace(work, u=[t[:4] for t in work.u]))
@@ -125,7 +123,6 @@ def peer_entrant(name, work):
 def update_race(op, names, elements, conditions):
     """An update at a size. A user's kernel that is given z races peers that are given z too, in
     the operands' dtype."""
-    import torch
     op = OPS[op]
     work, coef, parameters = case(op, elements, conditions.dtype, conditions.device,
                                   conditions.seed, conditions.width)
@@ -195,7 +192,7 @@ def show(rows):
     lines = [f"{'op':<16}{'backend':<{wide}}{'dtype':<9}{'elements':>10}{'width':>6}"
              f"{'ns/element':>11}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  speedup over"]
     number = lambda v, form: format(v, form) if v is not None else "-"
-    for r in (r for r in rows if r["seconds"]):
+    for r in measured(rows):
         n, bits = r["elements"], {True: "same", None: "-"}[r["matches_reference"]]
         predicted = r["predicted_seconds"] and r["predicted_seconds"] / n * 1e9
         lines.append(f"{r['op']:<16}{label(r):<{wide}}{r['dtype']:<9}{n:>10}"

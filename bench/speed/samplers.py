@@ -7,18 +7,20 @@ what is timed is the loop alone; "lean" is minidiff's own, untrained.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from itertools import islice
 
 import numpy as np
+import torch
 
 from ... import ddpm, samplers
 from ...kernels import BACKENDS, Fused
+from ...kernels.check import device_of
 from ...kernels.check.compare import same_bits
 from ...langevin import noise_levels
 from ...solvers import rho_levels
+from ..peers import why_not_diffusers
 from .clock import once, summary, waiter
-from .rows import add_speedups, not_measured, over, row_of, size
+from .rows import add_speedups, measured, not_measured, over, row_of, size
 from .run import candidates, is_cuda
 
 SECONDS = .2  # a repeat's share for either loop, about
@@ -101,7 +103,6 @@ SAMPLERS = {
 
 def network(kind, x):
     """net(x, level): a fixed tensor, or the lean network at sigma = 1."""
-    import torch
     s = torch.randn_like(x)
     if kind == "null":
         return lambda x, level: s
@@ -123,11 +124,9 @@ def states(name, backend, net, x, steps=None, engine=None):
 
 def gate(name, backend):
     """RuntimeError unless the loop's states are the float32 oracle's, bit for bit."""
-    import torch
-    device = "cuda" if backend in ("triton", "cupy") and torch.cuda.is_available() else "cpu"
     x = torch.randn(3, 5)
     score = lambda x, level: -x
-    got = list(islice(states(name, backend, score, x.to(device)), 30))
+    got = list(islice(states(name, backend, score, x.to(device_of(backend))), 30))
     for a, b in zip(got, states(name, "numpy", score, x)):
         if not same_bits(a.cpu(), b):
             raise RuntimeError(f"{name}: {backend} does not return the reference's states; nothing "
@@ -135,20 +134,17 @@ def gate(name, backend):
 
 
 def eager(make, n, wait):
-    """A repeat: (seconds to the first state, its set-up included; seconds a step after it)."""
-    def repeat():
-        loop = make()
-        return once(lambda: next(loop), wait), once(lambda: next(loop), wait, n)
-    return repeat
+    """(seconds to the first state, the loop's set-up included; seconds a step after it)."""
+    loop = make()
+    return once(lambda: next(loop), wait), once(lambda: next(loop), wait, n)
 
 
 def captured(make, n, wait):
-    """A repeat as of `eager`, of n steps in one CUDA graph; make(engine) is the loop.
+    """A function that returns as `eager`, of n steps in one CUDA graph; make(engine) is the loop.
 
     An engine that has run before has its schedules on the device. RuntimeError unless the graph
     leaves the bits of the loop uncaptured.
     """
-    import torch
     loop, graph = make(), torch.cuda.CUDAGraph()
     first = once(lambda: next(loop), wait)
     *_, want = islice(loop, n - 1)
@@ -162,25 +158,26 @@ def captured(make, n, wait):
 
 
 def loops(name, backends, net, x, n):
-    """{name of the row's backend: repeat}, with CUDA graphs of ours on a GPU."""
+    """{name of the row's backend: call that returns as `eager`}, with CUDA graphs of ours on a
+    GPU."""
     wait, found = waiter(x.device), {}
     for b in backends:
-        found[b] = eager(partial(states, name, b, net, x), n, wait)
+        make = partial(states, name, b, net, x)
+        found[b] = partial(eager, make, n, wait)
         if b in BACKENDS and x.is_cuda:
-            engine = Fused(backend=b)
-            found[f"{b}_graph"] = captured(partial(states, name, b, net, x, engine=engine), n, wait)
+            found[f"{b}_graph"] = captured(partial(make, engine=Fused(backend=b)), n, wait)
     return found
 
 
 def bench_cell(name, kind, shape, batch, backends, device):
     """Rows of one sampler, network, shape and batch: repeats in turn, fewer steps than the
     sampler's where those take long."""
-    import torch
+    steps = SAMPLERS[name].steps
     with torch.no_grad():
         x = torch.randn((batch, *shape), device=device)
-        net, wait, longest = network(kind, x), waiter(device), SAMPLERS[name].steps - 4
-        slowest = max(eager(lambda b=b: states(name, b, net, x), 2, wait)()[1] for b in backends)
-        n = int(np.clip(SECONDS / slowest, 3, longest))
+        net, wait = network(kind, x), waiter(device)
+        slowest = max(eager(partial(states, name, b, net, x), 2, wait)[1] for b in backends)
+        n = int(np.clip(SECONDS / slowest, 3, steps - 4))
         repeats = loops(name, backends, net, x, n)
         times = {b: [] for b in repeats}
         for _ in range(REPEATS):
@@ -188,10 +185,10 @@ def bench_cell(name, kind, shape, batch, backends, device):
                 times[b].append(repeat())
     rows = []
     for b, pairs in times.items():
-        first, steps = zip(*pairs)
+        first, later = zip(*pairs)
         rows.append(row_of(
             name, b, "float32", x.shape, kind="sampler", network=kind, batch=batch,
-            steps=SAMPLERS[name].steps, steps_timed=n, **summary(steps),
+            steps=steps, steps_timed=n, **summary(later),
             first_seconds=summary(first)["seconds"],
             matches_reference=None if b == "diffusers" else True))
     return add_speedups(rows)
@@ -200,28 +197,26 @@ def bench_cell(name, kind, shape, batch, backends, device):
 def bench_samplers(device="cpu", grid=None, names=SAMPLERS):
     """Rows, one by one; a sampler that minidiff.samplers does not have is a row with a reason."""
     here = [b for b in candidates(None, device) if b in BACKENDS][:1]
-    peers = ["diffusers"] if find_spec("diffusers") else []
+    reason = why_not_diffusers()
+    peers = [] if reason else ["diffusers"]
     for name in names:
         for b in here:
             gate(name, b)
         for kind, shape, batch in grid or (GPU_GRID if is_cuda(device) else GRID):
             yield from bench_cell(name, kind, shape, batch, here + peers, device)
-            if not peers:
+            if reason:
                 yield row_of(name, "diffusers", "float32", (batch, *shape), kind="sampler",
-                             reason="diffusers is not installed: pip install diffusers")
-
-
-def end_to_end(row):
-    """Seconds of the whole sampler: to the first state, then the steps at their median."""
-    return row["first_seconds"] + (row["steps"] - 1) * row["seconds"]
+                             reason=reason)
 
 
 def show_samplers(rows):
-    """ms a step and the whole sampler's seconds, one line a loop."""
+    """ms a step and the whole sampler's seconds, to the first state and then at the median, one
+    line a loop."""
     lines = [f"{'sampler':<19}{'network':<9}{'batch x shape':<16}{'backend':<14}{'ms/step':>9}"
              f"{'whole s':>9}{'timed':>7}  speedup over"]
-    for r in (r for r in rows if r["seconds"]):
-        lines.append(f"{r['op']:<19}{r['network']:<9}{size(r):<16}"
-                     f"{r['backend']:<14}{r['seconds'] * 1e3:>9.3f}{end_to_end(r):>9.2f}"
-                     f"{r['steps_timed']:>7}  {over(r)}".rstrip())
+    for r in measured(rows):
+        whole = r["first_seconds"] + (r["steps"] - 1) * r["seconds"]
+        lines.append(f"{r['op']:<19}{r['network']:<9}{size(r):<16}{r['backend']:<14}"
+                     f"{r['seconds'] * 1e3:>9.3f}{whole:>9.2f}{r['steps_timed']:>7}  {over(r)}"
+                     .rstrip())
     return "\n".join(lines + not_measured(rows, "op", "backend"))

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import torch
 
 from ... import noise
@@ -39,15 +40,20 @@ def loss_and_gradient(s, coef, draw, loss=composed):
     return value, s.grad
 
 
-def corrected(x, s, z, snr=.16):
+def step_size(s, z, snr=.16):
+    """alpha of each sample, (B, 1)."""
+    return 2 * (snr * z.norm(dim=1) / s.norm(dim=1)).square()[:, None]
+
+
+def corrected(x, s, z):
     """One Langevin correction with each sample's own step size, of torch operations."""
-    alpha = 2 * (snr * z.norm(dim=1) / s.norm(dim=1)).square()[:, None]
+    alpha = step_size(s, z)
     return x + alpha * s + (2 * alpha).sqrt() * z
 
 
-def corrected_inplace(x, s, z, snr=.16):
+def corrected_inplace(x, s, z):
     """The same in x's own memory."""
-    alpha = 2 * (snr * z.norm(dim=1) / s.norm(dim=1)).square()[:, None]
+    alpha = step_size(s, z)
     return x.addcmul_(s, alpha).addcmul_(z, (2 * alpha).sqrt())
 
 
@@ -57,20 +63,18 @@ def compiled(f):
     return torch.compile(f, dynamic=False, fullgraph=True)
 
 
-def check_corrector(name, f, s, z=None):
-    """RuntimeError unless f(x, s) is the reference's correction, whole, with its own noise or with
-    z: float32 rounds its terms, and the norms in their coefficients, by less than 2^-20 of them."""
-    x = torch.ones_like(s)
-    got = f(x.clone(), s)
+def check_corrector(name, f, s, z):
+    """RuntimeError unless f(x, s) is the reference's correction with z, whole: float32 rounds its
+    terms, and the norms in their coefficients, by less than 2^-20 of them."""
+    got = f(torch.ones_like(s), s)
     eps = max(2.**-20, 4 * torch.finfo(s.dtype).eps)
-    z = normals(tuple(s.shape), tag=TAG) if z is None else z
 
-    def part(rows):
-        x64, s64 = (u[rows].cpu().double().numpy() for u in (x, s))
-        op = Reference(normal=lambda *_: z[rows].cpu().double().numpy())
-        want = op.correct(langevin_step, snr_step_size, x64, s64, 0, TAG)
-        return (abs(got[rows].cpu().double().numpy() - want) <= eps * (3 + abs(want))).all()
-    if not all(in_parts(part, *s.shape)):
+    def good(rows):
+        found, s64, z64 = (u[rows].cpu().double().numpy() for u in (got, s, z))
+        reference = Reference(normal=lambda *_: z64)
+        want = reference.correct(langevin_step, snr_step_size, np.ones_like(s64), s64, 0, TAG)
+        return (abs(found - want) <= eps * (3 + abs(want))).all()
+    if not all(in_parts(good, *s.shape)):
         raise RuntimeError(f"corrector: {name} does not follow the reference; what was timed is "
                            "not reported")
 
@@ -92,8 +96,10 @@ class Corrections(Race):
 
     def check(self, when, step):
         """As `check_corrector`, of the same counter whenever it is."""
+        s, = self.u
+        z = normals(tuple(s.shape), tag=TAG)
         for name, correct in self.checked.items():
-            check_corrector(name, correct, *self.u)
+            check_corrector(name, correct, s, z)
 
 
 def form(op, name, given, x, s, z, coef):

@@ -62,14 +62,16 @@ def require_possible(op, name, time, moved, only_writes, *, size, arrays, times)
     take; nothing is said of sizes where they take most of it.
     """
     pairs = max(2, arrays)
-    passes = {"filled": 1, "zeroed": 1} if only_writes else {
-        "copied": 2 * pairs, "negated": 2 * arrays, "added": 3 * pairs}
-    calls = {"negated": arrays, "copied": pairs, "added": pairs, "filled": 1, "zeroed": 1}
-    took = {n: times[n]["quartiles"][0] - calls[n] * times["call"]["quartiles"][1] for n in passes}
-    if any(took[n] < CALLS * calls[n] * times["call"]["seconds"] for n in passes):
-        return
-    fastest = max(passes[n] * size / took[n] for n in passes)
-    ratio = moved / time["quartiles"][1] / fastest
+    sticks = {"copied": (pairs, 2), "negated": (arrays, 2), "added": (pairs, 3)}
+    if only_writes:
+        sticks = {"filled": (1, 1), "zeroed": (1, 1)}
+    call, rates = times["call"], []
+    for stick, (calls, passes) in sticks.items():  # calls, and arrays that each reads and writes
+        took = times[stick]["quartiles"][0] - calls * call["quartiles"][1]
+        if took < CALLS * calls * call["seconds"]:
+            return
+        rates.append(calls * passes * size / took)
+    ratio = moved / time["quartiles"][1] / max(rates)
     if ratio > MARGIN:
         raise RuntimeError(f"{op}: {name} moves its bytes at {ratio:.1f} times the rate of "
                            f"{'writing' if only_writes else 'copying'} as many, and so has not "

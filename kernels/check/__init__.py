@@ -7,6 +7,7 @@ cannot run here; it never counts as passed.
 from functools import partial
 
 import numpy as np
+import torch
 
 from ... import noise
 from ...affine import accepted_by
@@ -23,7 +24,6 @@ COUNTER = {"seed": 0x123456789ABCDEF, "sample": 5, "step": 3, "tag": 2}
 
 def cases(op, dtypes, shapes, seed=0):
     """dtype, shape, operands, parameters, coef, result rounded from the float32 oracle."""
-    import torch
     rng = np.random.default_rng(seed)
     for dtype in dtypes:
         for shape in shapes:
@@ -38,22 +38,21 @@ def cases(op, dtypes, shapes, seed=0):
                 yield dtype, shape, variant, u, p, coef, oracle(u, coef, like, **COUNTER)
 
 
-def _device(name):
-    import torch
+def device_of(name):
+    """Where a backend is checked."""
     return "cuda" if name in ("triton", "cupy") and torch.cuda.is_available() else "cpu"
 
 
 def check_op(op, name, dtypes=FLOATS, shapes=SHAPES, seed=0):
     """Rows of one op on one backend: per call and per sample, out of place and in place."""
-    import torch
     for dtype, shape, variant, u, _, coef, expected in cases(op, dtypes, shapes, seed):
-        u = [v.to(_device(name)) for v in u]
-        out = torch.full(shape, float("nan"), dtype=expected.dtype, device=_device(name))
-        update(u, coef, out=out, backend=name, **COUNTER)
-        yield compare(op.name, name, dtype, shape, out.cpu(), expected, f"{variant}, out of place")
+        u = [v.to(device_of(name)) for v in u]
+        outs = {"out of place": torch.full_like(expected, torch.nan, device=device_of(name))}
         if u:
-            update(u, coef, out=u[0], backend=name, **COUNTER)
-            yield compare(op.name, name, dtype, shape, u[0].cpu(), expected, f"{variant}, in place")
+            outs["in place"] = u[0]
+        for where, out in outs.items():
+            update(u, coef, out=out, backend=name, **COUNTER)
+            yield compare(op.name, name, dtype, shape, out.cpu(), expected, f"{variant}, {where}")
 
 
 def sums_of(op, s, coef, name, **counter):
@@ -67,7 +66,6 @@ def sums_of(op, s, coef, name, **counter):
 
 def sum_cases(dtypes, shapes):
     """dtype, shape, s, coef of dsm_loss."""
-    import torch
     rng = np.random.default_rng(3)
     for dtype in dtypes:
         for shape in shapes:
@@ -86,7 +84,7 @@ def check_sums(name, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
     for dtype, _, s, coef in sum_cases(dtypes, shapes):
         for op in ops:
             yield from sum_rows(op, name, dtype, s.shape, sums_of(op, s, coef, "numpy", **COUNTER),
-                                sums_of(op, s.to(_device(name)), coef, name, **COUNTER))
+                                sums_of(op, s.to(device_of(name)), coef, name, **COUNTER))
 
 
 def check_equation(op, trials=100, shape=(64, 5)):

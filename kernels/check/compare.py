@@ -33,7 +33,6 @@ def ulps(got, expected):
 
 def _numpy(tensor):
     """A tensor's values, or for bfloat16 its bits with every NaN made one."""
-    import torch
     if tensor.dtype == torch.bfloat16:
         nan = tensor.isnan()
         return torch.where(nan, torch.tensor(0x7FC0, dtype=torch.int16),

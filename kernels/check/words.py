@@ -6,6 +6,7 @@ No kernel of use returns these. A kernel's author compares stage by stage where 
 import ctypes
 
 import numpy as np
+import torch
 
 from ... import noise
 from .. import driver, on_cupy, on_host, on_triton, update
@@ -46,7 +47,6 @@ extern "C" GLOBAL void stages(const u32 *words, float *out, i64 n) {
 
 def launched(backend, given, width, launch):
     """What launch(tensor, out) writes: (n, width) words of (n, ...) given words."""
-    import torch
     tensor = torch.from_numpy(np.ascontiguousarray(given).view(np.int32)).to(backend.TAKES)
     out = torch.empty((len(given), width), dtype=torch.int32, device=tensor.device)
     launch(tensor, out)
@@ -92,7 +92,6 @@ def philox(name, counters, key):
     if name == "numpy":
         return np.stack(noise.philox(counters.T, key), -1)
     if name == "torch":
-        import torch
         words = torch.from_numpy(counters.astype(np.int64)).unbind(1)
         return torch.stack(noise.philox(words, key), 1).numpy().astype(np.uint32)
     if name == "triton":
@@ -104,7 +103,6 @@ def philox(name, counters, key):
 def stages(name, words):
     """STAGES of (n, 2) uint32 words, an even and an odd one, on a backend: (n, 5) float32."""
     if name in ("numpy", "torch"):
-        import torch
         xp = np if name == "numpy" else torch
         w = xp.asarray(words.astype(np.int64))
         parts = noise.radius(w[:, 0], xp), *noise.cos_sin(w[:, 1], xp), \

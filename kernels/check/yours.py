@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .. import OPS
 from . import COUNTER, SHAPES, SUMS, cases, sum_cases, sum_rows, sums_of
@@ -29,7 +30,6 @@ class UserKernels:
     """The functions of a file. ValueError in one line where the file cannot be used."""
 
     def __init__(self, file, ops=None):
-        import torch
         if not Path(file).is_file():
             raise ValueError(f"{file}: not a file")
         try:
@@ -51,7 +51,6 @@ class UserKernels:
 
     def give(self, v):
         """An array in the kind that the file asks for."""
-        import torch
         if not isinstance(v, (np.ndarray, torch.Tensor)):
             return v
         v = v if isinstance(v, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(v))
@@ -63,7 +62,6 @@ class UserKernels:
 
     def bind(self, name, u, coef, parameters):
         """The op's function with its arguments, as a call without any."""
-        import torch
         op, first = OPS.get(name), u[0]
         have = dict(zip(self.operands(name), u))
         coef = coef.cpu().numpy() if isinstance(coef, torch.Tensor) else np.asarray(coef)
@@ -90,7 +88,6 @@ class UserKernels:
 
     def renew(self, call, name, u, step):
         """Other operands, and noise of another step, in the very arrays of a call."""
-        import torch
         have, given = dict(zip(self.operands(name), u)), call.keywords
         if "z" in given:
             have["z"] = normals(tuple(u[0].shape), **COUNTER | {"step": step})
@@ -107,7 +104,6 @@ class UserKernels:
 
     def results(self, call, count):
         """What a call returns, as `count` CPU tensors."""
-        import torch
         got = call()
         got = got if isinstance(got, tuple) else (got,)
         for v in got:
