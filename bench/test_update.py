@@ -12,16 +12,19 @@ import pytest
 import torch
 
 from minidiff.bench.peers import PEERS
+from minidiff.bench.speed.clock import waiter
 from minidiff.bench.speed.run import call, candidates, case, check_peer, gate, kernels_of, why_not
 from minidiff.kernels import OPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+wait = waiter(DEVICE)
+
+
 def synchronised():
     """Seconds, once the device has done all it was given."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter()
 
 

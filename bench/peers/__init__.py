@@ -16,7 +16,7 @@ import torch
 
 from ...kernels import on_host
 from ..speed.clock import once
-from ..speed.work import expression
+from ..speed.work import expression, formula
 from . import schedulers
 
 
@@ -74,16 +74,14 @@ def torch_compile(w):
     def graph(u, z, out):
         out.copy_(total(*u, torch.randn_like(out) if z is None and noise else z))
 
-    def outside(z=None):
-        graph(u, buffer.normal_() if z is None and noise else z, out)
-        return out
-
-    def inside(z=None):
-        graph(u, z, out)
-        return out
-    if not out.is_cuda or not noise:
-        return outside
-    return _faster(outside, inside)
+    def of(draw):
+        def f(z=None):
+            graph(u, draw() if z is None else z, out)
+            return out
+        return f
+    inside = of(lambda: None)
+    outside = of(buffer.normal_) if noise else inside
+    return _faster(outside, inside) if out.is_cuda and noise else outside
 
 
 def _faster(*functions):
@@ -114,7 +112,7 @@ def numpy_rng(w):
         elif z is None:
             draw()
         else:
-            out[...] = z
+            np.copyto(out, z)
         if w.noise and c[-1] != 1:
             np.multiply(out, c[-1], out=out)
         for u_k, c_k in rest:
@@ -126,15 +124,9 @@ def numpy_rng(w):
 def cupy_expr(w):
     """One cupy.ElementwiseKernel of the whole sum; z from cupy.random (cuRAND)."""
     import cupy
-    names = [f"u{k}" for k in range(len(w.u))] + ["z"] * w.noise
-    values, code = [*names], ""
-    if w.clip is not None:
-        code = "float d = fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f); ".format(
-            *map(float, w.clip))
-        values[1] = "d"
-    terms = " + ".join(f"{float(c)}f * {value}" for c, value in zip(w.c, values))
-    inputs = ", ".join(f"T {name}" for name in names)
-    kernel = cupy.ElementwiseKernel(inputs, "T out", f"{code}out = {terms}", "affine")
+    names, total = formula(w, "fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f)", "{}f * {}".format)
+    inputs = ", ".join(f"T {name}" for name in names[:len(w.u) + w.noise])
+    kernel = cupy.ElementwiseKernel(inputs, "T out", f"out = {total}", "affine")
     u, out = [cupy.from_dlpack(t) for t in w.u], cupy.from_dlpack(w.out)
 
     def drawn():
@@ -274,4 +266,4 @@ PEERS = {peer.make.__name__: peer for peer in (
     Peer(cupy_expr, _fused_passes, cupy_fill, _why_not_cupy),
     Peer(curand, lambda w: 0, why_not=_why_not_curand),
     Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes,
-         why_not=_why_not_scheduler, check=lambda w: schedulers.check(w.op.step, w.u)))}
+         why_not=_why_not_scheduler, check=lambda w: schedulers.check(w.op, w.u)))}

@@ -8,13 +8,13 @@ is checked against the reference before it is timed.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
-import numpy as np
 import torch
 
 from ... import ddpm, sde, solvers
-from ...affine import accepted_by, operands
+from ...affine import accepted_by
+from ...kernels.check import CLIP
+from ..speed.work import is_sum
 
 SEED = 5
 
@@ -32,16 +32,21 @@ class Scheduler:
     config: dict = field(default_factory=dict)
     steps: int = 0
     options: dict = field(default_factory=dict)
-    denoise: Callable | None = None
 
     def make(self):
         """The scheduler, ready for `step`."""
-        import diffusers
-        s = getattr(diffusers, self.name)(**self.config)
-        if self.steps:
-            s.set_timesteps(self.steps)
+        s = scheduler(self.name, self.steps, **self.config)
         s.is_scale_input_called = True  # what scale_model_input does for Euler
         return s
+
+
+def scheduler(name, steps, device=None, **config):
+    """One of diffusers', set to so many steps, if any."""
+    import diffusers
+    found = getattr(diffusers, name)(**config)
+    if steps:
+        found.set_timesteps(steps, device=device)
+    return found
 
 
 T = 500  # in the middle of the schedule's 1000
@@ -62,22 +67,23 @@ K = 10  # in the middle of 20 steps
 def _euler(s):
     """sigma to sigma' is the flow of any SDE whose g^2 dt / 2 = sigma (sigma - sigma')."""
     sigma, after = map(float, s.sigmas[K:K + 2])
-    t = sde.VE().time(sigma)
-    dt = 2 * sigma * (sigma - after) / sde.VE().diffusion(t)**2
-    return {"sde": sde.VE(), "t": t, "dt": dt}, [(1., sigma)], 1.
+    ve = sde.VE()
+    t = ve.time(sigma)
+    dt = 2 * sigma * (sigma - after) / ve.diffusion(t)**2
+    return {"sde": ve, "t": t, "dt": dt}, [(1., sigma)], 1.
 
 
 def _multistep(s):
     """In the variance-preserving form, scale = 1 / sqrt(1 + sigma^2)."""
     before, now, after = map(float, s.sigmas[K - 1:K + 2])
-    scale = lambda sigma: (1 + sigma**2)**-.5
-    return {"sigma_prev": before, "sigma": now, "sigma_next": after}, \
-        [(scale(now), now), (scale(before), before)], scale(after)
+    scales = [(1 + sigma**2)**-.5 for sigma in (now, before, after)]
+    parameters = {"sigma_prev": before, "sigma": now, "sigma_next": after}
+    return parameters, list(zip(scales, (now, before))), scales[2]
 
 
 SCHEDULERS = {
     ddpm.ancestral_step: Scheduler("DDPMScheduler", _chain, 19, {"clip_sample": False}),
-    ddpm.posterior_step: Scheduler("DDPMScheduler", _chain, 21, denoise=ddpm.predicted_x0),
+    ddpm.posterior_step: Scheduler("DDPMScheduler", _chain, 21),
     ddpm.ddim_step: Scheduler("DDIMScheduler", _chain, 19, {"clip_sample": False}, 1000,
                               {"eta": 1.}),
     sde.pf_ode_step: Scheduler("EulerDiscreteScheduler", _euler, 15, steps=20),
@@ -108,30 +114,24 @@ def timed(function, u):
     return lambda: step(eps, x, K)
 
 
-def check(function, u):
-    """RuntimeError where the scheduler's step is not the reference's, with the same z."""
-    entry, x, draw = SCHEDULERS[function], u[0], {}
+def check(op, u):
+    """RuntimeError where the scheduler's step is not the op's, with the same z."""
+    entry, x, draw, z = SCHEDULERS[op.step], u[0], {}, []
     s = entry.make()
     parameters, scales, after = entry.at(s)
-    v = [t.double() for t in u]
-    if entry.denoise:
-        v[1] = entry.denoise(*v, **accepted_by(entry.denoise, parameters)).clamp(-1, 1)
-    if "z" in operands(function):
+    if op.noise:
         generator = torch.Generator(x.device).manual_seed(SEED)
-        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        v.append(z.double())
+        z = [torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)]
         draw["generator"] = generator.manual_seed(SEED)
     step = _step(entry, s, **draw)
     pairs = zip(scales, u[::2], u[1::2])
     for k, ((scale, sigma), y, score) in reversed(list(enumerate(pairs))):
         got = step(-sigma * score, scale * y, K - k)
-    reference = partial(function, **accepted_by(function, parameters))
-    terms = sum(max(abs(reference(*unit)), 1) * t.abs()
-                for unit, t in zip(np.eye(len(v)).tolist(), v))
+    coef = op.coefficients(CLIP if op.denoise else None, **accepted_by(op.step, parameters))
     # its inner terms are of the operands' size; the schedule is float32, where 1 - alpha_bar /
     # alpha_bar_prev and exp(-h) - 1, from about .01 on, lose two digits; then some twenty roundings
     # to the storage's dtype
-    bound = (20 * torch.finfo(x.dtype).eps + 2.**-24 / .005) * terms
-    if not ((got.double() / after - reference(*v)).abs() <= bound).all():
-        raise RuntimeError(f"diffusers' {entry.name} computes another {function.__name__} than "
+    error = 20 * torch.finfo(x.dtype).eps + 2.**-24 / .005
+    if not is_sum(got.double() / after, [*u, *z], coef.tolist(), error, least=1.):
+        raise RuntimeError(f"diffusers' {entry.name} computes another {op.step.__name__} than "
                            "the reference")

@@ -66,7 +66,7 @@ def not_measured(rows, *keys):
 
 def main_rows(rows):
     """Rows of the update x' = a x + b s + c z in float32, 1024 wide or one row, by size."""
-    found = [r for r in rows if r["kind"] == "update" and r["op"] == MAIN_OP.name
-             and r["dtype"] == "float32" and not r["given_z"]
+    wanted = {"kind": "update", "op": MAIN_OP.name, "dtype": "float32", "given_z": False}
+    found = [r for r in rows if wanted.items() <= r.items()
              and r["shape"][-1] in (1024, r["elements"])]
     return sorted(found, key=lambda r: r["elements"])

@@ -8,14 +8,14 @@ import torch
 
 from ...kernels import BACKENDS, OPS, bind, missing
 from ...kernels.check import CLIP, COUNTER, check_op, check_sums
-from ...kernels.check.compare import CHUNK, expected_update, in_parts
+from ...kernels.check.compare import expected_update
 from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
 from .clock import SECONDS
 from .rows import ELEMENTS, label, measured, not_measured, over, row_of, shape_of
 from .sums import FORMS, sums_race
-from .timed import Conditions, Entrant, Race
-from .work import Work
+from .timed import Entrant, Race
+from .work import Work, is_sum
 
 
 def kernels_of():
@@ -95,18 +95,9 @@ def check_peer(name, f, work):
         return known
     z = [torch.randn_like(work.out)] * work.noise
     result = f(*z)
-    eps = torch.finfo(result.dtype).eps
-
-    def good(rows):
-        v = [t[rows].double() for t in (*work.u, *z)]
-        if work.clip is not None:
-            v[1] = (work.clip[0] * v[0] + work.clip[1] * v[1]).clamp(*work.clip[2:])
-        terms = [c_k * v_k for c_k, v_k in zip(work.c, v)]
-        # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
-        bound = 2 * len(terms) * eps * sum(t.abs() for t in terms)
-        return bool(((result[rows].double() - sum(terms)).abs() <= bound).all())
-    chunk = CHUNK << 8 * result.is_cuda
-    if not all(in_parts(good, len(result), result[:1].numel(), chunk)):
+    # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
+    error = 2 * len(work.c) * torch.finfo(result.dtype).eps
+    if not is_sum(result, [*work.u, *z], [*work.c, *(work.clip or ())], error):
         raise RuntimeError(f"peer {name} computes another {work.op.name} than the reference")
     return known
 
@@ -117,18 +108,16 @@ def peer_entrant(name, work):
     f = peer.make(work)
     matches = check_peer(name, f, work)
     fill = peer.fill if work.noise else None
-    return Entrant(f, peer.moved(work), matches, peer.passes(work), fill)
+    return Entrant(f, peer.moved(work), matches, None, peer.passes(work), fill)
 
 
-def update_race(op, names, elements, conditions):
+def update_race(op, names, elements, *, user_kernels, **options):
     """An update at a size. A user's kernel that is given z races peers that are given z too, in
     the operands' dtype."""
     op = OPS[op]
-    work, coef, parameters = case(op, elements, conditions.dtype, conditions.device,
-                                  conditions.seed, conditions.width)
+    work, coef, parameters = case(op, elements, **options)
 
-    def expected(**counter):
-        return expected_update(op, work.u, coef, work.out, **counter),
+    expected = partial(expected_update, op, work.u, coef, work.out)
     race = Race(op.name, work.u, work.out, work.bytes, expected)
     peers = [name for name in names if name in PEERS]
     for name in names:
@@ -136,18 +125,12 @@ def update_race(op, names, elements, conditions):
             race.entrants[name, False] = peer_entrant(name, work)
         else:
             race.enter(name, bind(work.u, coef, out=work.out, backend=name, **COUNTER))
-    if race.enter_user(conditions.user_kernels, coef, parameters):
+    if race.enter_user(user_kernels, coef, parameters):
         given = replace(work, u=[*work.u, torch.randn_like(work.out)])
         for name in peers:
             if not PEERS[name].check:
                 race.entrants[name, True] = peer_entrant(name, given)
     return race
-
-
-def refusals(op, names, dtype, device):
-    """{name: why it does not compute an op}, of those that do not."""
-    reasons = {name: why_not(name, op, dtype, device) for name in names}
-    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0,
@@ -166,11 +149,16 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
                 raise RuntimeError(f"{user_kernels.file}: {row['op']} does not return the "
                                    "reference's bits, nothing was timed; see check --kernel")
     names = candidates(backends, device)
-    refused = {op: refusals(op, names, dtype, device) for op in ops}
+    refused = {op: {} for op in ops}
+    for op, reasons in refused.items():
+        for name in names:
+            if reason := why_not(name, op, dtype, device):
+                reasons[name] = reason
     for name in backends or ():
         if all(name in refused[op] for op in ops):
             raise RuntimeError(f"peer {name!r}: {refused[ops[0]][name]}")
-    conditions, rows = Conditions(dtype, device, seed, width, seconds, user_kernels), []
+    options = {"dtype": dtype, "device": device, "seed": seed, "width": width}
+    rows = []
     for op in sorted(ops, key=OPS.__contains__):  # sums first
         red = [name for name in names if name in BACKENDS and not gate(op, name, dtype)]
         if red:
@@ -178,11 +166,12 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
                                f"{'bits' if op in OPS else 'sums'}; nothing was timed")
         able = [name for name in names if name not in refused[op]]
         for n in elements or ELEMENTS:
-            race = (update_race if op in OPS else sums_race)(op, able, n, conditions)
+            race_of = update_race if op in OPS else sums_race
+            race = race_of(op, able, n, user_kernels=user_kernels, **options)
             if op in OPS or backends:  # few peers have a form of a sum
                 rows += [row_of(op, name, dtype, race.out.shape, reason=reason)
                          for name, reason in refused[op].items()]
-            rows += race.rows(conditions)
+            rows += race.rows(dtype, seconds)
     return rows
 
 

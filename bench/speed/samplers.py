@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from ... import ddpm, samplers
-from ...kernels import BACKENDS, Fused
+from ...kernels import Fused
 from ...kernels.check import device_of
 from ...kernels.check.compare import same_bits
 from ...langevin import noise_levels
 from ...solvers import rho_levels
 from ..peers import why_not_diffusers
+from ..peers.schedulers import scheduler
 from .clock import once, summary, waiter
 from .rows import add_speedups, measured, not_measured, over, row_of, size
 from .run import candidates, is_cuda
@@ -29,14 +30,6 @@ POINTS, IMAGES = (2,), (3, 64, 64)
 GRID = [("null", POINTS, 1), ("null", POINTS, 4096), ("null", IMAGES, 1), ("null", IMAGES, 64),
         ("lean", POINTS, 1), ("lean", POINTS, 4096), ("lean", IMAGES, 1)]
 GPU_GRID = [*GRID, ("null", IMAGES, 4096), ("lean", IMAGES, 64)]
-
-
-def scheduler(name, n, device=None, **config):
-    """One of diffusers', set to n steps."""
-    import diffusers
-    found = getattr(diffusers, name)(**config)
-    found.set_timesteps(n, device=device)
-    return found
 
 
 def stepped(s, net, x, times):
@@ -157,53 +150,41 @@ def captured(make, n, wait):
     return lambda: (first, once(graph.replay, wait) / n)
 
 
-def loops(name, backends, net, x, n):
-    """{name of the row's backend: call that returns as `eager`}, with CUDA graphs of ours on a
-    GPU."""
-    wait, found = waiter(x.device), {}
-    for b in backends:
-        make = partial(states, name, b, net, x)
-        found[b] = partial(eager, make, n, wait)
-        if b in BACKENDS and x.is_cuda:
-            found[f"{b}_graph"] = captured(partial(make, engine=Fused(backend=b)), n, wait)
-    return found
-
-
-def bench_cell(name, kind, shape, batch, backends, device):
+def bench_cell(name, kind, shape, batch, ours, peers, device):
     """Rows of one sampler, network, shape and batch: repeats in turn, fewer steps than the
-    sampler's where those take long."""
-    steps = SAMPLERS[name].steps
+    sampler's where those take long. On a GPU also ours as a CUDA graph."""
+    steps, wait = SAMPLERS[name].steps, waiter(device)
     with torch.no_grad():
         x = torch.randn((batch, *shape), device=device)
-        net, wait = network(kind, x), waiter(device)
-        slowest = max(eager(partial(states, name, b, net, x), 2, wait)[1] for b in backends)
+        net = network(kind, x)
+        makes = {b: partial(states, name, b, net, x) for b in (ours, *peers)}
+        slowest = max(eager(make, 2, wait)[1] for make in makes.values())
         n = int(np.clip(SECONDS / slowest, 3, steps - 4))
-        repeats = loops(name, backends, net, x, n)
-        times = {b: [] for b in repeats}
-        for _ in range(REPEATS):
-            for b, repeat in repeats.items():
-                times[b].append(repeat())
+        repeats = {b: partial(eager, make, n, wait) for b, make in makes.items()}
+        if x.is_cuda:
+            make = partial(makes[ours], engine=Fused(backend=ours))
+            repeats[f"{ours}_graph"] = captured(make, n, wait)
+        rounds = [{b: repeat() for b, repeat in repeats.items()} for _ in range(REPEATS)]
     rows = []
-    for b, pairs in times.items():
-        first, later = zip(*pairs)
+    for b in repeats:
+        first, later = zip(*(times[b] for times in rounds))
         rows.append(row_of(
             name, b, "float32", x.shape, kind="sampler", network=kind, batch=batch,
             steps=steps, steps_timed=n, **summary(later),
             first_seconds=summary(first)["seconds"],
-            matches_reference=None if b == "diffusers" else True))
+            matches_reference=None if b in peers else True))
     return add_speedups(rows)
 
 
-def bench_samplers(device="cpu", grid=None, names=SAMPLERS):
-    """Rows, one by one; a sampler that minidiff.samplers does not have is a row with a reason."""
-    here = [b for b in candidates(None, device) if b in BACKENDS][:1]
+def bench_samplers(device="cpu", grid=None):
+    """Rows, one by one, of every sampler; without diffusers also the reason."""
+    ours, *_ = candidates(None, device)
     reason = why_not_diffusers()
     peers = [] if reason else ["diffusers"]
-    for name in names:
-        for b in here:
-            gate(name, b)
+    for name in SAMPLERS:
+        gate(name, ours)
         for kind, shape, batch in grid or (GPU_GRID if is_cuda(device) else GRID):
-            yield from bench_cell(name, kind, shape, batch, here + peers, device)
+            yield from bench_cell(name, kind, shape, batch, ours, peers, device)
             if reason:
                 yield row_of(name, "diffusers", "float32", (batch, *shape), kind="sampler",
                              reason=reason)

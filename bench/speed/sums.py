@@ -86,11 +86,6 @@ def checked(name, f, x, s, draw):
     return lambda: f(x, s, draw())
 
 
-def corrector(name):
-    """A backend's correction, a function of x and s."""
-    return partial(Fused(backend=name).correct, langevin_step, snr_step_size, k=0, tag=TAG)
-
-
 class Corrections(Race):
     """Held to the reference within a bound: a correction follows norms, which are to an ulp."""
 
@@ -98,8 +93,9 @@ class Corrections(Race):
         """As `check_corrector`, of the same counter whenever it is."""
         s, = self.u
         z = normals(tuple(s.shape), tag=TAG)
-        for name, correct in self.checked.items():
-            check_corrector(name, correct, s, z)
+        for (name, _), entrant in self.entrants.items():
+            if entrant.results:
+                check_corrector(name, entrant.results, s, z)
 
 
 def form(op, name, given, x, s, z, coef):
@@ -118,23 +114,24 @@ def form(op, name, given, x, s, z, coef):
     return checked(name, step, x.clone(), s, draw)
 
 
-def sums_race(op, names, elements, conditions):
+def sums_race(op, names, elements, *, dtype, device, seed, width, user_kernels):
     """One of SUMS at a size: norms, `dsm_loss` (value and gradient) and `corrector` (norms, then
     the step in place), against torch's forms."""
-    torch.manual_seed(conditions.seed)
-    shape, dtype = shape_of(elements), getattr(torch, conditions.dtype)
-    x, s, z = (torch.randn(shape, device=conditions.device).to(dtype) for _ in "xsz")
-    coef = torch.rand((shape[0], 3), device=conditions.device)
-    kind = Corrections if op == "corrector" else Race
-    race = kind(op, [s], s.clone(), PASSES[op] * s.nbytes, partial(expected_sums, op, s, coef))
+    torch.manual_seed(seed)
+    shape, kind = shape_of(elements, width), getattr(torch, dtype)
+    x, s, z = (torch.randn(shape, device=device).to(kind) for _ in "xsz")
+    coef = torch.rand((shape[0], 3), device=device)
+    race_of = Corrections if op == "corrector" else Race
+    race = race_of(op, [s], s.clone(), PASSES[op] * s.nbytes, partial(expected_sums, op, s, coef))
     for name in names:
         if name in BACKENDS and op == "corrector":
-            race.checked[name] = corrector(name)
-            timed = partial(corrector(name), x.clone(), s)
-            race.entrants[name, False] = Entrant(timed, race.bytes, True)
+            correct = partial(Fused(backend=name).correct, langevin_step, snr_step_size, k=0,
+                              tag=TAG)
+            call = partial(correct, x.clone(), s)
+            race.entrants[name, False] = Entrant(call, race.bytes, True, correct)
         elif name in BACKENDS:
             race.enter(name, partial(sums_of, op, s, coef, name, **COUNTER))
-    user_given = race.enter_user(conditions.user_kernels, coef, {})
+    user_given = race.enter_user(user_kernels, coef, {})
     for name, given in FORMS[op]:
         if name in names and given <= user_given:
             race.entrants[name, given] = Entrant(form(op, name, given, x, s, z, coef))

@@ -12,20 +12,12 @@ import torch
 
 from ...kernels.check import COUNTER
 from ...kernels.check.compare import require_same
-from ...kernels.check.yours import UserKernels
 from .clock import clock, summary
 from .rows import add_speedups, row_of
 
 CALLS = 3  # what takes less than so many calls' time is bound by calls, not by bytes
 MARGIN = 1.1  # of the fastest rate seen
 AFTER = "what was timed is not what was checked before"
-
-
-def refresh(tensors, seed):
-    """Other random numbers in the same memory."""
-    for k, t in enumerate(tensors):
-        random = torch.Generator(t.device).manual_seed(seed + k)
-        t.copy_(torch.randn(t.shape, device=t.device, generator=random))
 
 
 def yardsticks(t, arrays):
@@ -36,21 +28,17 @@ def yardsticks(t, arrays):
     only write one. "call" moves nothing.
     """
     held = [torch.zeros_like(t) for _ in range(max(2, arrays))]
-    pairs = list(zip(held, held[1:] + held[:1]))  # no copy onto itself, which would be none
+    others = held[1:] + held[:1]  # no copy onto itself, which would be none
     one, end = torch.zeros(2, dtype=t.dtype, device=t.device).split(1)
 
-    def copied():
-        for a, b in pairs:
-            a.copy_(b)
-
-    def negated():
-        for a in held[:arrays]:
-            a.neg_()
-
-    def added():
-        for a, b in pairs:
-            a.add_(b)
-    return {"copied": copied, "negated": negated, "added": added,
+    def each(method, *columns):
+        def run():
+            for row in zip(*columns):
+                method(*row)
+        return run
+    return {"copied": each(torch.Tensor.copy_, held, others),
+            "negated": each(torch.Tensor.neg_, held[:arrays]),
+            "added": each(torch.Tensor.add_, held, others),
             "filled": lambda: held[0].fill_(1.), "zeroed": held[0].zero_,
             "call": lambda: end.copy_(one)}
 
@@ -79,28 +67,18 @@ def require_possible(op, name, time, moved, only_writes, *, size, arrays, times)
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What all races of a bench have in common. seconds: of timing for each function, about."""
-
-    dtype: str
-    device: str
-    seed: int
-    width: int
-    seconds: float
-    user_kernels: UserKernels | None
-
-
-@dataclass(frozen=True)
 class Entrant:
     """One that is timed: a call without arguments.
 
     bytes: what it reads and writes. matches: whether it returns the reference's bits. Both are
-    None where that is not known. passes, fill: of a peer (peers.Peer), to predict its time.
+    None where that is not known. results(step=...): what it returns, to be checked.
+    passes, fill: of a peer (peers.Peer), to predict its time.
     """
 
     call: Callable
     bytes: int | None = None
     matches: bool | None = None
+    results: Callable | None = None
     passes: int | None = None
     fill: Callable | None = None
 
@@ -110,9 +88,9 @@ class Race:
     """One op at one size. What is timed is checked whole, before the clock and after it.
 
     op: its name. u: its operands. out: a buffer of their shape. bytes: what a kernel of ours
-    reads and writes. expected(**counter): NumPy's results, a tuple.
-    checked: {name: call(step=...)}. entrants: {(name, whether z is given): Entrant}.
-    user: the user's entry, if there is one, and how many arrays like out it reads and writes.
+    reads and writes. expected(**counter): NumPy's results.
+    entrants: {(name, whether z is given): Entrant}.
+    user: the user's key, if there is one, and how many arrays like out it reads and writes.
     """
 
     op: str
@@ -120,15 +98,14 @@ class Race:
     out: torch.Tensor
     bytes: int
     expected: Callable
-    checked: dict = field(default_factory=dict)
     entrants: dict = field(default_factory=dict)
     user: tuple | None = None
     arrays: int = 0
 
-    def enter(self, name, call):
-        """A backend's call(step=...)."""
-        self.checked[name] = call
-        self.entrants[name, False] = Entrant(partial(call, step=0), self.bytes, True)
+    def enter(self, name, results):
+        """A backend's call, results(step=...)."""
+        call = partial(results, step=0)
+        self.entrants[name, False] = Entrant(call, self.bytes, True, results)
 
     def enter_user(self, user_kernels, coef, parameters):
         """The user's function, if there is one; returns whether it is given z."""
@@ -142,20 +119,19 @@ class Race:
         copies = [t.clone() for t in u]  # which it may overwrite
         call = user_kernels.bind(self.op, copies, coef, parameters)
         bytes_ = self.bytes + given * 4 * self.out.numel()  # z is float32
-        self.user = user_kernels.file, given
         self.arrays = max(1, self.bytes // self.out.nbytes + given)
-        self.checked[user_kernels.file] = partial(user_kernels.renewed, call, self.op, u)
-        self.entrants[self.user] = Entrant(user_kernels.timed(call), bytes_, True)
+        self.user = user_kernels.file, given
+        self.entrants[self.user] = Entrant(user_kernels.timed(call), bytes_, True, partial(
+            user_kernels.renewed, call, self.op, u))
         return given
 
     def check(self, when, step):
         """RuntimeError unless ours and the user's return NumPy's results, whole."""
         want = self.expected(**COUNTER | {"step": step})
-        for name, call in self.checked.items():
-            self.out.fill_(float("nan"))
-            got = call(step=step)
-            require_same(self.op, name, (got,) if isinstance(got, torch.Tensor) else got, want,
-                         when)
+        for (name, _), entrant in self.entrants.items():
+            if entrant.results:
+                self.out.fill_(float("nan"))
+                require_same(self.op, name, entrant.results(step=step), want, when)
 
     def functions(self):
         """{name: call} of the entrants and of what they are held to."""
@@ -165,12 +141,14 @@ class Race:
         found["copy"] = lambda: self.out.copy_(copied)
         return found | yardsticks(self.out, self.arrays) if self.user else found
 
-    def rows(self, conditions):
-        """A row for each entrant, after a check, the clock, and a check with fresh data."""
+    def rows(self, dtype, seconds):
+        """A row for each entrant, after a check, the clock, and a check with fresh data in the
+        same memory. seconds: of timing for each function, about."""
         self.check("nothing was timed", COUNTER["step"])
-        found = clock(self.functions(), conditions.device, conditions.seconds)
-        times = {key: summary(seconds) for key, seconds in found.items()}
-        refresh(self.u, conditions.seed + 1)
+        found = clock(self.functions(), self.out.device, seconds)
+        times = {key: summary(rounds) for key, rounds in found.items()}
+        for t in self.u:
+            t.normal_()
         self.check(AFTER, 1)
         size, rows = self.out.nbytes, []
         if self.user:
@@ -180,7 +158,7 @@ class Race:
         copy_rate = 2 * size / times["copy"]["seconds"]
         for (name, given), e in self.entrants.items():
             time = times[name, given]
-            row = row_of(self.op, name, conditions.dtype, self.out.shape, **time, bytes=e.bytes,
+            row = row_of(self.op, name, dtype, self.out.shape, **time, bytes=e.bytes,
                          given_z=given, matches_reference=e.matches,
                          copy_gb_per_s=copy_rate / 1e9)
             if e.bytes is not None:

@@ -12,7 +12,7 @@ import torch
 from ... import noise
 from ...affine import accepted_by
 from .. import BACKENDS, FLOATS, OPS, dsm_loss, missing, noise_norms, norms, update
-from .compare import compare, oracle
+from .compare import compare, oracle, row_of
 from .words import check_words
 
 SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
@@ -112,10 +112,9 @@ def check_equation(op, trials=100, shape=(64, 5)):
         out = update(u, c, out=np.empty(shape, np.float32), backend="numpy", **COUNTER)
         bound = max(bound, (abs(out - exact) / (m / (1 - m) * scale + 1e-44)).max())
     passed = worst <= 1e-12 and zero == 0 and bound <= 1
-    yield {"op": op.name, "backend": "equation", "dtype": "float64", "shape": list(shape),
-           "max_ulp": None, "passed": bool(passed), "reason":
-           f"|step - sum c u| {worst:.1e} (1e-12), step(0) {zero:g} (0), "
-           f"float32 error / bound {bound:.2f} (1)"}
+    yield row_of(op.name, "equation", "float64", shape, bool(passed),
+                 f"|step - sum c u| {worst:.1e} (1e-12), step(0) {zero:g} (0), "
+                 f"float32 error / bound {bound:.2f} (1)")
 
 
 def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
@@ -129,9 +128,9 @@ def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
         if reason and backends:
             raise RuntimeError(f"backend {name!r}: {reason}")
         if reason:
-            yield from ({"op": op, "backend": name, "dtype": dtype, "shape": None,
-                         "max_ulp": None, "passed": None, "reason": reason}
-                        for op in [*(op.name for op in ops), *sums] for dtype in dtypes)
+            for op in [*(op.name for op in ops), *sums]:
+                for dtype in dtypes:
+                    yield row_of(op, name, dtype, None, None, reason)
             continue
         yield from check_words(name)
         for op in ops:
@@ -150,12 +149,14 @@ def report(rows):
                   f"{row['reason']}")
         groups.setdefault((row["backend"], row["op"]), []).append(row)
     for (name, op), group in groups.items():
-        ran = [r for r in group if r["passed"] is not None]
-        ulp = max((r["max_ulp"] for r in ran if r["max_ulp"] is not None), default=None)
-        print(f"{name:<10}{op:<20}{sum(r['passed'] for r in ran):>5} of {len(ran):>4} passed  "
-              + (f"{ulp} ulp" if ulp is not None else group[-1]["reason"]) if ran else
-              f"{name:<10}{op:<20}not run: {group[0]['reason']}")
-    failed = sum(r["passed"] is False for r in kept)
-    print(f"{sum(r['passed'] is True for r in kept)} passed, {failed} failed, "
-          f"{sum(r['passed'] is None for r in kept)} not run")
+        passed = [r["passed"] for r in group if r["passed"] is not None]
+        found = [r["max_ulp"] for r in group if r["max_ulp"] is not None]
+        if not passed:
+            print(f"{name:<10}{op:<20}not run: {group[0]['reason']}")
+            continue
+        worst = f"{max(found)} ulp" if found else group[-1]["reason"]
+        print(f"{name:<10}{op:<20}{sum(passed):>5} of {len(passed):>4} passed  {worst}")
+    verdicts = [r["passed"] for r in kept]
+    print(f"{verdicts.count(True)} passed, {verdicts.count(False)} failed, "
+          f"{verdicts.count(None)} not run")
     return kept

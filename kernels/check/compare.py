@@ -1,7 +1,7 @@
 """Two results, compared: element by element, and whole results of any size against NumPy's."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -40,21 +40,26 @@ def _numpy(tensor):
     return tensor.numpy()
 
 
+def row_of(op, name, dtype, shape, passed, reason, max_ulp=None):
+    """One of check's rows."""
+    return {"op": op, "backend": name, "dtype": dtype, "shape": shape and list(shape),
+            "max_ulp": max_ulp, "passed": passed, "reason": reason}
+
+
 def compare(op, name, dtype, shape, got, expected, variant="", allowed=0):
     """Compare two CPU tensors to `allowed` ulp; the reason names the worst element."""
-    shown = {"op": op, "backend": name, "dtype": dtype, "shape": list(shape)}
-    if tuple(got.shape) != tuple(expected.shape) or got.dtype != expected.dtype:
-        return shown | {"max_ulp": None, "passed": False, "reason":
-                        f"returned {got.dtype} {tuple(got.shape)}, not {expected.dtype} "
-                        f"{tuple(expected.shape)}"}
+    row = partial(row_of, op, name, dtype, shape)
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return row(False, f"returned {got.dtype} {tuple(got.shape)}, not {expected.dtype} "
+                          f"{tuple(expected.shape)}")
     d = ulps(_numpy(got.contiguous()), _numpy(expected))
-    if not d.size or d.max() <= allowed:
-        return shown | {"max_ulp": int(d.max(initial=0)), "passed": True, "reason": variant}
+    worst = int(d.max(initial=0))
+    if worst <= allowed:
+        return row(True, variant, worst)
     at = tuple(int(i) for i in np.unravel_index(d.argmax(), d.shape))
     a, b = float(got[at]), float(expected[at])
-    return shown | {"max_ulp": int(d.max()), "passed": False, "reason":
-                    f"{variant}: {int((d > 0).sum())} of {d.size} elements differ, most at {at}: "
-                    f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {int(d.max())} ulp)"}
+    return row(False, f"{variant}: {int((d > 0).sum())} of {d.size} elements differ, most at {at}: "
+                      f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {worst} ulp)", worst)
 
 
 def in_parts(f, batch, size, chunk=CHUNK):
@@ -128,6 +133,11 @@ def expected_sums(op, s, coef, *, sample=0, **counter):
     return tuple(parts)
 
 
+def as_tuple(results):
+    """One result, or several, as a tuple."""
+    return results if isinstance(results, tuple) else (results,)
+
+
 def same_bits(a, b):
     """Whether two CPU tensors hold the same bits, in the same shape and dtype."""
     bits = torch.int32 if a.element_size() == 4 else torch.int16
@@ -136,7 +146,7 @@ def same_bits(a, b):
 
 def require_same(op, name, got, want, when="nothing was timed"):
     """RuntimeError unless all of a result is NumPy's: bit for bit, sums to their ulps."""
-    for a, b, ulps in zip(got, want, ULPS.get(op, (0,)), strict=True):
+    for a, b, ulps in zip(as_tuple(got), as_tuple(want), ULPS.get(op, (0,)), strict=True):
         a = a.detach().cpu()
         if same_bits(a, b):
             continue

@@ -10,7 +10,7 @@ import torch
 
 from ... import noise
 from .. import driver, on_cupy, on_host, on_triton, update
-from .compare import ulps
+from .compare import row_of, ulps
 
 ANSWERS = (  # Random123's known answers: counter, key, words
     ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -131,16 +131,17 @@ def check_words(name, n=100_000):
     good = all((philox(name, np.array([c], np.uint32), k)[0] == w).all()
                for c, k, w in ANSWERS)
     same = (philox(name, counters, key) == philox("numpy", counters, key)).all()
-    yield {"op": "philox", "backend": name, "dtype": "uint32", "shape": list(counters.shape),
-           "max_ulp": None, "passed": bool(good and same), "reason":
-           "Random123's answers and random counters" if good and same else
-           "Random123's answers differ" if not good else "random counters differ from NumPy's"}
+    reason = "Random123's answers and random counters"
+    if not good:
+        reason = "Random123's answers differ"
+    elif not same:
+        reason = "random counters differ from NumPy's"
+    yield row_of("philox", name, "uint32", counters.shape, bool(good and same), reason)
     words = counters[:, :2]
     distance = ulps(stages(name, words), stages("numpy", words)).max(0)
     wrong = [f"{stage} by {d} ulp" for stage, d in zip(STAGES, distance) if d]
-    yield {"op": "stages", "backend": name, "dtype": "float32", "shape": list(words.shape),
-           "max_ulp": int(distance.max()), "passed": not wrong, "reason":
-           f"off NumPy's: {', '.join(wrong)}" if wrong else "radius, cos, sin and two normals"}
+    reason = f"off NumPy's: {', '.join(wrong)}" if wrong else "radius, cos, sin and two normals"
+    yield row_of("stages", name, "float32", words.shape, not wrong, reason, int(distance.max()))
 
 
 def shown(seed=0, sample=7, step=3, tag=noise.CORRECTOR):

@@ -18,7 +18,7 @@ import torch
 
 from .. import OPS
 from . import COUNTER, SHAPES, SUMS, cases, sum_cases, sum_rows, sums_of
-from .compare import compare, normals
+from .compare import as_tuple, compare, normals, row_of
 
 
 def short(e):
@@ -104,15 +104,14 @@ class UserKernels:
 
     def results(self, call, count):
         """What a call returns, as `count` CPU tensors."""
-        got = call()
-        got = got if isinstance(got, tuple) else (got,)
+        got = as_tuple(call())
         for v in got:
             if not isinstance(v, (np.ndarray, np.generic, torch.Tensor)):
                 raise TypeError(f"returned a {type(v).__name__}, not an array or a tensor")
         if len(got) != count:
             raise TypeError(f"returned {len(got)} results, not {count}")
-        return [v.detach().cpu() if isinstance(v, torch.Tensor) else
-                torch.from_numpy(np.asarray(v)) for v in got]
+        return tuple(v.detach().cpu() if isinstance(v, torch.Tensor) else
+                     torch.from_numpy(np.asarray(v)) for v in got)
 
     def renewed(self, call, name, u, step):
         """What a call returns after `renew`, as CPU tensors; it raises as `timed` does."""
@@ -138,8 +137,7 @@ class UserKernels:
                 try:
                     got = self.results(self.bind(name, [v.clone() for v in u], coef, p), len(want))
                 except (Exception, SystemExit) as e:
-                    yield {"op": name, "backend": self.file, "dtype": dtype, "shape": list(shape),
-                           "max_ulp": None, "passed": False, "reason": short(e)}
+                    yield row_of(name, self.file, dtype, shape, False, short(e))
                 else:
                     yield from rows(got)
 
