@@ -87,11 +87,10 @@ def all_stages():
 def guarded(like, shift):
     """A view in the middle of a buffer of sevens, `shift` elements off alignment, and what
     tells whether the rest still holds them."""
-    n, edge = like.numel(), 4096 + shift
-    buffer = torch.full((n + 2 * edge,), 7., dtype=like.dtype, device=DEVICE)
-    view = buffer[edge:edge + n].view(like.shape)
-    return view.copy_(like), lambda: bool((buffer[:edge] == 7).all() and
-                                          (buffer[edge + n:] == 7).all())
+    edge = 4096 + shift
+    buffer = torch.nn.functional.pad(like.flatten().to(DEVICE), (edge, edge), value=7.)
+    view = buffer[edge:-edge].view(like.shape)
+    return view, lambda: bool((buffer[:edge] == 7).all() and (buffer[-edge:] == 7).all())
 
 
 LAYOUTS = ((64, 1024), 0), ((64, 1024), 1), ((5, 33), 1), ((300, 2), 0)  # shape, misalignment
@@ -254,13 +253,12 @@ def sanitizer(limit=150):
     if not Path(tool).exists():
         return {"passed": None, "reason": "compute-sanitizer is not installed"}
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command = [sys.executable, "-c", SANITIZED]
-    end, runs, found = time.time() + limit, {}, {}
-    for check in ("memcheck", "racecheck"):
-        runs[check] = subprocess.Popen(
-            [tool, "--tool", check, "--report-api-errors", "no", "--error-exitcode", "9", *command],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True)
+    options = ["--report-api-errors", "no", "--error-exitcode", "9"]
+    end, found = time.time() + limit, {}
+    runs = {check: subprocess.Popen(
+        [tool, "--tool", check, *options, sys.executable, "-c", SANITIZED],
+        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True) for check in ("memcheck", "racecheck")}
     for check, run in runs.items():
         try:
             said, _ = run.communicate(timeout=max(1., end - time.time()))

@@ -8,6 +8,7 @@ what draws those alone. Both predict its time; the work's own coefficients of 1 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 
@@ -24,7 +25,7 @@ def torch_eager(w):
     """a*x + b*s + c*torch.randn_like(x)"""
     total, u, out = expression(w), w.u, w.out
     if not w.noise:
-        return lambda: total(*u, None)
+        return partial(total, *u, None)
     return lambda z=None: total(*u, torch.randn_like(out) if z is None else z)
 
 
@@ -121,6 +122,12 @@ def numpy_rng(w):
     return f
 
 
+def _cupy_stream():
+    """CuPy's work goes to torch's stream."""
+    import cupy
+    return cupy.cuda.Stream.from_external(torch.cuda.current_stream())
+
+
 def cupy_expr(w):
     """One cupy.ElementwiseKernel of the whole sum; z from cupy.random (cuRAND)."""
     import cupy
@@ -133,7 +140,7 @@ def cupy_expr(w):
         return cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
 
     def f(z=None):
-        with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
+        with _cupy_stream():
             if not w.noise:
                 kernel(*u, out)
             else:
@@ -182,7 +189,7 @@ def cupy_fill(out):
     import cupy
 
     def f():
-        with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
+        with _cupy_stream():
             cupy.random.standard_normal(tuple(out.shape), np.float32)
     return f
 

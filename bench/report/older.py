@@ -1,5 +1,7 @@
 """Against an older run: what got slower beyond noise."""
 
+from statistics import median_high
+
 from ..peers import PEERS
 from ..speed.rows import measured
 
@@ -27,8 +29,8 @@ def slower(old, new):
     pairs = [(before[_key(r)], r) for r in measured(new) if _key(r) in before]
     if not pairs:
         raise ValueError("no row in common with the older run")
-    ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs if a["backend"] in PEERS)
-    drift = ratios[len(ratios) // 2] if ratios else None
+    ratios = [b["seconds"] / a["seconds"] for a, b in pairs if a["backend"] in PEERS]
+    drift = median_high(ratios) if ratios else None
     scale, lines = drift or 1., []
     for a, b in pairs:
         then, now = a["seconds"], b["seconds"] / scale

@@ -45,8 +45,8 @@ def newest(folder=RESULTS):
     found = {}
     for file in sorted(Path(folder).glob("*.json")):
         rows = load(file)
-        m = rows[0].get("machine", {})
-        found[m.get("processor"), m.get("gpu")] = rows
+        m = rows[0]["machine"]
+        found[m["processor"], m["gpu"]] = rows
     if not found:
         raise ValueError(f"{folder}: no results yet; write them with bench --json {folder}")
     return found

@@ -71,19 +71,22 @@ def table(rows):
             f"{versions}.", "", *_updates(rows), *_samplers(rows), "", _not_measured(rows)]
 
 
-def report(folder=RESULTS, readme=None):
+def report(folder=RESULTS):
     """The table of the newest results, printed and put between the README's markers; figures
     beside the results. Returns the text."""
-    folder = Path(folder)
-    readme, parts = Path(readme or folder.absolute().parent / "README.md"), []
+    folder, parts = Path(folder), []
+    readme = folder.absolute().parent / "README.md"
     for rows in newest(folder).values():
-        parts += ["\n".join(table(rows)).strip(), *(
-            f"![{file.stem.replace('-', ', ')}]({os.path.relpath(file, readme.parent)})"
-            for file in draw(folder, rows))]
+        parts.append("\n".join(table(rows)).strip())
+        for file in draw(folder, rows):
+            place = os.path.relpath(file, readme.parent)
+            parts.append(f"![{file.stem.replace('-', ', ')}]({place})")
     text = "\n\n".join(parts)
-    if readme.is_file() and START in (old := readme.read_text()):
-        if END not in old:
+    page = readme.read_text() if readme.is_file() else ""
+    if START in page:
+        if END not in page:
             raise ValueError(f"{readme}: {START} without {END}")
-        head, rest = old.split(START, 1)
-        readme.write_text(f"{head}{START}\n{text}\n{END}{rest.split(END, 1)[1]}")
+        head, rest = page.split(START, 1)
+        _, tail = rest.split(END, 1)
+        readme.write_text(f"{head}{START}\n{text}\n{END}{tail}")
     return text

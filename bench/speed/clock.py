@@ -34,9 +34,10 @@ def clock(functions, device, seconds=SECONDS):
     """{name: seconds of a call, one a round}: every function in turn, again and again; a round
     starts one further on, so that none always follows the same neighbour."""
     wait, order = waiter(device), list(functions)
+    for f in functions.values():
+        f()
     calls, short = {}, set()
     for name, f in functions.items():
-        f()
         took = once(f, wait)
         if took < WARM:
             short.add(name)

@@ -119,16 +119,15 @@ def update_race(op, names, elements, *, user_kernels, **options):
 
     expected = partial(expected_update, op, work.u, coef, work.out)
     race = Race(op.name, work.u, work.out, work.bytes, expected)
-    peers = [name for name in names if name in PEERS]
     for name in names:
-        if name in peers:
+        if name in PEERS:
             race.entrants[name, False] = peer_entrant(name, work)
         else:
             race.enter(name, bind(work.u, coef, out=work.out, backend=name, **COUNTER))
     if race.enter_user(user_kernels, coef, parameters):
         given = replace(work, u=[*work.u, torch.randn_like(work.out)])
-        for name in peers:
-            if not PEERS[name].check:
+        for name in names:
+            if name in PEERS and not PEERS[name].check:
                 race.entrants[name, True] = peer_entrant(name, given)
     return race
 
@@ -149,14 +148,10 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
                 raise RuntimeError(f"{user_kernels.file}: {row['op']} does not return the "
                                    "reference's bits, nothing was timed; see check --kernel")
     names = candidates(backends, device)
-    refused = {op: {} for op in ops}
-    for op, reasons in refused.items():
-        for name in names:
-            if reason := why_not(name, op, dtype, device):
-                reasons[name] = reason
+    reasons = {op: {name: why_not(name, op, dtype, device) for name in names} for op in ops}
     for name in backends or ():
-        if all(name in refused[op] for op in ops):
-            raise RuntimeError(f"peer {name!r}: {refused[ops[0]][name]}")
+        if all(reasons[op][name] for op in ops):
+            raise RuntimeError(f"peer {name!r}: {reasons[ops[0]][name]}")
     options = {"dtype": dtype, "device": device, "seed": seed, "width": width}
     rows = []
     for op in sorted(ops, key=OPS.__contains__):  # sums first
@@ -164,13 +159,13 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed
         if red:
             raise RuntimeError(f"{op}: {', '.join(red)} does not return the reference's "
                                f"{'bits' if op in OPS else 'sums'}; nothing was timed")
-        able = [name for name in names if name not in refused[op]]
+        able = [name for name in names if not reasons[op][name]]
         for n in elements or ELEMENTS:
             race_of = update_race if op in OPS else sums_race
             race = race_of(op, able, n, user_kernels=user_kernels, **options)
             if op in OPS or backends:  # few peers have a form of a sum
                 rows += [row_of(op, name, dtype, race.out.shape, reason=reason)
-                         for name, reason in refused[op].items()]
+                         for name, reason in reasons[op].items() if reason]
             rows += race.rows(dtype, seconds)
     return rows
 

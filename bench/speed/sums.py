@@ -32,7 +32,7 @@ def composed(s, coef, z):
     return (coef[:, 2] * e.square().sum(1)).sum()
 
 
-def loss_and_gradient(s, coef, draw, loss=composed):
+def loss_and_gradient(s, coef, draw, loss):
     """Its value, and its gradient by autograd."""
     s = s.detach().requires_grad_()
     value = loss(s, coef, draw())
@@ -63,10 +63,9 @@ def compiled(f):
     return torch.compile(f, dynamic=False, fullgraph=True)
 
 
-def check_corrector(name, f, s, z):
-    """RuntimeError unless f(x, s) is the reference's correction with z, whole: float32 rounds its
-    terms, and the norms in their coefficients, by less than 2^-20 of them."""
-    got = f(torch.ones_like(s), s)
+def check_correction(name, got, s, z):
+    """RuntimeError unless a correction of ones is the reference's with z, whole: float32 rounds
+    its terms, and the norms in their coefficients, by less than 2^-20 of them."""
     eps = max(2.**-20, 4 * torch.finfo(s.dtype).eps)
 
     def good(rows):
@@ -79,23 +78,16 @@ def check_corrector(name, f, s, z):
                            "not reported")
 
 
-def checked(name, f, x, s, draw):
-    """A peer's correction as a call, after a look at one with an explicit z."""
-    z = torch.randn_like(s)
-    check_corrector(name, lambda x, s: f(x, s, z), s, z)
-    return lambda: f(x, s, draw())
-
-
 class Corrections(Race):
     """Held to the reference within a bound: a correction follows norms, which are to an ulp."""
 
     def check(self, when, step):
-        """As `check_corrector`, of the same counter whenever it is."""
+        """As `check_correction`, of the same counter whenever it is."""
         s, = self.u
         z = normals(tuple(s.shape), tag=TAG)
         for (name, _), entrant in self.entrants.items():
             if entrant.results:
-                check_corrector(name, entrant.results, s, z)
+                check_correction(name, entrant.results(torch.ones_like(s), s), s, z)
 
 
 def form(op, name, given, x, s, z, coef):
@@ -110,8 +102,10 @@ def form(op, name, given, x, s, z, coef):
         return lambda: draw().norm(dim=1)
     if op == "dsm_loss":
         return partial(loss_and_gradient, s, coef, draw, compiler(composed))
-    step = corrected_inplace if name == "torch_inplace" else compiler(corrected)
-    return checked(name, step, x.clone(), s, draw)
+    correct = corrected_inplace if name == "torch_inplace" else compiler(corrected)
+    other, state = torch.randn_like(s), x.clone()
+    check_correction(name, correct(torch.ones_like(s), s, other), s, other)
+    return lambda: correct(state, s, draw())
 
 
 def sums_race(op, names, elements, *, dtype, device, seed, width, user_kernels):
