@@ -17,8 +17,6 @@ from minidiff.bench.speed.run import call, candidates, case, check_peer, gate, k
 from minidiff.kernels import OPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
 wait = waiter(DEVICE)
 
 
@@ -33,17 +31,17 @@ pytestmark = pytest.mark.benchmark(timer=synchronised)
 
 @pytest.mark.parametrize("elements", [1 << 7, 1 << 20])
 @pytest.mark.parametrize("name", candidates(None, DEVICE))
-@pytest.mark.parametrize("op", map(OPS.get, kernels_of()), ids=kernels_of())
+@pytest.mark.parametrize("op", kernels_of())
 def test_update(benchmark, op, name, elements):
-    benchmark.group = f"{op.name} {elements}"
-    if reason := why_not(name, op.name, "float32", DEVICE):
+    benchmark.group = f"{op} {elements}"
+    if reason := why_not(name, op, "float32", DEVICE):
         pytest.skip(f"{name}: {reason}")
     if benchmark.disabled and elements > 128:
         pytest.skip("one size is enough where nothing is timed")
-    work, coef, _ = case(op, elements, "float32", DEVICE)
+    work, coef, _ = case(OPS[op], elements, "float32", DEVICE)
     f = call(name, work, coef)
     if name in PEERS:
         check_peer(name, f, work)
     else:
-        assert gate(op.name, name, "float32")
+        assert gate(op, name, "float32")
     benchmark.pedantic(f, rounds=20, iterations=5, warmup_rounds=2)

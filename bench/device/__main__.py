@@ -62,9 +62,9 @@ def main():
     parser.add_argument("parts", nargs="*", metavar="PART",
                         help=f"some of {', '.join(PARTS)} (default: all)")
     args = parser.parse_args()
-    unknown = [name for name in args.parts if name not in PARTS]
-    if unknown:
-        parser.error(f"{unknown[0]!r} is none of {', '.join(PARTS)}")
+    for name in args.parts:
+        if name not in PARTS:
+            parser.error(f"{name!r} is none of {', '.join(PARTS)}")
     if args.json:
         try:
             check_file("--json", args.json)

@@ -134,7 +134,8 @@ def side_stream(name):
     same."""
     x, coef = torch.randn(4096, 1024), torch.tensor([.5, 2.], device=DEVICE)
     want, source = oracle([x], [.5, 2.], x, step=3, **DRAW), x.to(DEVICE)
-    late, out = (torch.full_like(source, torch.nan) for _ in range(2))
+    late = torch.full_like(source, torch.nan)
+    out = late.clone()
     launch = partial(update, coef=coef, step=3, backend=name, **DRAW)
     launch([source])  # compiled before
     torch.cuda.synchronize()
@@ -216,20 +217,17 @@ def large(mark=2**31, shapes=((2**21 + 3, 1024), (2, 2**30 + 8))):
     what lies about element `mark` and the last row's end, against NumPy's."""
     good = {}
     for name, (rows, size) in product(NAMES, shapes):
-        x = torch.full((rows, size), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+        x = torch.empty((rows, size), dtype=torch.bfloat16, device=DEVICE).normal_()
         starts = (0, 0), divmod(mark - 256, size), divmod(mark, size), (rows - 1, size - 256)
-        parts = []
+        parts = {}
         for row, start in starts:
             quads = np.arange(start // 4, min(start // 4 + 64, size // 4))
             part = x[row, 4 * quads[0]:][:4 * len(quads)]
-            parts.append((row, quads, part.normal_()))
-        wants = []  # parts may overlap: all are filled by now
-        for row, quads, part in parts:
             z, = torch.from_numpy(normals_at([row], quads, SEED, tag=TAG))
-            wants.append((.5 * part.float().cpu() + z).bfloat16())
+            want = (.5 * part.float().cpu() + z).bfloat16()
+            parts[f"{name} {rows}x{size} {row},{start}"] = part, want
         update([x], [.5, 1.], out=x, backend=name, **DRAW)
-        for (row, start), (*_, part), want in zip(starts, parts, wants):
-            good[f"{name} {rows}x{size} {row},{start}"] = same(part, want)
+        good |= {case: same(*found) for case, found in parts.items()}
         del x, part, parts
     return verdict(good)
 
@@ -274,16 +272,16 @@ def sanitizer(limit=150):
 
 def training(steps=3):
     """Batches, levels and noise of a run on a GPU are those of a run on the CPU, bit for bit."""
-    seen = {"cpu": [], DEVICE: []}
-    for place, states in seen.items():
+    def run(place):
+        seen = []
 
-        def perturbed(*arguments, states=states, **options):
-            x = apply(*arguments, **options)
-            states.append(x.cpu())
-            return x
-        trainer = Trainer(load("digits").train, SimpleNamespace(
-            apply=perturbed, dsm_loss=dsm_loss), seed=SEED, device=place, levels=17)
+        def perturbed(*arguments, **options):
+            seen.append(apply(*arguments, **options))
+            return seen[-1]
+        engine = SimpleNamespace(apply=perturbed, dsm_loss=dsm_loss)
+        trainer = Trainer(load("digits").train, engine, seed=SEED, device=place, levels=17)
         for _ in range(steps):
             trainer.advance()
-    pairs = list(zip(*seen.values(), strict=True))
+        return seen
+    pairs = list(zip(run("cpu"), run(DEVICE), strict=True))
     return {"passed": len(pairs) == steps and all(same(a, b) for a, b in pairs)}

@@ -18,8 +18,7 @@ def why_not(*names):
     """Why backends cannot run on this machine's GPU, or None."""
     if not CUDA:
         return "no CUDA device"
-    reasons = {name: missing(name) for name in names}
-    return "; ".join(f"{name}: {why}" for name, why in reasons.items() if why) or None
+    return "; ".join(f"{name}: {missing(name)}" for name in names if missing(name)) or None
 
 
 def same(a, b):

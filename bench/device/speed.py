@@ -57,12 +57,11 @@ def timing():
     main, found = ["normal", MAIN_OP.name], []
     rest = [name for name in (*kernels_of(), *SUMS) if name not in main]
     for dtype in ("float32", "bfloat16"):
-        names, random = [*NAMES, *PEERS], []
-        if dtype == "float32":
-            names.append("cupy_expr")
-            random.append("curand")
-        found += bench(main, names + random, [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
-        found += bench(rest, names, [1 << 28], dtype, "cuda", seconds=SECONDS)
+        is_float32 = dtype == "float32"
+        names = [*NAMES, *PEERS] + ["cupy_expr"] * is_float32
+        timed = partial(bench, dtype=dtype, device="cuda", seconds=SECONDS)
+        found += timed(main, names + ["curand"] * is_float32, [1 << 20, 1 << 28])
+        found += timed(rest, names, [1 << 28])
     print(show(found))
     return {"passed": True, "rows": found}
 

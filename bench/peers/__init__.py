@@ -35,7 +35,9 @@ def torch_inplace(w):
     u, c, clip, out = [*w.u], w.c, w.clip, w.out
     if clip is not None:
         score, u[1] = u[1], torch.empty_like(out)
-    first = 0 if w.noise else 2 if c[0] == 1 and len(u) > 1 else 1  # operands in the first call
+    first = 0 if w.noise else 1  # how many operands the first call takes
+    if not w.noise and c[0] == 1 and len(u) > 1:
+        first = 2
     rest = list(zip(u, c))[first:]
 
     def f(z=None):
@@ -122,12 +124,6 @@ def numpy_rng(w):
     return f
 
 
-def _cupy_stream():
-    """CuPy's work goes to torch's stream."""
-    import cupy
-    return cupy.cuda.Stream.from_external(torch.cuda.current_stream())
-
-
 def cupy_expr(w):
     """One cupy.ElementwiseKernel of the whole sum; z from cupy.random (cuRAND)."""
     import cupy
@@ -140,7 +136,7 @@ def cupy_expr(w):
         return cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
 
     def f(z=None):
-        with _cupy_stream():
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
             if not w.noise:
                 kernel(*u, out)
             else:
@@ -189,7 +185,7 @@ def cupy_fill(out):
     import cupy
 
     def f():
-        with _cupy_stream():
+        with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
             cupy.random.standard_normal(tuple(out.shape), np.float32)
     return f
 
@@ -237,7 +233,7 @@ def _nothing(op, dtype, cuda):
 
 def _terms_passes(w):
     """Each scaled term, each sum and the clip with arrays of its own."""
-    return 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)
+    return 2 * sum(c != 1 for c in w.c) + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)
 
 
 def _fused_passes(w):

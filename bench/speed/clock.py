@@ -13,9 +13,14 @@ PAUSE = 2e-3  # seconds before a sample, for the threads of the function before 
 WARM = 2e-2  # seconds: what is shorter is called once more after the pause, untimed
 
 
+def is_cuda(device):
+    """Whether a device is a GPU."""
+    return str(device).startswith("cuda")
+
+
 def waiter(device):
     """What waits for a device to finish: nothing on a CPU."""
-    if not str(device).startswith("cuda"):
+    if not is_cuda(device):
         return lambda: None
     return torch.cuda.synchronize
 

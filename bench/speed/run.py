@@ -11,7 +11,7 @@ from ...kernels.check import CLIP, COUNTER, check_op, check_sums
 from ...kernels.check.compare import expected_update
 from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
-from .clock import SECONDS
+from .clock import SECONDS, is_cuda
 from .rows import ELEMENTS, label, measured, not_measured, over, row_of, shape_of
 from .sums import FORMS, sums_race
 from .timed import Entrant, Race
@@ -30,11 +30,6 @@ def kernels_of():
     return found
 
 
-def is_cuda(device):
-    """Whether a device's name is a GPU's."""
-    return str(device).startswith("cuda")
-
-
 def candidates(names, device):
     """Contract backends and peers by name; by default the compiled ones and every peer."""
     known = [*BACKENDS, *PEERS]
@@ -43,9 +38,11 @@ def candidates(names, device):
             raise ValueError(f"--backend {name}: none of {', '.join(known)}")
         if name in BACKENDS and missing(name):
             raise RuntimeError(f"backend {name!r}: {missing(name)}")
+    if names:
+        return list(names)
     fast = ("triton", "cupy") if is_cuda(device) else ("host",)
-    here = [n for n in fast if not missing(n)] or ["torch"]
-    return list(names or [*here, *PEERS])
+    here = [name for name in fast if not missing(name)]
+    return [*(here or ["torch"]), *PEERS]
 
 
 def why_not(name, op, dtype, device):
@@ -106,9 +103,8 @@ def peer_entrant(name, work):
     """A peer, held to the reference."""
     peer = PEERS[name]
     f = peer.make(work)
-    matches = check_peer(name, f, work)
-    fill = peer.fill if work.noise else None
-    return Entrant(f, peer.moved(work), matches, None, peer.passes(work), fill)
+    return Entrant(f, peer.moved(work), check_peer(name, f, work), passes=peer.passes(work),
+                   fill=peer.fill if work.noise else None)
 
 
 def update_race(op, names, elements, *, user_kernels, **options):
@@ -117,8 +113,8 @@ def update_race(op, names, elements, *, user_kernels, **options):
     op = OPS[op]
     work, coef, parameters = case(op, elements, **options)
 
-    expected = partial(expected_update, op, work.u, coef, work.out)
-    race = Race(op.name, work.u, work.out, work.bytes, expected)
+    race = Race(op.name, work.u, work.out, work.bytes,
+                partial(expected_update, op, work.u, coef, work.out))
     for name in names:
         if name in PEERS:
             race.entrants[name, False] = peer_entrant(name, work)
@@ -177,7 +173,7 @@ def show(rows):
              f"{'ns/element':>11}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  speedup over"]
     number = lambda v, form: format(v, form) if v is not None else "-"
     for r in measured(rows):
-        n, bits = r["elements"], {True: "same", None: "-"}[r["matches_reference"]]
+        n, bits = r["elements"], "same" if r["matches_reference"] else "-"
         predicted = r["predicted_seconds"] and r["predicted_seconds"] / n * 1e9
         lines.append(f"{r['op']:<16}{label(r):<{wide}}{r['dtype']:<9}{n:>10}"
                      f"{r['shape'][-1]:>6}{r['seconds'] / n * 1e9:>11.2f}"

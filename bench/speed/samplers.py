@@ -20,9 +20,9 @@ from ...langevin import noise_levels
 from ...solvers import rho_levels
 from ..peers import why_not_diffusers
 from ..peers.schedulers import scheduler
-from .clock import once, summary, waiter
+from .clock import is_cuda, once, summary, waiter
 from .rows import add_speedups, measured, not_measured, over, row_of, size
-from .run import candidates, is_cuda
+from .run import candidates
 
 SECONDS = .2  # a repeat's share for either loop, about
 REPEATS = 7
@@ -122,7 +122,8 @@ def gate(name, backend):
 def eager(make, n, wait):
     """(seconds to the first state, the loop's set-up included; seconds a step after it)."""
     loop = make()
-    return once(lambda: next(loop), wait), once(lambda: next(loop), wait, n)
+    step = partial(next, loop)
+    return once(step, wait), once(step, wait, n)
 
 
 def captured(make, n, wait):
@@ -132,7 +133,7 @@ def captured(make, n, wait):
     leaves the bits of the loop uncaptured.
     """
     loop, graph = make(), torch.cuda.CUDAGraph()
-    first = once(lambda: next(loop), wait)
+    first = once(partial(next, loop), wait)
     *_, want = islice(loop, n - 1)
     with torch.cuda.graph(graph):
         *_, last = islice(make(), n)

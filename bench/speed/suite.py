@@ -6,8 +6,9 @@ from itertools import chain
 from tqdm import tqdm
 
 from ...kernels import FLOATS
+from .clock import is_cuda
 from .rows import MAIN_OP
-from .run import bench, is_cuda, kernels_of, show
+from .run import bench, kernels_of, show
 from .samplers import bench_samplers, show_samplers
 from .sums import SUMS
 

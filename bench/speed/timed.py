@@ -29,7 +29,7 @@ def yardsticks(t, arrays):
     """
     held = [torch.zeros_like(t) for _ in range(max(2, arrays))]
     others = held[1:] + held[:1]  # no copy onto itself, which would be none
-    one, end = torch.zeros(2, dtype=t.dtype, device=t.device).split(1)
+    one, end = t.new_zeros(2).split(1)
 
     def each(method, *columns):
         def run():
@@ -116,13 +116,13 @@ class Race:
             raise ValueError(f"{user_kernels.file}: a normal that is given z has nothing to do; "
                              "draw it from seed, sample, step and tag")
         u = self.u or [self.out]
-        copies = [t.clone() for t in u]  # which it may overwrite
-        call = user_kernels.bind(self.op, copies, coef, parameters)
-        bytes_ = self.bytes + given * 4 * self.out.numel()  # z is float32
+        mine = [t.clone() for t in u]  # to overwrite, if it likes
+        call = user_kernels.bind(self.op, mine, coef, parameters)
+        moved = self.bytes + given * 4 * self.out.numel()  # z is float32
         self.arrays = max(1, self.bytes // self.out.nbytes + given)
         self.user = user_kernels.file, given
-        self.entrants[self.user] = Entrant(user_kernels.timed(call), bytes_, True, partial(
-            user_kernels.renewed, call, self.op, u))
+        self.entrants[self.user] = Entrant(
+            user_kernels.timed(call), moved, True, partial(user_kernels.renewed, call, self.op, u))
         return given
 
     def check(self, when, step):

@@ -29,11 +29,6 @@ class Work:
         """What a fused update reads and writes."""
         return self.out.nbytes * (len(self.u) + 1)
 
-    @property
-    def scaled(self):
-        """How many terms have a coefficient to multiply by."""
-        return sum(c_k != 1 for c_k in self.c)
-
 
 def _term(c, value):
     return value if c == 1 else f"{c} * {value}"
