@@ -77,7 +77,7 @@ def all_stages():
     wrong = dict.fromkeys(NAMES, 0)
     parts = np.split(words, range(2**20, len(words), 2**20))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part, want in zip(parts, pool.map(partial(stages, "numpy"), parts), strict=True):
+        for part, want in zip(parts, pool.map(partial(stages, "numpy"), parts)):
             for name in wrong:
                 got = stages(name, part)
                 wrong[name] += int((got.view(np.int32) != want.view(np.int32)).sum())

@@ -1,6 +1,7 @@
 """The device at hand, and what its checks and rates share."""
 
-import numpy as np
+from statistics import median
+
 import torch
 
 from ...kernels import missing
@@ -54,4 +55,4 @@ def seconds(f, repeats=20):
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
-    return float(np.median(times))
+    return median(times)

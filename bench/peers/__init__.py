@@ -33,7 +33,7 @@ def torch_inplace(w):
     """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b, out=out)
     where there is no noise and a = 1."""
     u, c, clip, out = [*w.u], w.c, w.clip, w.out
-    if clip is not None:
+    if clip:
         score, u[1] = u[1], torch.empty_like(out)
     first = 0 if w.noise else 1  # how many operands the first call takes
     if not w.noise and c[0] == 1 and len(u) > 1:
@@ -41,7 +41,7 @@ def torch_inplace(w):
     rest = list(zip(u, c))[first:]
 
     def f(z=None):
-        if clip is not None:
+        if clip:
             torch.mul(score, clip[1], out=u[1]).add_(u[0], alpha=clip[0]).clamp_(*clip[2:])
         if first == 2:
             torch.add(u[0], u[1], alpha=c[1], out=out)
@@ -59,7 +59,7 @@ def torch_inplace(w):
 
 def _inplace_passes(w):
     """Three arrays a call, and two where the first alone is scaled."""
-    passes = 3 * len(w.u) + 7 * (w.clip is not None)
+    passes = 3 * len(w.u) + 7 * bool(w.clip)
     if w.noise:
         return passes
     return passes - (3 if w.c[0] == 1 and len(w.u) > 1 else 1)
@@ -99,14 +99,14 @@ def numpy_rng(w):
     draw, c, clip = numpy_fill(w.out), w.c, w.clip
     u, out = [t.numpy() for t in w.u], w.out.numpy()
     term = np.empty_like(out)
-    if clip is not None:
+    if clip:
         score, u[1] = u[1], np.empty_like(out)
     rest = list(zip(u, c))
     if not w.noise:  # into out goes a term that is multiplied anyway
         first, scale = rest.pop(next((k for k, v in enumerate(c) if v != 1), 0))
 
     def f(z=None):
-        if clip is not None:
+        if clip:
             np.multiply(u[0], clip[0], out=term)
             np.add(np.multiply(score, clip[1], out=u[1]), term, out=u[1])
             np.clip(u[1], *clip[2:], out=u[1])
@@ -233,7 +233,7 @@ def _nothing(op, dtype, cuda):
 
 def _terms_passes(w):
     """Each scaled term, each sum and the clip with arrays of its own."""
-    return 2 * sum(c != 1 for c in w.c) + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)
+    return 2 * sum(c != 1 for c in w.c) + 3 * (len(w.c) - 1) + 9 * bool(w.clip)
 
 
 def _fused_passes(w):

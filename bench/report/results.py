@@ -40,7 +40,7 @@ def load(file):
             for r in good]
 
 
-def newest(folder=RESULTS):
+def newest(folder):
     """{(processor, gpu): rows of the last file by name}. ValueError without any."""
     found = {}
     for file in sorted(Path(folder).glob("*.json")):

@@ -32,17 +32,17 @@ def kernels_of():
 
 def candidates(names, device):
     """Contract backends and peers by name; by default the compiled ones and every peer."""
+    if not names:
+        fast = ("triton", "cupy") if is_cuda(device) else ("host",)
+        here = [name for name in fast if not missing(name)]
+        return [*(here or ["torch"]), *PEERS]
     known = [*BACKENDS, *PEERS]
-    for name in names or ():
+    for name in names:
         if name not in known:
             raise ValueError(f"--backend {name}: none of {', '.join(known)}")
         if name in BACKENDS and missing(name):
             raise RuntimeError(f"backend {name!r}: {missing(name)}")
-    if names:
-        return list(names)
-    fast = ("triton", "cupy") if is_cuda(device) else ("host",)
-    here = [name for name in fast if not missing(name)]
-    return [*(here or ["torch"]), *PEERS]
+    return list(names)
 
 
 def why_not(name, op, dtype, device):

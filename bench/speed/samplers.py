@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
 
 from ... import ddpm, samplers
@@ -153,7 +152,7 @@ def bench_cell(name, kind, shape, batch, ours, peers, device):
         net = network(kind, x)
         makes = {b: partial(states, name, b, net, x) for b in (ours, *peers)}
         slowest = max(eager(make, 2, wait)[1] for make in makes.values())
-        n = int(np.clip(SECONDS / slowest, 3, steps - 4))
+        n = max(3, min(steps - 4, int(SECONDS / slowest)))
         repeats = {b: partial(eager, make, n, wait) for b, make in makes.items()}
         if x.is_cuda:
             make = partial(makes[ours], engine=Fused(backend=ours))
@@ -170,7 +169,7 @@ def bench_cell(name, kind, shape, batch, ours, peers, device):
     return add_speedups(rows)
 
 
-def bench_samplers(device="cpu", grid=None):
+def bench_samplers(device, grid=None):
     """Rows, one by one, of every sampler; without diffusers also the reason."""
     ours, *_ = candidates(None, device)
     reason = why_not_diffusers()

@@ -17,7 +17,7 @@ SPREAD = tuple(1 << k for k in (7, 10, 14, 17, 20, 22, 24, 26))  # of x' = a x +
 WIDTHS = 2, 3072
 
 
-def updates(device, seed=0):
+def updates(device, seed):
     """Lists of rows: every kernel at two sizes, the main form at all, in each dtype and width."""
     timed = partial(bench, device=device, seed=seed)
     for name in kernels_of():

@@ -38,7 +38,7 @@ def formula(w, clipped="({} * u0 + {} * u1).clip({}, {})", term=_term):
     """(names of the operands and z, the sum as one would write it, its coefficients constants)."""
     names = [*(f"u{k}" for k in range(len(w.u))), "z"]
     values = [*names]
-    if w.clip is not None:
+    if w.clip:
         values[1] = clipped.format(*w.clip)
     return names, " + ".join(map(term, w.c, values))
 
