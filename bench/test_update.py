@@ -17,12 +17,11 @@ from minidiff.bench.speed.run import call, candidates, case, check_peer, gate, k
 from minidiff.kernels import OPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-wait = waiter(DEVICE)
 
 
 def synchronised():
     """Seconds, once the device has done all it was given."""
-    wait()
+    waiter(DEVICE)()
     return time.perf_counter()
 
 

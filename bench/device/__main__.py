@@ -1,8 +1,10 @@
 """The claim that a CPU cannot prove: Triton and CuPy on a device return NumPy's bits.
 
-python -m minidiff.bench.device [PART ...] [--json FILE.json]: meant for six minutes of one GPU.
-Each part prints a line: what it did, and passed, FAILED, or why it could not run. Exit 1 on a
-failure. The JSON is written anew after every part.
+    python -m minidiff.bench.device [PART ...] [--json FILE.json]
+
+It is meant for six minutes of one GPU. Each part prints a line: what it did, and passed,
+FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every
+part.
 """
 
 import argparse
@@ -29,16 +31,16 @@ def device():
                          capture_output=True).stdout if shutil.which("nvidia-smi") else ""
     return {"passed": True, "gpu": p.name, "multiprocessors": p.multi_processor_count,
             "l2_mb": p.L2_cache_size / 2**20, "memory_gb": p.total_memory / 1e9,
-            "cuda": torch.version.cuda, "nvidia_smi": smi.strip().splitlines()}
+            "cuda": torch.version.cuda, "nvidia_smi": smi.splitlines()}
 
 
-# what could leave the device in a bad state comes last; rows have processes of their own, and
-# leave what they compiled to those that follow
+# what could leave the device in a bad state comes last; rows have processes of their own,
+# and leave what they compiled to those that follow
 PARTS = {part.__name__: part for part in (
-    device, correct.words, correct.square_root, correct.all_stages, correct.rows, speed.rates,
-    speed.launches, speed.timing, correct.counters, correct.side_stream, correct.threads,
-    correct.graph_replay, correct.corrector_replay, speed.whole_samplers, correct.training,
-    correct.large, correct.sanitizer)}
+    device, correct.words, correct.square_root, correct.all_stages, correct.rows,
+    speed.rates, speed.launches, speed.timing, correct.counters, correct.side_stream,
+    correct.threads, correct.graph_replay, correct.corrector_replay, speed.whole_samplers,
+    correct.training, correct.large, correct.sanitizer)}
 NEEDS = {"device": (), "rates": (), "square_root": ("cupy",)}  # the others both backends
 
 

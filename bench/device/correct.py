@@ -41,7 +41,8 @@ def rows_of(name, op, shapes):
 
 
 def rows():
-    """Every op and the sums: dtypes and shapes of `check`, in processes that compile at once."""
+    """Every op and the sums: dtypes and shapes of `check`, in processes that compile at
+    once."""
     work = [(name, op, SHAPES) for op in (*OPS, "sums") for name in NAMES]
     with ProcessPoolExecutor(min(8, os.cpu_count()), get_context("spawn")) as pool:
         found = list(chain.from_iterable(pool.map(rows_of, *zip(*work))))
@@ -63,7 +64,8 @@ extern "C" __global__ void roots(u64 *wrong) {
 
 
 def square_root():
-    """CUDA C's check-free root against sqrt.rn at every positive float32; in use: 1e-7 ... 46."""
+    """CUDA C's check-free root against sqrt.rn at every positive float32; in use: 1e-7 ...
+    46."""
     wrong = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     raw(ROOTS, "roots", 132 * 8, wrong)
     inside, outside = wrong.tolist()
@@ -71,8 +73,8 @@ def square_root():
 
 
 def all_stages():
-    """Radius, cos, sin and normals of every float that a word can become and of every angle,
-    against NumPy's."""
+    """Radius, cos, sin and normals of every float that a word can become and of every
+    angle, against NumPy's."""
     words = every_word()
     wrong = dict.fromkeys(NAMES, 0)
     parts = np.split(words, range(2**20, len(words), 2**20))
@@ -93,7 +95,8 @@ def guarded(like, shift):
     return view, lambda: bool((buffer[:edge] == 7).all() and (buffer[-edge:] == 7).all())
 
 
-LAYOUTS = ((64, 1024), 0), ((64, 1024), 1), ((5, 33), 1), ((300, 2), 0)  # shape, misalignment
+# shapes, and by how many elements they are out of alignment
+LAYOUTS = ((64, 1024), 0), ((64, 1024), 1), ((5, 33), 1), ((300, 2), 0)
 
 
 def pair(shape, dtype="float32"):
@@ -102,8 +105,8 @@ def pair(shape, dtype="float32"):
 
 
 def counters():
-    """A device counter picks the row and the noise, in and out of place; arrays aligned and not,
-    in every dtype; nothing is written beside the output."""
+    """A device counter picks the row and the noise, in and out of place; arrays aligned and
+    not, in every dtype; nothing is written beside the output."""
     good, table, step = {}, torch.randn(4, 3), torch.tensor(2, device=DEVICE)
     for name, dtype, (shape, shift) in product(NAMES, FLOATS, LAYOUTS):
         u = pair(shape, dtype)
@@ -111,8 +114,8 @@ def counters():
         x, x_is_clean = guarded(u[0], shift)
         s, _ = guarded(u[1], shift)
         out, out_is_clean = guarded(torch.full_like(x, torch.nan), shift)
-        found = [same(update([x, s], table, out=o, rows="step", step=step, backend=name, **DRAW),
-                      want) for o in (out, x)]
+        found = [same(update([x, s], table, out=where, rows="step", step=step, backend=name,
+                             **DRAW), want) for where in (out, x)]
         good[f"{name} {dtype} {shape} {shift}"] = all(found) and out_is_clean() and x_is_clean()
     return verdict(good, cases=len(good))
 
@@ -130,8 +133,8 @@ def by_backend(part):
 
 @by_backend
 def side_stream(name):
-    """On a stream of the caller's that is busy: the host waits for nothing, the bits are the
-    same."""
+    """On a stream of the caller's that is busy: the host waits for nothing, the bits are
+    the same."""
     x, coef = torch.randn(4096, 1024), torch.tensor([.5, 2.], device=DEVICE)
     want, source = oracle([x], [.5, 2.], x, step=3, **DRAW), x.to(DEVICE)
     late = torch.full_like(source, torch.nan)
@@ -180,7 +183,8 @@ def replayed(advance, x0, s):
 
 @by_backend
 def graph_replay(name):
-    """One step captured, replayed eight times: a device counter picks the row and the noise."""
+    """One step captured, replayed eight times: a device counter picks the row and the
+    noise."""
     table, good = coefficients(OPS["langevin"].step, eps=np.linspace(.1, .01, 8)), {}
     on_device = torch.from_numpy(table).float().to(DEVICE)
 
@@ -197,13 +201,14 @@ def graph_replay(name):
 
 def corrector(name):
     """f(x, s, k): a correction on a backend."""
-    return partial(Fused(SEED, backend=name).correct, OPS["langevin"].step, snr_step_size, tag=TAG)
+    engine = Fused(SEED, backend=name)
+    return partial(engine.correct, OPS["langevin"].step, snr_step_size, tag=TAG)
 
 
 @by_backend
 def corrector_replay(name):
-    """A corrector's step captured, replayed eight times, against NumPy's: norms within an ulp
-    move the step size, and so the states, by as much of themselves a step."""
+    """A corrector's step captured, replayed eight times, against NumPy's: norms within an
+    ulp move the step size, and so the states, by as much of themselves a step."""
     x0, s = pair((257, 33))
     correct, want = corrector("numpy"), x0.clone()
     for k in range(8):
@@ -213,12 +218,13 @@ def corrector_replay(name):
 
 
 def large(mark=2**31, shapes=((2**21 + 3, 1024), (2, 2**30 + 8))):
-    """More than `mark` bfloat16 elements, in place, in many rows and in two: the first row's start,
-    what lies about element `mark` and the last row's end, against NumPy's."""
+    """More than `mark` bfloat16 elements, in place, in many rows and in two: the first
+    row's start, what lies about element `mark` and the last row's end, against NumPy's."""
     good = {}
     for name, (rows, size) in product(NAMES, shapes):
         x = torch.empty((rows, size), dtype=torch.bfloat16, device=DEVICE).normal_()
-        starts = (0, 0), divmod(mark - 256, size), divmod(mark, size), (rows - 1, size - 256)
+        starts = ((0, 0), divmod(mark - 256, size), divmod(mark, size),
+                  (rows - 1, size - 256))
         parts = {}
         for row, start in starts:
             quads = np.arange(start // 4, min(start // 4 + 64, size // 4))
@@ -246,7 +252,8 @@ torch.cuda.synchronize()
 
 
 def sanitizer(limit=150):
-    """compute-sanitizer's memcheck, every tensor an allocation of its own, beside racecheck."""
+    """compute-sanitizer's memcheck, every tensor an allocation of its own, beside
+    racecheck."""
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
         return {"passed": None, "reason": "compute-sanitizer is not installed"}
@@ -271,7 +278,8 @@ def sanitizer(limit=150):
 
 
 def training(steps=3):
-    """Batches, levels and noise of a run on a GPU are those of a run on the CPU, bit for bit."""
+    """Batches, levels and noise of a run on a GPU are those of a run on the CPU, bit for
+    bit."""
     def run(place):
         seen = []
 

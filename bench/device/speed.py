@@ -67,8 +67,8 @@ def timing():
 
 
 def launches(calls=20):
-    """A small update, 2^20 elements: microseconds of the host to launch it, and of the device in
-    a graph of many."""
+    """A small update, 2^20 elements: microseconds of the host to launch it, and of the
+    device in a graph of many."""
     found = {}
     for name in (*NAMES, *PEERS):
         work, coef, _ = case(MAIN_OP, 1 << 20, "float32", "cuda")
@@ -91,8 +91,9 @@ def final(family, *arguments):
 
 
 def whole_samplers(n=360, shape=(1, 8, 8)):
-    """Every family, network and updates, in one CUDA graph: the bits of its loop uncaptured; and
-    milliseconds of either. The network has weights that nobody trained, and the demo's shape."""
+    """Every family, network and updates, in one CUDA graph: the bits of its loop
+    uncaptured; and milliseconds of either. The network has weights that nobody trained, and
+    the demo's shape."""
     torch.manual_seed(0)
     net = ScoreNet(shape).to(DEVICE).eval().requires_grad_(False)
     torch.nn.init.normal_(net.F_x.out.weight, std=.02)

@@ -3,7 +3,8 @@
 A peer is made once for a piece of work: make(work) returns f, one call of which computes
 sum c_k u_k (+ c_z noise) and returns it; f(z) does so with an explicit z, to be checked.
 `passes` counts the arrays it reads or writes, its random numbers apart; `fill(out)` returns
-what draws those alone. Both predict its time; the work's own coefficients of 1 cost nothing.
+what draws those alone. Both predict its time; the work's own coefficients of 1 cost
+nothing.
 """
 
 from collections.abc import Callable
@@ -30,8 +31,8 @@ def torch_eager(w):
 
 
 def torch_inplace(w):
-    """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b, out=out)
-    where there is no noise and a = 1."""
+    """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b,
+    out=out) where there is no noise and a = 1."""
     u, c, clip, out = [*w.u], w.c, w.clip, w.out
     if clip:
         score, u[1] = u[1], torch.empty_like(out)
@@ -66,9 +67,9 @@ def _inplace_passes(w):
 
 
 def torch_compile(w):
-    """torch.compile of the expression into out: static shapes, constants compiled in. z is drawn
-    outside the graph into its own buffer: inside, a CPU's takes five times as long. On a GPU the
-    faster of both."""
+    """torch.compile of the expression into out: static shapes, constants compiled in. z is
+    drawn outside the graph into its own buffer: inside, a CPU's takes five times as long.
+    On a GPU the faster of both."""
     torch._dynamo.reset()  # else the ninth op of a process would silently run uncompiled
     total, u, out, noise = expression(w), w.u, w.out, w.noise
     buffer = torch.empty_like(out)
@@ -127,13 +128,15 @@ def numpy_rng(w):
 def cupy_expr(w):
     """One cupy.ElementwiseKernel of the whole sum; z from cupy.random (cuRAND)."""
     import cupy
-    names, total = formula(w, "fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f)", "{}f * {}".format)
+    names, total = formula(w, "fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f)",
+                           "{}f * {}".format)
     inputs = ", ".join(f"T {name}" for name in names[:len(w.u) + w.noise])
     kernel = cupy.ElementwiseKernel(inputs, "T out", f"out = {total}", "affine")
     u, out = [cupy.from_dlpack(t) for t in w.u], cupy.from_dlpack(w.out)
 
     def drawn():
-        return cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
+        z = cupy.random.standard_normal(out.shape, np.float32)
+        return z.astype(out.dtype, copy=False)
 
     def f(z=None):
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
@@ -165,7 +168,8 @@ def curand(w):
 
 
 def diffusers(w):
-    """The scheduler's own step(model_output, t, sample), its coefficients and checks included."""
+    """The scheduler's own step(model_output, t, sample), its coefficients and checks
+    included."""
     return schedulers.timed(w.op.step, w.u)
 
 
@@ -223,8 +227,8 @@ def why_not_diffusers():
 
 
 def _why_not_scheduler(op, dtype, cuda):
-    known = op.step in schedulers.SCHEDULERS
-    return why_not_diffusers() or (None if known else "diffusers has no scheduler for this step")
+    return why_not_diffusers() or (
+        None if op.step in schedulers.SCHEDULERS else "diffusers has no scheduler for this step")
 
 
 def _nothing(op, dtype, cuda):
@@ -244,9 +248,10 @@ def _fused_passes(w):
 class Peer:
     """Whom we race.
 
-    make(work) -> f; passes(work); fill(out) -> f; why_not(op, dtype, cuda) -> a reason or None.
-    check(work): RuntimeError unless it computes the reference's update, of one that cannot be
-    given z; the others are held to the sum.
+    make(work) -> f; passes(work); fill(out) -> f.
+    why_not(op, dtype, cuda) -> why it does not compute an op here, or None.
+    check(work), where it cannot be given z: RuntimeError unless it computes the reference's
+    update. The other peers are held to the sum.
     """
 
     make: Callable

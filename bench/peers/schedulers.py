@@ -2,8 +2,8 @@
 
 SCHEDULERS is keyed by the reference's function. A scheduler works on x = scale y, y the
 reference's state, and on the network's noise eps = -sigma s; which scale, sigma and which
-parameters of the step belong to the middle of its own schedule it tells here, so that its step
-is checked against the reference before it is timed.
+parameters of the step belong to the middle of its own schedule it tells here, so that its
+step is checked against the reference before it is timed.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,12 @@ SEED = 5
 
 @dataclass(frozen=True)
 class Scheduler:
-    """name and config in diffusers; passes: the arrays its step reads and writes, randn apart.
-    at(scheduler) -> (parameters of the reference's step, (scale, sigma) now, then one before
-    for a multistep solver, scale after); of the parameters a step takes those it has.
-    steps: of set_timesteps. options: of its step."""
+    """name and config in diffusers; steps of set_timesteps; options of its step.
+
+    passes: the arrays its step reads and writes, randn apart.
+    at(scheduler) -> (parameters, [(scale, sigma) now, then before for a multistep solver],
+    scale after). The reference's step takes those of the parameters that it has.
+    """
 
     name: str
     at: Callable
@@ -88,7 +90,8 @@ SCHEDULERS = {
     ddpm.ddim_step: Scheduler("DDIMScheduler", _chain, 19, {"clip_sample": False}, 1000,
                               {"eta": 1.}),
     sde.pf_ode_step: Scheduler("EulerDiscreteScheduler", _euler, 15, steps=20),
-    solvers.dpmpp_2m_step: Scheduler("DPMSolverMultistepScheduler", _multistep, 24, steps=20),
+    solvers.dpmpp_2m_step: Scheduler("DPMSolverMultistepScheduler", _multistep, 24,
+                                     steps=20),
 }
 
 
@@ -106,7 +109,8 @@ def _step(entry, s, **more):
 
 
 def timed(function, u):
-    """f() makes the step that the reference calls `function`, of operands u, as they are."""
+    """f() makes the step that the reference calls `function`, of operands u, as they
+    are."""
     entry = SCHEDULERS[function]
     step = _step(entry, entry.make())
     if len(u) > 2:  # a multistep solver remembers the step before
@@ -128,9 +132,9 @@ def check(op, u):
     for k, ((scale, sigma), y, score) in reversed(list(enumerate(pairs))):
         got = step(-sigma * score, scale * y, K - k)
     coef = op.coefficients(CLIP if op.denoise else None, **accepted_by(op.step, parameters))
-    # its inner terms are of the operands' size; the schedule is float32, where 1 - alpha_bar /
-    # alpha_bar_prev and exp(-h) - 1, from about .01 on, lose two digits; then some twenty roundings
-    # to the storage's dtype
+    # its inner terms are of the operands' size; the schedule is float32, where 1 - alpha_bar
+    # / alpha_bar_prev and exp(-h) - 1, from about .01 on, lose two digits; then some twenty
+    # roundings to the storage's dtype
     error = 20 * torch.finfo(x.dtype).eps + 2.**-24 / .005
     if not is_sum(got.double() / after, [*u, *z], coef.tolist(), error, least=1.):
         raise RuntimeError(f"diffusers' {entry.name} computes another {op.step.__name__} than "

@@ -1,4 +1,5 @@
-"""Two figures of the rows: speedup against size; whole samplers. Read on light and on dark."""
+"""Two figures of the rows: speedup against size; whole samplers. Read on light and on
+dark."""
 
 import matplotlib
 

@@ -13,7 +13,8 @@ def _key(row):
 
 
 def _error(row):
-    """Standard error of a median: 1.25 sigma / sqrt(n), a normal's quartiles 1.35 sigma apart."""
+    """Standard error of a median: 1.25 sigma / sqrt(n), a normal's quartiles 1.35 sigma
+    apart."""
     low, high = row["quartiles"]
     return .93 * (high - low) / row.get("rounds", 7)**.5
 
@@ -21,9 +22,9 @@ def _error(row):
 def slower(old, new):
     """(lines that say which of our rows got slower beyond noise, the machine's own drift).
 
-    drift: the median change of the peers, whose code is not ours; None without any. A row is
-    slower if, divided by drift, its lower quartile lies above the old upper one and its median
-    above the old median by over four standard errors of their difference.
+    drift: the median change of the peers, whose code is not ours; None without any. A row
+    is slower if, divided by drift, its lower quartile lies above the old upper one and its
+    median above the old median by over four standard errors of their difference.
     """
     before = {_key(r): r for r in measured(old)}
     pairs = [(before[_key(r)], r) for r in measured(new) if _key(r) in before]
@@ -45,8 +46,8 @@ def slower(old, new):
 
 
 def compare(old, new):
-    """Prints what got slower than in older rows; 1 if anything did. ValueError where they are of
-    another machine."""
+    """Prints what got slower than in older rows; 1 if anything did. ValueError where they
+    are of another machine."""
     there, here = old[0]["machine"], new[0]["machine"]
     if any(there[k] != here[k] for k in ("processor", "cores", "gpu")):
         raise ValueError(f"the older run is of another machine: {there['processor']}, "

@@ -1,4 +1,5 @@
-"""The table of results, between two markers of a page, only ever written from a file of rows."""
+"""The table of results, between two markers of a page, only ever written from a file of
+rows."""
 
 import os
 from pathlib import Path
@@ -72,8 +73,8 @@ def table(rows):
 
 
 def report(folder=RESULTS):
-    """The table of the newest results, printed and put between the README's markers; figures
-    beside the results. Returns the text."""
+    """The table of the newest results, printed and put between the README's markers;
+    figures beside the results. Returns the text."""
     folder, parts = Path(folder), []
     readme = folder.absolute().parent / "README.md"
     for rows in newest(folder).values():

@@ -36,8 +36,8 @@ def once(f, wait, calls=1):
 
 
 def clock(functions, device, seconds=SECONDS):
-    """{name: seconds of a call, one a round}: every function in turn, again and again; a round
-    starts one further on, so that none always follows the same neighbour."""
+    """{name: seconds of a call, one a round}: every function in turn, again and again; a
+    round starts one further on, so that none always follows the same neighbour."""
     wait, order = waiter(device), list(functions)
     for f in functions.values():
         f()

@@ -28,8 +28,8 @@ def row_of(op, backend, dtype, shape, **more):
 
 
 def add_speedups(rows):
-    """Each contract backend's speedup over each peer of these rows, never over another backend.
-    What is given z has less to do: it races the peers that are given z too."""
+    """Each contract backend's speedup over each peer of these rows, never over another
+    backend. What is given z has less to do: it races the peers that are given z too."""
     timed = measured(rows)
     for row in timed:
         if row["backend"] not in PEERS:

@@ -68,7 +68,8 @@ def case(op, elements, dtype, device, seed=0, width=1024):
 
 
 def call(name, work, coef):
-    """A function that does one update into work.out, made once: a backend's, or a peer's."""
+    """A function that does one update into work.out, made once: a backend's, or a
+    peer's."""
     if name in BACKENDS:
         return partial(bind(work.u, coef, out=work.out, backend=name), 0)
     return PEERS[name].make(work)
@@ -84,8 +85,8 @@ def gate(op, name, dtype):
 
 
 def check_peer(name, f, work):
-    """RuntimeError unless a peer computes the reference's update of an explicit z; None where it
-    then draws its own, else True."""
+    """RuntimeError unless a peer computes the reference's update of an explicit z; None
+    where it then draws its own, else True."""
     known = None if work.noise else True
     if PEERS[name].check:
         PEERS[name].check(replace(work, u=[t[:4] for t in work.u]))
@@ -108,8 +109,8 @@ def peer_entrant(name, work):
 
 
 def update_race(op, names, elements, *, user_kernels, **options):
-    """An update at a size. A user's kernel that is given z races peers that are given z too, in
-    the operands' dtype."""
+    """An update at a size. A user's kernel that is given z races peers that are given z
+    too, in the operands' dtype."""
     op = OPS[op]
     work, coef, parameters = case(op, elements, **options)
 
@@ -131,12 +132,12 @@ def update_race(op, names, elements, *, user_kernels, **options):
 def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0,
           user_kernels=None, *, width=1024, seconds=SECONDS):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
-    fraction_of_copy, matches_reference, speedup over each peer; of a peer also its predicted
-    seconds.
+    fraction_of_copy, matches_reference, speedup over each peer; of a peer also its
+    predicted seconds.
 
-    user_kernels: a user's (kernels.check.yours.UserKernels), timed beside the rest. A peer that
-    does not compute an op is a row with the reason. RuntimeError on a red gate, and where a peer
-    that was named computes none of the ops.
+    user_kernels: a user's (kernels.check.yours.UserKernels), timed beside the rest. A peer
+    that does not compute an op is a row with the reason. RuntimeError on a red gate, and
+    where a peer that was named computes none of the ops.
     """
     if user_kernels:
         for row in user_kernels.check((dtype,), seed):

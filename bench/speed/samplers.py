@@ -26,8 +26,8 @@ from .run import candidates
 SECONDS = .2  # a repeat's share for either loop, about
 REPEATS = 7
 POINTS, IMAGES = (2,), (3, 64, 64)
-GRID = [("null", POINTS, 1), ("null", POINTS, 4096), ("null", IMAGES, 1), ("null", IMAGES, 64),
-        ("lean", POINTS, 1), ("lean", POINTS, 4096), ("lean", IMAGES, 1)]
+GRID = [("null", POINTS, 1), ("null", POINTS, 4096), ("null", IMAGES, 1),
+        ("null", IMAGES, 64), ("lean", POINTS, 1), ("lean", POINTS, 4096), ("lean", IMAGES, 1)]
 GPU_GRID = [*GRID, ("null", IMAGES, 4096), ("lean", IMAGES, 64)]
 
 
@@ -67,8 +67,9 @@ def _langevin_levels(n):
 
 @dataclass(frozen=True)
 class Sampler:
-    """steps; grid(n): what the loop of that name in minidiff.samplers goes through, with its
-    other options; theirs(net, x, n): diffusers' loop. Both are generators of a state a step."""
+    """steps; grid(n): what the loop of that name in minidiff.samplers goes through, with
+    its other options; theirs(net, x, n): diffusers' loop. Both are generators of a state a
+    step."""
 
     steps: int
     grid: Callable
@@ -79,7 +80,8 @@ class Sampler:
 SAMPLERS = {
     "ancestral": Sampler(1000, ddpm.linear_betas,
                          partial(stepped, "DDPMScheduler", clip_sample=False)),
-    "annealed_langevin": Sampler(1000, _langevin_levels, _diffusers_langevin, {"n_steps": 100}),
+    "annealed_langevin": Sampler(1000, _langevin_levels, _diffusers_langevin,
+                                 {"n_steps": 100}),
     "edm": Sampler(18, _edm_levels, _diffusers_heun),
     "dpmpp_2m": Sampler(20, _edm_levels, partial(
         stepped, "DPMSolverMultistepScheduler", use_karras_sigmas=True))}
@@ -91,7 +93,7 @@ def network(kind, x):
     if kind == "null":
         return lambda x, level: s
     from ...net import ScoreNet
-    net = ScoreNet(tuple(x.shape[1:])).to(x.device).eval().requires_grad_(False)
+    net = ScoreNet(x.shape[1:]).to(x.device).eval().requires_grad_(False)
     sigma = torch.ones(len(x), device=x.device)
     return lambda x, level: net(x, sigma)
 
@@ -126,10 +128,11 @@ def eager(make, n, wait):
 
 
 def captured(make, n, wait):
-    """A function that returns as `eager`, of n steps in one CUDA graph; make(engine) is the loop.
+    """A function that returns as `eager`, of n steps in one CUDA graph; make(engine) is the
+    loop.
 
-    An engine that has run before has its schedules on the device. RuntimeError unless the graph
-    leaves the bits of the loop uncaptured.
+    An engine that has run before has its schedules on the device. RuntimeError unless the
+    graph leaves the bits of the loop uncaptured.
     """
     loop, graph = make(), torch.cuda.CUDAGraph()
     first = once(partial(next, loop), wait)
@@ -184,8 +187,8 @@ def bench_samplers(device, grid=None):
 
 
 def show_samplers(rows):
-    """ms a step and the whole sampler's seconds, to the first state and then at the median, one
-    line a loop."""
+    """ms a step and the whole sampler's seconds, to the first state and then at the median,
+    one line a loop."""
     lines = [f"{'sampler':<19}{'network':<9}{'batch x shape':<16}{'backend':<14}{'ms/step':>9}"
              f"{'whole s':>9}{'timed':>7}  speedup over"]
     for r in measured(rows):

@@ -1,4 +1,5 @@
-"""The whole bench: what `python -m minidiff bench` runs when nothing is asked for in particular."""
+"""The whole bench: what `python -m minidiff bench` runs when nothing is asked for in
+particular."""
 
 from functools import partial
 from itertools import chain
@@ -18,7 +19,8 @@ WIDTHS = 2, 3072
 
 
 def updates(device, seed):
-    """Lists of rows: every kernel at two sizes, the main form at all, in each dtype and width."""
+    """Lists of rows: every kernel at two sizes, the main form at all, in each dtype and
+    width."""
     timed = partial(bench, device=device, seed=seed)
     for name in kernels_of():
         sizes = EVERY

@@ -16,7 +16,8 @@ from .rows import shape_of
 from .timed import Entrant, Race
 
 TAG = noise.CORRECTOR
-PASSES = {"norms": 1, "noise_norms": 0, "dsm_loss": 2, "corrector": 4}  # arrays that ours moves
+# arrays that ours reads and writes
+PASSES = {"norms": 1, "noise_norms": 0, "dsm_loss": 2, "corrector": 4}
 SUMS = tuple(PASSES)
 _DRAWN = [("torch_eager", False), ("torch_inplace", False), ("torch_compile", False)]
 FORMS = {  # of peers, and whether z is given
@@ -64,8 +65,8 @@ def compiled(f):
 
 
 def check_correction(name, got, s, z):
-    """RuntimeError unless a correction of ones is the reference's with z, whole: float32 rounds
-    its terms, and the norms in their coefficients, by less than 2^-20 of them."""
+    """RuntimeError unless a correction of ones is the reference's with z, whole: float32
+    rounds its terms, and the norms in their coefficients, by less than 2^-20 of them."""
     eps = max(2.**-20, 4 * torch.finfo(s.dtype).eps)
 
     def good(rows):
@@ -79,7 +80,8 @@ def check_correction(name, got, s, z):
 
 
 class Corrections(Race):
-    """Held to the reference within a bound: a correction follows norms, which are to an ulp."""
+    """Held to the reference within a bound: a correction follows norms, which are to an
+    ulp."""
 
     def check(self, when, step):
         """As `check_correction`, of the same counter whenever it is."""
@@ -91,7 +93,8 @@ class Corrections(Race):
 
 
 def form(op, name, given, x, s, z, coef):
-    """A peer's call: z is given, drawn anew by torch_eager, and into its memory by the others."""
+    """A peer's call: z is given, drawn anew by torch_eager, and into its memory by the
+    others."""
     draw = partial(torch.randn_like, s) if name == "torch_eager" else z.normal_
     if given:
         draw = lambda: z
@@ -109,18 +112,19 @@ def form(op, name, given, x, s, z, coef):
 
 
 def sums_race(op, names, elements, *, dtype, device, seed, width, user_kernels):
-    """One of SUMS at a size: norms, `dsm_loss` (value and gradient) and `corrector` (norms, then
-    the step in place), against torch's forms."""
+    """One of SUMS at a size: norms, `dsm_loss` (value and gradient) and `corrector` (norms,
+    then the step in place), against torch's forms."""
     torch.manual_seed(seed)
     shape, kind = shape_of(elements, width), getattr(torch, dtype)
     x, s, z = (torch.randn(shape, device=device).to(kind) for _ in "xsz")
     coef = torch.rand((shape[0], 3), device=device)
     race_of = Corrections if op == "corrector" else Race
-    race = race_of(op, [s], s.clone(), PASSES[op] * s.nbytes, partial(expected_sums, op, s, coef))
+    race = race_of(op, [s], s.clone(), PASSES[op] * s.nbytes,
+                   partial(expected_sums, op, s, coef))
     for name in names:
         if name in BACKENDS and op == "corrector":
-            correct = partial(Fused(backend=name).correct, langevin_step, snr_step_size, k=0,
-                              tag=TAG)
+            correct = partial(Fused(backend=name).correct, langevin_step, snr_step_size,
+                              k=0, tag=TAG)
             call = partial(correct, x.clone(), s)
             race.entrants[name, False] = Entrant(call, race.bytes, True, correct)
         elif name in BACKENDS:

@@ -1,7 +1,7 @@
 """What is timed is what was compared.
 
-Whole results on the timed tensors, before the clock and, with fresh data, after it. And nothing
-that did its work is faster than its bytes.
+Whole results on the timed tensors, before the clock and, with fresh data, after it. And
+nothing that did its work is faster than its bytes.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ AFTER = "what was timed is not what was checked before"
 def yardsticks(t, arrays):
     """Calls whose times say how fast bytes move.
 
-    They have as many arrays like t as a kernel, so that caches hold them as well or as badly. They
-    read and write to another place, or in place, where a CPU need not fetch what it overwrites, or
-    only write one. "call" moves nothing.
+    They have as many arrays like t as a kernel, so that caches hold them as well or as
+    badly. They read and write to another place, or in place, where a CPU need not fetch
+    what it overwrites, or only write one. "call" moves nothing.
     """
     held = [torch.zeros_like(t) for _ in range(max(2, arrays))]
     others = held[1:] + held[:1]  # no copy onto itself, which would be none
@@ -46,15 +46,15 @@ def yardsticks(t, arrays):
 def require_possible(op, name, time, moved, only_writes, *, size, arrays, times):
     """RuntimeError for what moves its bytes faster than anything moves that many.
 
-    MARGIN over the fastest yardstick, quartile against quartile, apart from the time that the calls
-    take; nothing is said of sizes where they take most of it.
+    MARGIN over the fastest yardstick, quartile against quartile, apart from the time that
+    the calls take; nothing is said of sizes where they take most of it.
     """
     pairs = max(2, arrays)
     sticks = {"copied": (pairs, 2), "negated": (arrays, 2), "added": (pairs, 3)}
     if only_writes:
         sticks = {"filled": (1, 1), "zeroed": (1, 1)}
     call, rates = times["call"], []
-    for stick, (calls, passes) in sticks.items():  # calls, and arrays that each reads and writes
+    for stick, (calls, passes) in sticks.items():  # passes: a call's arrays, read or written
         took = times[stick]["quartiles"][0] - calls * call["quartiles"][1]
         if took < CALLS * calls * call["seconds"]:
             return
@@ -70,8 +70,8 @@ def require_possible(op, name, time, moved, only_writes, *, size, arrays, times)
 class Entrant:
     """One that is timed: a call without arguments.
 
-    bytes: what it reads and writes. matches: whether it returns the reference's bits. Both are
-    None where that is not known. results(step=...): what it returns, to be checked.
+    bytes: what it reads and writes. matches: whether it returns the reference's bits. Both
+    are None where that is not known. results(step=...): what it returns, to be checked.
     passes, fill: of a peer (peers.Peer), to predict its time.
     """
 
@@ -87,8 +87,8 @@ class Entrant:
 class Race:
     """One op at one size. What is timed is checked whole, before the clock and after it.
 
-    op: its name. u: its operands. out: a buffer of their shape. bytes: what a kernel of ours
-    reads and writes. expected(**counter): NumPy's results.
+    op: its name. u: its operands. out: a buffer of their shape. bytes: what a kernel of
+    ours reads and writes. expected(**counter): NumPy's results.
     entrants: {(name, whether z is given): Entrant}.
     user: the user's key, if there is one, and how many arrays like out it reads and writes.
     """
@@ -121,8 +121,8 @@ class Race:
         moved = self.bytes + given * 4 * self.out.numel()  # z is float32
         self.arrays = max(1, self.bytes // self.out.nbytes + given)
         self.user = user_kernels.file, given
-        self.entrants[self.user] = Entrant(
-            user_kernels.timed(call), moved, True, partial(user_kernels.renewed, call, self.op, u))
+        results = partial(user_kernels.renewed, call, self.op, u)
+        self.entrants[self.user] = Entrant(user_kernels.timed(call), moved, True, results)
         return given
 
     def check(self, when, step):
@@ -142,8 +142,8 @@ class Race:
         return found | yardsticks(self.out, self.arrays) if self.user else found
 
     def rows(self, dtype, seconds):
-        """A row for each entrant, after a check, the clock, and a check with fresh data in the
-        same memory. seconds: of timing for each function, about."""
+        """A row for each entrant, after a check, the clock, and a check with fresh data in
+        the same memory. seconds: of timing for each function, about."""
         self.check("nothing was timed", COUNTER["step"])
         found = clock(self.functions(), self.out.device, seconds)
         times = {key: summary(rounds) for key, rounds in found.items()}

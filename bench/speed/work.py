@@ -10,8 +10,8 @@ from ...kernels.check.compare import CHUNK, in_parts
 
 @dataclass(frozen=True)
 class Work:
-    """One update: c, the noise's coefficient last if there is any; clip: p0, p1, lo, hi of a
-    denoise stage or None; u: the operands; out: a buffer of their shape."""
+    """One update: c, the noise's coefficient last if there is any; clip: p0, p1, lo, hi of
+    a denoise stage or None; u: the operands; out: a buffer of their shape."""
 
     op: Op
     c: list
@@ -35,7 +35,8 @@ def _term(c, value):
 
 
 def formula(w, clipped="({} * u0 + {} * u1).clip({}, {})", term=_term):
-    """(names of the operands and z, the sum as one would write it, its coefficients constants)."""
+    """(names of the operands and z, the sum as one would write it, its coefficients
+    constants)."""
     names = [*(f"u{k}" for k in range(len(w.u))), "z"]
     values = [*names]
     if w.clip:
@@ -52,7 +53,8 @@ def expression(w):
 def is_sum(result, v, coef, error, least=0.):
     """Whether a result is coef's sum of v, operands and z, as `update` says, whole.
 
-    It may be off by `error` of its terms' magnitudes, a coefficient counted as `least` at least.
+    It may be off by `error` of its terms' magnitudes, a coefficient counted as `least` at
+    least.
     """
     n = len(v)
 
@@ -64,5 +66,5 @@ def is_sum(result, v, coef, error, least=0.):
         total = sum(c * t for c, t in zip(coef, terms))
         size = sum(max(abs(c), least) * t.abs() for c, t in zip(coef, terms))
         return bool(((result[rows].double() - total).abs() <= error * size).all())
-    chunk = CHUNK << 8 * result.is_cuda
+    chunk = CHUNK << 4 * result.is_cuda
     return all(in_parts(good, len(result), result[:1].numel(), chunk))

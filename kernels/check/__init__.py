@@ -1,7 +1,7 @@
 """Every op on every backend against NumPy, bit for bit.
 
-A row: op, backend, dtype, shape, max_ulp, passed, reason. `passed` is None where the backend
-cannot run here; it never counts as passed.
+A row: op, backend, dtype, shape, max_ulp, passed, reason. `passed` is None where the
+backend cannot run here; it never counts as passed.
 """
 
 from functools import partial

@@ -1,4 +1,5 @@
-"""Two results, compared: element by element, and whole results of any size against NumPy's."""
+"""Two results, compared: element by element, and whole results of any size against
+NumPy's."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -140,8 +141,10 @@ def as_tuple(results):
 
 def same_bits(a, b):
     """Whether two CPU tensors hold the same bits, in the same shape and dtype."""
+    if a.dtype != b.dtype:
+        return False
     bits = torch.int32 if a.element_size() == 4 else torch.int16
-    return a.dtype == b.dtype and torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
+    return torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
 
 
 def require_same(op, name, got, want, when="nothing was timed"):

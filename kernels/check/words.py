@@ -1,6 +1,8 @@
-"""The noise stage by stage on each backend: words, then radius, cos and sin, then two normals.
+"""The noise stage by stage on each backend: words, then radius, cos and sin, then two
+normals.
 
-No kernel of use returns these. A kernel's author compares stage by stage where the normals differ.
+No kernel of use returns these. A kernel's author compares stage by stage where the normals
+differ.
 """
 
 import ctypes
@@ -101,7 +103,8 @@ def philox(name, counters, key):
 
 
 def stages(name, words):
-    """STAGES of (n, 2) uint32 words, an even and an odd one, on a backend: (n, 5) float32."""
+    """STAGES of (n, 2) uint32 words, an even and an odd one, on a backend: (n, 5)
+    float32."""
     if name in ("numpy", "torch"):
         xp = np if name == "numpy" else torch
         w = xp.asarray(words.astype(np.int64))
@@ -115,7 +118,8 @@ def stages(name, words):
 
 
 def every_word():
-    """(n, 2) words: each float32 that an even word can become; each angle, quarter and sign."""
+    """(n, 2) words: each float32 that an even word can become; each angle, quarter and
+    sign."""
     even = [np.arange(2**24), *(np.arange(2**k, 2**(k + 1), 2**(k - 23)) for k in range(24, 32)),
             [2**32 - 1]]
     even = np.concatenate(even).astype(np.uint32)
@@ -124,8 +128,8 @@ def every_word():
 
 
 def check_words(name, n=100_000):
-    """The noise's stages on a backend, n random ones against NumPy's: Philox, with its known
-    answers, then the words' radii, cosines, sines and normals, bit for bit."""
+    """The noise's stages on a backend, n random ones against NumPy's: Philox, with its
+    known answers, then the words' radii, cosines, sines and normals, bit for bit."""
     rng, key = np.random.default_rng(1), (0x9ABCDEF0, 0x12345678)
     counters = rng.integers(0, 2**32, (n, 4), np.uint32)
     good = all((philox(name, np.array([c], np.uint32), k)[0] == w).all()
@@ -145,8 +149,8 @@ def check_words(name, n=100_000):
 
 
 def shown(seed=0, sample=7, step=3, tag=noise.CORRECTOR):
-    """Every stage of one counter's four elements, in hexadecimal and decimal, down to an update
-    of theirs: what a kernel's author compares when the normals differ."""
+    """Every stage of one counter's four elements, in hexadecimal and decimal, down to an
+    update of theirs: what a kernel's author compares when the normals differ."""
     counter = {"seed": seed, "sample": sample, "step": step, "tag": tag}
     words = noise.words((1, 4), **counter).reshape(2, 2)
     coef = np.array([.5, 2., .25], np.float32)

@@ -4,8 +4,8 @@ Each function names the arguments it wants and returns the result. There are
   the operands (x, s, ...; norms: x, dsm_loss: s), z, and out, a buffer to fill if it likes;
   coef, float32, (K,) or one row a sample, and clip (p0, p1, lo, hi) where the op has it;
   the step's parameters, shape, seed, sample, step, tag.
-Arrays are NumPy's, or with ARRAYS = "torch" in the file tensors, on the GPU if there is one.
-dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
+Arrays are NumPy's, or with ARRAYS = "torch" in the file tensors, on the GPU if there is
+one. dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
 """
 
 import inspect
@@ -73,12 +73,13 @@ class UserKernels:
         wanted = inspect.signature(self.functions[name]).parameters
         if "z" in wanted:
             have["z"] = normals(tuple(first.shape), **COUNTER).clone()
-        missing = [n for n, w in wanted.items() if n not in have and w.default is w.empty
+        unknown = [n for n, w in wanted.items() if n not in have and w.default is w.empty
                    and w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)]
-        if missing:
-            raise ValueError(f"{name}: unknown argument {missing[0]!r}; there are z, "
+        if unknown:
+            raise ValueError(f"{name}: unknown argument {unknown[0]!r}; there are z, "
                              f"{', '.join(have)}")
-        return partial(self.functions[name], **{n: self.give(have[n]) for n in wanted if n in have})
+        given = {n: self.give(have[n]) for n in wanted if n in have}
+        return partial(self.functions[name], **given)
 
     def operands(self, name):
         """The names of a function's operands."""
@@ -120,7 +121,8 @@ class UserKernels:
         return self.timed(partial(self.results, call, count))()
 
     def timed(self, call):
-        """A call for the clock: what it raises becomes a RuntimeError that names the file."""
+        """A call for the clock: what it raises becomes a RuntimeError that names the
+        file."""
         def f():
             try:
                 return call()
@@ -135,14 +137,16 @@ class UserKernels:
         for name in self.functions:
             for dtype, shape, u, coef, p, want, rows in self._cases(name, dtypes, seed):
                 try:
-                    got = self.results(self.bind(name, [v.clone() for v in u], coef, p), len(want))
+                    call = self.bind(name, [v.clone() for v in u], coef, p)
+                    got = self.results(call, len(want))
                 except (Exception, SystemExit) as e:
                     yield row_of(name, self.file, dtype, shape, False, short(e))
                 else:
                     yield from rows(got)
 
     def _cases(self, name, dtypes, seed):
-        """dtype, shape, operands, coef, parameters, NumPy's results, what compares with them."""
+        """dtype, shape, operands, coef, parameters, NumPy's results, what compares with
+        them."""
         if name in OPS:
             for dtype, shape, how, u, p, coef, want in cases(OPS[name], dtypes, SHAPES, seed):
                 yield dtype, shape, u or [want], coef, p, (want,), \
