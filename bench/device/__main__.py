@@ -1,8 +1,10 @@
 """The claim that a CPU cannot prove: Triton and CuPy on a device return NumPy's bits.
 
-python -m minidiff.bench.device [PART ...] [--json FILE.json]: meant for six minutes of one GPU.
-Each part prints a line: what it did, and passed, FAILED, or why it could not run. Exit 1 on a
-failure. The JSON is written anew after every part.
+    python -m minidiff.bench.device [PART ...] [--json FILE.json]
+
+It is meant for six minutes of one GPU. Each part prints a line: what it did, and passed,
+FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every
+part.
 """
 
 import argparse
@@ -16,33 +18,42 @@ import torch
 from ...__main__ import check_file, write_json
 from ...machine import machine
 from . import correct, speed
-from .here import CUDA, NotHere
+from .here import NAMES, why_not
 
 VERDICTS = {True: "passed", False: "FAILED", None: "not run"}
 
 
 def device():
     """What the figures came from, beside the machine's line."""
-    if not CUDA:
-        raise NotHere("no CUDA device")
     p = torch.cuda.get_device_properties(0)
     query = "driver_version,clocks.max.sm,clocks.max.mem,memory.total"
     smi = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv"], text=True,
                          capture_output=True).stdout if shutil.which("nvidia-smi") else ""
     return {"passed": True, "gpu": p.name, "multiprocessors": p.multi_processor_count,
             "l2_mb": p.L2_cache_size / 2**20, "memory_gb": p.total_memory / 1e9,
-            "cuda": torch.version.cuda, "nvidia_smi": smi.strip().splitlines()}
+            "cuda": torch.version.cuda, "nvidia_smi": smi.splitlines()}
 
 
-# what could leave the device in a bad state comes last; rows have processes of their own, and
-# leave what they compiled to those that follow
-# what could leave the device in a bad state comes last; rows have processes of their own, and
-# leave what they compiled to those that follow
-PARTS = (
-    device, correct.words, correct.square_root, correct.all_stages, correct.rows, speed.rates,
-    speed.launches, speed.timing, correct.counters, correct.side_stream, correct.threads,
-    correct.graph_replay, correct.corrector_replay, speed.whole_samplers, correct.training,
-    correct.large, correct.sanitizer)
+# what could leave the device in a bad state comes last; rows have processes of their own,
+# and leave what they compiled to those that follow
+PARTS = {part.__name__: part for part in (
+    device, correct.words, correct.square_root, correct.all_stages, correct.rows,
+    speed.rates, speed.launches, speed.timing, correct.counters, correct.side_stream,
+    correct.threads, correct.graph_replay, correct.corrector_replay, speed.whole_samplers,
+    correct.training, correct.large, correct.sanitizer)}
+NEEDS = {"device": (), "rates": (), "square_root": ("cupy",)}  # the others both backends
+
+
+def run(name):
+    """A part's result: its own, or why it could not run, or how it broke."""
+    start = time.perf_counter()
+    result = {"passed": None, "reason": why_not(*NEEDS.get(name, NAMES))}
+    if not result["reason"]:
+        try:
+            result = PARTS[name]()
+        except Exception as e:  # one broken part must not hide the others
+            result = {"passed": False, "reason": f"{type(e).__name__}: {e}"}
+    return result | {"seconds": round(time.perf_counter() - start, 2)}
 
 
 def main():
@@ -50,37 +61,29 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", "--out", metavar="FILE.json", help="where to write what was "
                         "found, such as bench/results/device/DATE-GPU.json")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="some of "
-                        + ", ".join(part.__name__ for part in PARTS) + " (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART",
+                        help=f"some of {', '.join(PARTS)} (default: all)")
     args = parser.parse_args()
-    known = {part.__name__: part for part in PARTS}
-    if unknown := [name for name in args.parts if name not in known]:
-        parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
+    for name in args.parts:
+        if name not in PARTS:
+            parser.error(f"{name!r} is none of {', '.join(PARTS)}")
     if args.json:
         try:
             check_file("--json", args.json)
         except ValueError as e:
             parser.error(str(e))
-    results = {"machine": machine(), "date": time.strftime("%Y-%m-%d"),
-               "parts": {}}
+    parts = {}
+    results = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "parts": parts}
     for key, value in results["machine"].items():
         print(f"{key:<14}{value}")
-    for part in [known[name] for name in args.parts or known]:
-        start = time.perf_counter()
-        try:
-            result = part()
-        except NotHere as e:
-            result = {"passed": None, "reason": str(e)}
-        except Exception as e:  # one broken part must not hide the others
-            result = {"passed": False, "reason": f"{type(e).__name__}: {e}"}
-        result["seconds"] = round(time.perf_counter() - start, 2)
-        results["parts"][part.__name__] = result
-        word = VERDICTS[result["passed"]]
+    for name in args.parts or PARTS:
+        result = parts[name] = run(name)
         more = {k: v for k, v in result.items() if k not in ("passed", "rows", "seconds")}
-        print(f"{part.__name__:<18}{word:<9}{result['seconds']:>7.1f} s  {more}", flush=True)
+        print(f"{name:<18}{VERDICTS[result['passed']]:<9}{result['seconds']:>7.1f} s  {more}",
+              flush=True)
         if args.json:
             write_json(args.json, results)
-    found = [p["passed"] for p in results["parts"].values()]
+    found = [result["passed"] for result in parts.values()]
     print(*(f"{found.count(value)} {word}" for value, word in VERDICTS.items()), sep=", ")
     return int(False in found)
 

@@ -1,42 +1,36 @@
 """The device at hand, and what its checks and rates share."""
 
-import numpy as np
+from statistics import median
+
 import torch
 
-from ...kernels import driver, missing, on_cupy, update
+from ...kernels import missing
+from ...kernels.check import COUNTER
+from ...kernels.check.compare import same_bits
 
 CUDA = torch.cuda.is_available()
 NAMES = "triton", "cupy"
 DEVICE = "cuda" if CUDA else "cpu"
-SEED, TAG = 0x123456789ABCDEF, 2
+SEED, TAG = COUNTER["seed"], COUNTER["tag"]
+DRAW = {"seed": SEED, "tag": TAG}
 
 
-class NotHere(Exception):
-    """A part that this machine cannot run, and why."""
-
-
-def on_device(*names):
-    """The backends of a GPU, or NotHere."""
+def why_not(*names):
+    """Why backends cannot run on this machine's GPU, or None."""
     if not CUDA:
-        raise NotHere("no CUDA device")
-    lacks = {name: missing(name) for name in names or NAMES}
-    if reason := "; ".join(f"{name}: {why}" for name, why in lacks.items() if why):
-        raise NotHere(reason)
-    return names or NAMES
+        return "no CUDA device"
+    return "; ".join(f"{name}: {missing(name)}" for name in names if missing(name)) or None
 
 
 def same(a, b):
-    """Whether two tensors hold the same bits."""
-    bits = torch.int32 if a.element_size() == 4 else torch.int16
-    return a.dtype == b.dtype and torch.equal(a.cpu().contiguous().view(bits),
-                                              b.cpu().contiguous().view(bits))
+    """Whether two tensors hold the same bits, wherever they are."""
+    return same_bits(a.cpu(), b.cpu())
 
 
-def expected(shape, coef, operands=(), **counter):
-    """The oracle's update, rounded to the operands' dtype."""
-    out = torch.empty(shape)
-    update([u.float().cpu() for u in operands], coef, out=out, backend="numpy", **counter)
-    return out.to(operands[0].dtype) if operands else out
+def verdict(good, **more):
+    """A part's result: passed, and what failed of {case: whether it is good}."""
+    failures = [case for case, is_good in good.items() if not is_good]
+    return {"passed": not failures, "failures": failures, **more}
 
 
 def captured(f, calls=1):
@@ -50,13 +44,6 @@ def captured(f, calls=1):
     return graph.replay
 
 
-def raw(source, name, blocks, *arguments):
-    """Launch a kernel of `source`, compiled beside kernels.cu."""
-    device = arguments[0].device
-    kernel = on_cupy.compiled(device, (True, "float32", 0, True, False), name, source)
-    driver.prepare(device, kernel, blocks, arguments)()
-
-
 def seconds(f, repeats=20):
     """Median seconds of a call on the device."""
     f()
@@ -68,4 +55,4 @@ def seconds(f, repeats=20):
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
-    return float(np.median(times))
+    return median(times)

@@ -1,18 +1,20 @@
 """How fast: parts of the device check that measure a GPU."""
 
 import ctypes
-import time
+from functools import partial
 
 import torch
 
 from ...demo import EVALUATIONS, NetScore
 from ...families import FAMILIES
 from ...kernels import Fused, missing, normal, on_cupy
+from ...kernels.check.words import raw
 from ...net import ScoreNet
+from ..speed.clock import once
 from ..speed.rows import MAIN_OP
 from ..speed.run import bench, call, case, kernels_of, show
 from ..speed.sums import SUMS
-from .here import CUDA, DEVICE, NAMES, SEED, NotHere, captured, on_device, raw, same, seconds
+from .here import DEVICE, NAMES, SEED, captured, same, seconds, verdict
 
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
 SECONDS = .1  # of timing for each function: a GPU lent to one is quiet
@@ -36,12 +38,10 @@ extern "C" __global__ void specials(float *out, int n) {
 
 def rates():
     """Copy and fill, bytes a second; 64-bit products and special functions a second."""
-    if not CUDA:
-        raise NotHere("no CUDA device")
     a = torch.randn(2**29, device="cuda")
     b = torch.empty_like(a)
-    found = {"copy_gb_per_s": 8 * a.numel() / seconds(lambda: b.copy_(a)) / 1e9,
-             "fill_gb_per_s": 4 * a.numel() / seconds(lambda: b.fill_(1.)) / 1e9}
+    found = {"copy_gb_per_s": 2 * a.nbytes / seconds(lambda: b.copy_(a)) / 1e9,
+             "fill_gb_per_s": a.nbytes / seconds(lambda: b.fill_(1.)) / 1e9}
     if missing("cupy"):
         return {"passed": None, "reason": f"cupy: {missing('cupy')}", **found}
     blocks, n = 132 * 16, 4096
@@ -54,46 +54,46 @@ def rates():
 
 def timing():
     """Every kind of update and sum against the peers, gate first."""
-    on_device()
-    found = []
+    main, found = ["normal", MAIN_OP.name], []
+    rest = [name for name in (*kernels_of(), *SUMS) if name not in main]
     for dtype in ("float32", "bfloat16"):
-        names = [*NAMES, *PEERS, *(["cupy_expr"] if dtype == "float32" else [])]
-        main = ["normal", MAIN_OP.name]
-        if dtype == "float32":
-            found += bench(main[:1], ["curand"], [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
-        rest = [name for name in kernels_of() if name not in main]
-        found += bench(main, names, [1 << 20, 1 << 28], dtype, "cuda", seconds=SECONDS)
-        found += bench([*rest, *SUMS], names, [1 << 28], dtype, "cuda", seconds=SECONDS)
+        is_float32 = dtype == "float32"
+        names = [*NAMES, *PEERS] + ["cupy_expr"] * is_float32
+        timed = partial(bench, dtype=dtype, device="cuda", seconds=SECONDS)
+        found += timed(main, names + ["curand"] * is_float32, [1 << 20, 1 << 28])
+        found += timed(rest, names, [1 << 28])
     print(show(found))
     return {"passed": True, "rows": found}
 
 
 def launches(calls=20):
-    """A small update, 2^20 elements: microseconds of the host to launch it, and of the device in
-    a graph of many."""
+    """A small update, 2^20 elements: microseconds of the host to launch it, and of the
+    device in a graph of many."""
     found = {}
-    for name in (*on_device(), *PEERS):
+    for name in (*NAMES, *PEERS):
         work, coef, _ = case(MAIN_OP, 1 << 20, "float32", "cuda")
         f = call(name, work, coef)
         for _ in range(3):
             f()
         torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(200):
-            f()
-        host = (time.perf_counter() - start) / 200
+        host = once(f, lambda: None, 200) * 1e6
         torch.cuda.synchronize()
-        found[name] = {"host_us": host * 1e6,
-                       "device_us": seconds(captured(f, calls)) / calls * 1e6}
-        print(f"{name:<16}{host * 1e6:>8.1f} us of the host{found[name]['device_us']:>8.1f} us of "
-              "the device")
+        there = seconds(captured(f, calls)) / calls * 1e6
+        found[name] = {"host_us": host, "device_us": there}
+        print(f"{name:<16}{host:>8.1f} us of the host{there:>8.1f} us of the device")
     return {"passed": True, **found}
 
 
+def final(family, *arguments):
+    """The last state of a family's loop."""
+    *_, x = family(*arguments)
+    return x
+
+
 def whole_samplers(n=360, shape=(1, 8, 8)):
-    """Every family, network and updates, in one CUDA graph: the bits of its loop uncaptured; and
-    milliseconds of either. The network has weights that nobody trained, and the demo's shape."""
-    on_device()
+    """Every family, network and updates, in one CUDA graph: the bits of its loop
+    uncaptured; and milliseconds of either. The network has weights that nobody trained, and
+    the demo's shape."""
     torch.manual_seed(0)
     net = ScoreNet(shape).to(DEVICE).eval().requires_grad_(False)
     torch.nn.init.normal_(net.F_x.out.weight, std=.02)
@@ -101,18 +101,12 @@ def whole_samplers(n=360, shape=(1, 8, 8)):
     for name, family in FAMILIES.items():
         if name == "pf_ode_adaptive":  # SciPy's loop: its steps depend on what they find
             continue
-        op, score = Fused(SEED), NetScore(net)
-
-        evaluations = EVALUATIONS.get(name, 80)
-
-        def run(family=family, op=op, score=score, evaluations=evaluations):
-            *_, x = family(score, z, evaluations, op)
-            return x
-        want, states = run(), []
+        score, states = NetScore(net), []
+        run = partial(final, family, score, z, EVALUATIONS.get(name, 80), Fused(SEED))
+        want = run()
         graph = captured(lambda run=run, states=states: states.append(run()))
         graph()
         good[name] = same(states[-1], want)
         times[name] = {"evaluations": score.evaluations // 3, "ms": seconds(run, 5) * 1e3,
                        "graph_ms": seconds(graph, 5) * 1e3}
-    return {"passed": all(good.values()), "failures": [k for k, v in good.items() if not v],
-            "times": times}
+    return verdict(good, times=times)

@@ -3,11 +3,13 @@
 A peer is made once for a piece of work: make(work) returns f, one call of which computes
 sum c_k u_k (+ c_z noise) and returns it; f(z) does so with an explicit z, to be checked.
 `passes` counts the arrays it reads or writes, its random numbers apart; `fill(out)` returns
-what draws those alone. Both predict its time; the work's own coefficients of 1 cost nothing.
+what draws those alone. Both predict its time; the work's own coefficients of 1 cost
+nothing.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 
@@ -16,7 +18,7 @@ import torch
 
 from ...kernels import on_host
 from ..speed.clock import once
-from ..speed.work import expression
+from ..speed.work import expression, formula
 from . import schedulers
 
 
@@ -24,21 +26,23 @@ def torch_eager(w):
     """a*x + b*s + c*torch.randn_like(x)"""
     total, u, out = expression(w), w.u, w.out
     if not w.noise:
-        return lambda z=None: total(*u, None)
+        return partial(total, *u, None)
     return lambda z=None: total(*u, torch.randn_like(out) if z is None else z)
 
 
 def torch_inplace(w):
-    """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b, out=out)
-    where there is no noise and a = 1."""
-    u, c, clip, out = list(w.u), w.c, w.clip, w.out
-    if clip is not None:
+    """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b,
+    out=out) where there is no noise and a = 1."""
+    u, c, clip, out = [*w.u], w.c, w.clip, w.out
+    if clip:
         score, u[1] = u[1], torch.empty_like(out)
-    first = 0 if w.noise else 2 if c[0] == 1 and len(u) > 1 else 1  # operands in the first call
+    first = 0 if w.noise else 1  # how many operands the first call takes
+    if not w.noise and c[0] == 1 and len(u) > 1:
+        first = 2
     rest = list(zip(u, c))[first:]
 
     def f(z=None):
-        if clip is not None:
+        if clip:
             torch.mul(score, clip[1], out=u[1]).add_(u[0], alpha=clip[0]).clamp_(*clip[2:])
         if first == 2:
             torch.add(u[0], u[1], alpha=c[1], out=out)
@@ -55,15 +59,17 @@ def torch_inplace(w):
 
 
 def _inplace_passes(w):
-    k = len(w.u)
-    affine = 3 * k if w.noise else 3 * (k - 1) if w.c[0] == 1 and k > 1 else 3 * k - 1
-    return affine + 7 * (w.clip is not None)
+    """Three arrays a call, and two where the first alone is scaled."""
+    passes = 3 * len(w.u) + 7 * bool(w.clip)
+    if w.noise:
+        return passes
+    return passes - (3 if w.c[0] == 1 and len(w.u) > 1 else 1)
 
 
 def torch_compile(w):
-    """torch.compile of the expression into out: static shapes, constants compiled in. z is drawn
-    outside the graph into its own buffer: inside, a CPU's takes five times as long. On a GPU the
-    faster of both."""
+    """torch.compile of the expression into out: static shapes, constants compiled in. z is
+    drawn outside the graph into its own buffer: inside, a CPU's takes five times as long.
+    On a GPU the faster of both."""
     torch._dynamo.reset()  # else the ninth op of a process would silently run uncompiled
     total, u, out, noise = expression(w), w.u, w.out, w.noise
     buffer = torch.empty_like(out)
@@ -72,16 +78,14 @@ def torch_compile(w):
     def graph(u, z, out):
         out.copy_(total(*u, torch.randn_like(out) if z is None and noise else z))
 
-    def outside(z=None):
-        graph(u, buffer.normal_() if z is None and noise else z, out)
-        return out
-
-    def inside(z=None):
-        graph(u, z, out)
-        return out
-    if not out.is_cuda or not noise:
-        return outside
-    return _faster(outside, inside)
+    def of(draw):
+        def f(z=None):
+            graph(u, draw() if z is None else z, out)
+            return out
+        return f
+    inside = of(lambda: None)
+    outside = of(buffer.normal_) if noise else inside
+    return _faster(outside, inside) if out.is_cuda and noise else outside
 
 
 def _faster(*functions):
@@ -93,26 +97,26 @@ def _faster(*functions):
 def numpy_rng(w):
     """rng.standard_normal(out=z, dtype=np.float32) of NumPy's fastest bit generator, then
     ufuncs with out=."""
-    rng, c, clip = np.random.Generator(np.random.SFC64()), w.c, w.clip
+    draw, c, clip = numpy_fill(w.out), w.c, w.clip
     u, out = [t.numpy() for t in w.u], w.out.numpy()
     term = np.empty_like(out)
-    if clip is not None:
+    if clip:
         score, u[1] = u[1], np.empty_like(out)
     rest = list(zip(u, c))
     if not w.noise:  # into out goes a term that is multiplied anyway
         first, scale = rest.pop(next((k for k, v in enumerate(c) if v != 1), 0))
 
     def f(z=None):
-        if clip is not None:
+        if clip:
             np.multiply(u[0], clip[0], out=term)
             np.add(np.multiply(score, clip[1], out=u[1]), term, out=u[1])
             np.clip(u[1], *clip[2:], out=u[1])
         if not w.noise:
             np.multiply(first, scale, out=out)
         elif z is None:
-            rng.standard_normal(out=out, dtype=np.float32)
+            draw()
         else:
-            out[...] = z
+            np.copyto(out, z)
         if w.noise and c[-1] != 1:
             np.multiply(out, c[-1], out=out)
         for u_k, c_k in rest:
@@ -124,25 +128,22 @@ def numpy_rng(w):
 def cupy_expr(w):
     """One cupy.ElementwiseKernel of the whole sum; z from cupy.random (cuRAND)."""
     import cupy
-    v = [f"u{i}" for i in range(len(w.u))]
-    code = ""
-    if w.clip is not None:
-        code = "float d = fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f); ".format(
-            *map(float, w.clip))
-        v[1] = "d"
-    terms = [f"{float(c)}f * {name}" for c, name in zip(w.c, [*v, "z"])]
-    inputs = [f"T {name}" for name in [*(f"u{i}" for i in range(len(w.u))),
-                                       *(["z"] if w.noise else [])]]
-    kernel = cupy.ElementwiseKernel(", ".join(inputs), "T out",
-                                    code + "out = " + " + ".join(terms), "affine")
+    names, total = formula(w, "fminf(fmaxf({}f * u0 + {}f * u1, {}f), {}f)",
+                           "{}f * {}".format)
+    inputs = ", ".join(f"T {name}" for name in names[:len(w.u) + w.noise])
+    kernel = cupy.ElementwiseKernel(inputs, "T out", f"out = {total}", "affine")
     u, out = [cupy.from_dlpack(t) for t in w.u], cupy.from_dlpack(w.out)
+
+    def drawn():
+        z = cupy.random.standard_normal(out.shape, np.float32)
+        return z.astype(out.dtype, copy=False)
 
     def f(z=None):
         with cupy.cuda.Stream.from_external(torch.cuda.current_stream()):
-            noise = [] if not w.noise else [
-                cupy.random.standard_normal(out.shape, np.float32).astype(out.dtype, copy=False)
-                if z is None else cupy.from_dlpack(z)]
-            kernel(*u, *noise, out)
+            if not w.noise:
+                kernel(*u, out)
+            else:
+                kernel(*u, drawn() if z is None else cupy.from_dlpack(z), out)
         return w.out
     return f
 
@@ -167,7 +168,8 @@ def curand(w):
 
 
 def diffusers(w):
-    """The scheduler's own step(model_output, t, sample), its coefficients and checks included."""
+    """The scheduler's own step(model_output, t, sample), its coefficients and checks
+    included."""
     return schedulers.timed(w.op.step, w.u)
 
 
@@ -192,21 +194,17 @@ def cupy_fill(out):
     return f
 
 
-def _nothing(op, dtype, cuda):
-    """What torch itself lacks."""
-
-
-def _lacks_compile(op, dtype, cuda):
+def _why_not_compile(op, dtype, cuda):
     return None if cuda or on_host.compiler() else "torch.compile needs a C++ compiler"
 
 
-def _lacks_numpy(op, dtype, cuda):
+def _why_not_numpy(op, dtype, cuda):
     if cuda:
         return "NumPy computes on the CPU"
     return None if dtype == "float32" else f"NumPy draws no {dtype}"
 
 
-def _lacks_cupy(op, dtype, cuda):
+def _why_not_cupy(op, dtype, cuda):
     if not cuda:
         return "CuPy computes on an NVIDIA GPU"
     if not find_spec("cupy"):
@@ -214,35 +212,66 @@ def _lacks_cupy(op, dtype, cuda):
     return "CuPy's kernels know no bfloat16" if dtype == "bfloat16" else None
 
 
-def _lacks_curand(op, dtype, cuda):
+def _why_not_curand(op, dtype, cuda):
     if op.operands or not op.noise:
         return "cuRAND draws noise and nothing else"
-    return _lacks_cupy(op, dtype, cuda) or (
+    return _why_not_cupy(op, dtype, cuda) or (
         None if dtype == "float32" else f"cuRAND draws no {dtype}")
 
 
-def _lacks_diffusers(op, dtype, cuda):
+def why_not_diffusers():
+    """Why diffusers cannot be raced at all, or None."""
     if not find_spec("diffusers"):
         return "diffusers is not installed: pip install diffusers"
-    return None if op.step in schedulers.SCHEDULERS else "diffusers has no scheduler for this step"
+    return None
+
+
+def _why_not_scheduler(op, dtype, cuda):
+    return why_not_diffusers() or (
+        None if op.step in schedulers.SCHEDULERS else "diffusers has no scheduler for this step")
+
+
+def _nothing(op, dtype, cuda):
+    """Of what is measured everywhere."""
+
+
+def _terms_passes(w):
+    """Each scaled term, each sum and the clip with arrays of its own."""
+    return 2 * sum(c != 1 for c in w.c) + 3 * (len(w.c) - 1) + 9 * bool(w.clip)
+
+
+def _fused_passes(w):
+    return len(w.u) + 1 + w.noise
 
 
 @dataclass(frozen=True)
 class Peer:
-    """make(work) -> f; passes(work); fill(out) -> f; lacks(op, dtype, cuda) -> a reason or None."""
+    """Whom we race.
+
+    make(work) -> f; passes(work); fill(out) -> f.
+    why_not(op, dtype, cuda) -> why it does not compute an op here, or None.
+    check(work), where it cannot be given z: RuntimeError unless it computes the reference's
+    update. The other peers are held to the sum.
+    """
 
     make: Callable
     passes: Callable
     fill: Callable = torch_fill
-    lacks: Callable = _nothing
+    why_not: Callable = _nothing
+    check: Callable | None = None
+
+    def moved(self, w):
+        """Bytes that it reads and writes, its random numbers' own writing included."""
+        in_registers = self.make is torch_compile and w.out.is_cuda
+        return w.out.nbytes * (self.passes(w) + (w.noise and not in_registers))
 
 
 PEERS = {peer.make.__name__: peer for peer in (
-    Peer(torch_eager, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None)),
+    Peer(torch_eager, _terms_passes),
     Peer(torch_inplace, _inplace_passes),
-    Peer(torch_compile, lambda w: len(w.u) + 1 + w.noise, lacks=_lacks_compile),
-    Peer(numpy_rng, lambda w: 2 * w.scaled + 3 * (len(w.c) - 1) + 9 * (w.clip is not None),
-         numpy_fill, _lacks_numpy),
-    Peer(cupy_expr, lambda w: len(w.u) + 1 + w.noise, cupy_fill, _lacks_cupy),
-    Peer(curand, lambda w: 0, lacks=_lacks_curand),
-    Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes, lacks=_lacks_diffusers))}
+    Peer(torch_compile, _fused_passes, why_not=_why_not_compile),
+    Peer(numpy_rng, _terms_passes, numpy_fill, _why_not_numpy),
+    Peer(cupy_expr, _fused_passes, cupy_fill, _why_not_cupy),
+    Peer(curand, lambda w: 0, why_not=_why_not_curand),
+    Peer(diffusers, lambda w: schedulers.SCHEDULERS[w.op.step].passes,
+         why_not=_why_not_scheduler, check=lambda w: schedulers.check(w.op, w.u)))}

@@ -2,71 +2,66 @@
 
 SCHEDULERS is keyed by the reference's function. A scheduler works on x = scale y, y the
 reference's state, and on the network's noise eps = -sigma s; which scale, sigma and which
-parameters of the step belong to the middle of its own schedule it tells here, so that its step
-is checked against the reference before it is timed.
+parameters of the step belong to the middle of its own schedule it tells here, so that its
+step is checked against the reference before it is timed.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 
-import numpy as np
 import torch
 
 from ... import ddpm, sde, solvers
+from ...affine import accepted_by
+from ...kernels.check import CLIP
+from ..speed.work import is_sum
 
 SEED = 5
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """name and config in diffusers; passes: the arrays its step reads and writes, randn apart.
-    at(scheduler) -> (parameters of the reference's step, (scale, sigma) now, then one before
-    for a multistep solver, scale after). steps: of set_timesteps."""
+    """name and config in diffusers; steps of set_timesteps; options of its step.
+
+    passes: the arrays its step reads and writes, randn apart.
+    at(scheduler) -> (parameters, [(scale, sigma) now, then before for a multistep solver],
+    scale after). The reference's step takes those of the parameters that it has.
+    """
 
     name: str
     at: Callable
     passes: int
     config: dict = field(default_factory=dict)
     steps: int = 0
-    eta: float | None = None
-    denoise: Callable | None = None
+    options: dict = field(default_factory=dict)
 
     def make(self):
         """The scheduler, ready for `step`."""
-        import diffusers
-        s = getattr(diffusers, self.name)(**self.config)
-        if self.steps:
-            s.set_timesteps(self.steps)
+        s = scheduler(self.name, self.steps, **self.config)
         s.is_scale_input_called = True  # what scale_model_input does for Euler
         return s
+
+
+def scheduler(name, steps, device=None, **config):
+    """One of diffusers', set to so many steps, if any."""
+    import diffusers
+    found = getattr(diffusers, name)(**config)
+    if steps:
+        found.set_timesteps(steps, device=device)
+    return found
 
 
 T = 500  # in the middle of the schedule's 1000
 
 
 def _chain(s):
+    """What any step of the chain at T takes."""
     alpha_bar, before = float(s.alphas_cumprod[T]), float(s.alphas_cumprod[T - 1])
     beta = 1 - alpha_bar / before
-    return alpha_bar, before, beta, (1 - before) / (1 - alpha_bar) * beta
-
-
-def _ancestral(s):
-    alpha_bar, _, beta, variance = _chain(s)
-    return {"beta": beta, "variance": variance}, [(1., (1 - alpha_bar)**.5)], 1.
-
-
-def _posterior(s):
-    alpha_bar, before, _, variance = _chain(s)
-    return {"alpha_bar": alpha_bar, "alpha_bar_prev": before, "variance": variance}, \
-        [(1., (1 - alpha_bar)**.5)], 1.
-
-
-def _ddim(s):
-    alpha_bar, before, _, _ = _chain(s)
-    return {"alpha_bar": alpha_bar, "alpha_bar_prev": before, "eta": 1.}, \
-        [(1., (1 - alpha_bar)**.5)], 1.
+    parameters = {"alpha_bar": alpha_bar, "alpha_bar_prev": before, "beta": beta,
+                  "variance": (1 - before) / (1 - alpha_bar) * beta, "eta": 1.}
+    return parameters, [(1., (1 - alpha_bar)**.5)], 1.
 
 
 K = 10  # in the middle of 20 steps
@@ -75,81 +70,72 @@ K = 10  # in the middle of 20 steps
 def _euler(s):
     """sigma to sigma' is the flow of any SDE whose g^2 dt / 2 = sigma (sigma - sigma')."""
     sigma, after = map(float, s.sigmas[K:K + 2])
-    t = sde.VE().time(sigma)
-    dt = 2 * sigma * (sigma - after) / sde.VE().diffusion(t)**2
-    return {"sde": sde.VE(), "t": t, "dt": dt}, [(1., sigma)], 1.
+    ve = sde.VE()
+    t = ve.time(sigma)
+    dt = 2 * sigma * (sigma - after) / ve.diffusion(t)**2
+    return {"sde": ve, "t": t, "dt": dt}, [(1., sigma)], 1.
 
 
 def _multistep(s):
     """In the variance-preserving form, scale = 1 / sqrt(1 + sigma^2)."""
     before, now, after = map(float, s.sigmas[K - 1:K + 2])
-    scale = lambda sigma: (1 + sigma**2)**-.5
-    return {"sigma_prev": before, "sigma": now, "sigma_next": after}, \
-        [(scale(now), now), (scale(before), before)], scale(after)
+    scales = [(1 + sigma**2)**-.5 for sigma in (now, before, after)]
+    parameters = {"sigma_prev": before, "sigma": now, "sigma_next": after}
+    return parameters, list(zip(scales, (now, before))), scales[2]
 
 
 SCHEDULERS = {
-    ddpm.ancestral_step: Scheduler("DDPMScheduler", _ancestral, 19, {"clip_sample": False}),
-    ddpm.posterior_step: Scheduler("DDPMScheduler", _posterior, 21, denoise=ddpm.predicted_x0),
-    ddpm.ddim_step: Scheduler("DDIMScheduler", _ddim, 19, {"clip_sample": False}, 1000, 1.),
+    ddpm.ancestral_step: Scheduler("DDPMScheduler", _chain, 19, {"clip_sample": False}),
+    ddpm.posterior_step: Scheduler("DDPMScheduler", _chain, 21),
+    ddpm.ddim_step: Scheduler("DDIMScheduler", _chain, 19, {"clip_sample": False}, 1000,
+                              {"eta": 1.}),
     sde.pf_ode_step: Scheduler("EulerDiscreteScheduler", _euler, 15, steps=20),
-    solvers.dpmpp_2m_step: Scheduler("DPMSolverMultistepScheduler", _multistep, 24, steps=20),
+    solvers.dpmpp_2m_step: Scheduler("DPMSolverMultistepScheduler", _multistep, 24,
+                                     steps=20),
 }
 
 
-def _step(entry, s, generator=None):
+def _step(entry, s, **more):
     """step(eps, x, k): one step at index k of the schedule, no matter which came before."""
-    more = {"return_dict": False} | ({} if generator is None else {"generator": generator}) \
-        | ({} if entry.eta is None else {"eta": entry.eta})
+    options = {"return_dict": False, **entry.options, **more}
     if not hasattr(s, "sigmas"):
-        return lambda eps, x, k=K: s.step(eps, T, x, **more)[0]
+        return lambda eps, x, k: s.step(eps, T, x, **options)[0]
     times = list(s.timesteps)
 
-    def step(eps, x, k=K):
+    def step(eps, x, k):
         s._step_index = k
-        return s.step(eps, times[k], x, **more)[0]
+        return s.step(eps, times[k], x, **options)[0]
     return step
 
 
 def timed(function, u):
-    """f() makes the step that the reference calls `function`, of operands u, as they are."""
+    """f() makes the step that the reference calls `function`, of operands u, as they
+    are."""
     entry = SCHEDULERS[function]
-    step, (x, eps, *before) = _step(entry, entry.make()), u
-    if before:
-        step(before[1], before[0], K - 1)
-    return lambda: step(eps, x)
+    step = _step(entry, entry.make())
+    if len(u) > 2:  # a multistep solver remembers the step before
+        step(u[3], u[2], K - 1)
+    return partial(step, u[1], u[0], K)
 
 
-def check(function, u):
-    """RuntimeError where the scheduler's step is not the reference's, with the same z."""
-    entry, z = SCHEDULERS[function], None
+def check(op, u):
+    """RuntimeError where the scheduler's step is not the op's, with the same z."""
+    entry, x, draw, z = SCHEDULERS[op.step], u[0], {}, []
     s = entry.make()
     parameters, scales, after = entry.at(s)
-    draws = "z" in signature(function).parameters
-    generator = torch.Generator(u[0].device).manual_seed(SEED) if draws else None
-    step = _step(entry, s, generator)
-    pairs = [(scale * y, -sigma * v) for (scale, sigma), y, v in zip(scales, u[::2], u[1::2])]
-    for (x, eps), k in reversed(list(zip(pairs, (K, K - 1)))):
-        got = step(eps, x, k)
-    if draws:
-        generator = generator.manual_seed(SEED)
-        z = torch.randn(u[0].shape, generator=generator, device=u[0].device, dtype=u[0].dtype)
-    _compare(function, entry, parameters, u, z, got.double() / after)
-
-
-def _compare(function, entry, parameters, u, z, got):
-    own = lambda f: {n: v for n, v in parameters.items() if n in signature(f).parameters}
-    v = [t.double() for t in u]
-    if entry.denoise:
-        v[1] = entry.denoise(*v, **own(entry.denoise)).clamp(-1, 1)
-    v += [] if z is None else [z.double()]
-    reference = partial(function, **own(function))
-    scale = sum(max(abs(reference(*unit)), 1) * t.abs()
-                for unit, t in zip(np.eye(len(v)).tolist(), v))
-    # its inner terms are of the operands' size; the schedule is float32, where 1 - alpha_bar /
-    # alpha_bar_prev and exp(-h) - 1, from about .01 on, lose two digits; then some twenty roundings
-    # to the storage's dtype
-    bound = (20 * torch.finfo(u[0].dtype).eps + 2.**-24 / .005) * scale
-    if not ((got - reference(*v)).abs() <= bound).all():
-        raise RuntimeError(f"diffusers' {entry.name} computes another {function.__name__} than "
+    if op.noise:
+        generator = torch.Generator(x.device).manual_seed(SEED)
+        z = [torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)]
+        draw["generator"] = generator.manual_seed(SEED)
+    step = _step(entry, s, **draw)
+    pairs = zip(scales, u[::2], u[1::2])
+    for k, ((scale, sigma), y, score) in reversed(list(enumerate(pairs))):
+        got = step(-sigma * score, scale * y, K - k)
+    coef = op.coefficients(CLIP if op.denoise else None, **accepted_by(op.step, parameters))
+    # its inner terms are of the operands' size; the schedule is float32, where 1 - alpha_bar
+    # / alpha_bar_prev and exp(-h) - 1, from about .01 on, lose two digits; then some twenty
+    # roundings to the storage's dtype
+    error = 20 * torch.finfo(x.dtype).eps + 2.**-24 / .005
+    if not is_sum(got.double() / after, [*u, *z], coef.tolist(), error, least=1.):
+        raise RuntimeError(f"diffusers' {entry.name} computes another {op.step.__name__} than "
                            "the reference")

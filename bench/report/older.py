@@ -1,6 +1,9 @@
 """Against an older run: what got slower beyond noise."""
 
+from statistics import median_high
+
 from ..peers import PEERS
+from ..speed.rows import measured
 
 KEYS = "kind", "op", "backend", "dtype", "shape", "network", "against", "given_z"
 
@@ -10,7 +13,8 @@ def _key(row):
 
 
 def _error(row):
-    """Standard error of a median: 1.25 sigma / sqrt(n), a normal's quartiles 1.35 sigma apart."""
+    """Standard error of a median: 1.25 sigma / sqrt(n), a normal's quartiles 1.35 sigma
+    apart."""
     low, high = row["quartiles"]
     return .93 * (high - low) / row.get("rounds", 7)**.5
 
@@ -18,39 +22,40 @@ def _error(row):
 def slower(old, new):
     """(lines that say which of our rows got slower beyond noise, the machine's own drift).
 
-    drift: the median change of the peers, whose code is not ours; None without any. A row is
-    slower if, divided by drift, its lower quartile lies above the old upper one and its median
-    above the old median by over four standard errors of their difference.
+    drift: the median change of the peers, whose code is not ours; None without any. A row
+    is slower if, divided by drift, its lower quartile lies above the old upper one and its
+    median above the old median by over four standard errors of their difference.
     """
-    before = {_key(r): r for r in old if r["seconds"]}
-    pairs = [(before[_key(r)], r) for r in new if r["seconds"] and _key(r) in before]
+    before = {_key(r): r for r in measured(old)}
+    pairs = [(before[_key(r)], r) for r in measured(new) if _key(r) in before]
     if not pairs:
         raise ValueError("no row in common with the older run")
-    ratios = sorted(b["seconds"] / a["seconds"] for a, b in pairs if a["backend"] in PEERS)
-    drift = ratios[len(ratios) // 2] if ratios else None
-    lines = []
+    ratios = [b["seconds"] / a["seconds"] for a, b in pairs if a["backend"] in PEERS]
+    drift = median_high(ratios) if ratios else None
+    scale, lines = drift or 1., []
     for a, b in pairs:
-        now, low, error = (v / (drift or 1.) for v in (b["seconds"], b["quartiles"][0], _error(b)))
-        rise, noise = now - a["seconds"], 4 * (_error(a)**2 + error**2)**.5
-        if a["backend"] not in PEERS and low > a["quartiles"][1] and rise > noise:
-            known = [k for k in _key(b) if k not in ("None", "False")]
-            lines.append(f"slower: {' '.join(known)}: "
-                         f"{a['seconds'] * 1e6:.1f} -> {now * 1e6:.1f} us, "
-                         f"{100 * rise / a['seconds']:.0f} % (noise "
-                         f"{100 * noise / a['seconds']:.0f} %)")
+        then, now = a["seconds"], b["seconds"] / scale
+        rise = now - then
+        noise = 4 * (_error(a)**2 + (_error(b) / scale)**2)**.5
+        apart = b["quartiles"][0] / scale > a["quartiles"][1]
+        if a["backend"] not in PEERS and apart and rise > noise:
+            known = " ".join(k for k in _key(b) if k not in ("None", "False"))
+            lines.append(f"slower: {known}: {then * 1e6:.1f} -> {now * 1e6:.1f} us, "
+                         f"{100 * rise / then:.0f} % (noise {100 * noise / then:.0f} %)")
     return lines, drift
 
 
 def compare(old, new):
-    """Prints what got slower than in older rows; 1 if anything did. ValueError where they are of
-    another machine."""
-    there, here = (rows[0]["machine"] for rows in (old, new))
+    """Prints what got slower than in older rows; 1 if anything did. ValueError where they
+    are of another machine."""
+    there, here = old[0]["machine"], new[0]["machine"]
     if any(there[k] != here[k] for k in ("processor", "cores", "gpu")):
         raise ValueError(f"the older run is of another machine: {there['processor']}, "
                          f"{there['cores']} cores, GPU {there['gpu']}")
     lines, drift = slower(old, new)
-    for k in sorted(k for k in here if here[k] != there.get(k)):
-        print(f"{k}: {there.get(k)} then, {here[k]} now")
+    for k in sorted(here):
+        if here[k] != there.get(k):
+            print(f"{k}: {there.get(k)} then, {here[k]} now")
     print("\n".join(lines or ["nothing got slower beyond noise"]))
     known = f"x {drift:.2f}, taken out" if drift else "not known, as no peer was timed in both runs"
     print(f"the machine's own drift, by the peers: {known}; noise is four standard errors of two "

@@ -18,8 +18,8 @@ def save(target, rows):
     if target.is_dir():
         m = machine()
         name = m["processor"] if m["gpu"] == "none" else m["gpu"]
-        target /= f"{time.strftime('%Y-%m-%d')}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
-        target = target.with_name(target.name.replace("-.json", ".json"))
+        name = re.sub(r"[^a-z0-9]+", "-", f"{time.strftime('%Y-%m-%d')}-{name}".lower())
+        target /= f"{name.rstrip('-')}.json"
     part = Path(f"{target}.part")
     part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     os.replace(part, target)
@@ -40,13 +40,13 @@ def load(file):
             for r in good]
 
 
-def newest(folder=RESULTS):
+def newest(folder):
     """{(processor, gpu): rows of the last file by name}. ValueError without any."""
     found = {}
     for file in sorted(Path(folder).glob("*.json")):
         rows = load(file)
-        m = rows[0].get("machine", {})
-        found[m.get("processor"), m.get("gpu")] = rows
+        m = rows[0]["machine"]
+        found[m["processor"], m["gpu"]] = rows
     if not found:
         raise ValueError(f"{folder}: no results yet; write them with bench --json {folder}")
     return found

@@ -1,58 +1,62 @@
-"""The table of results, between two markers of a page, only ever written from a file of rows."""
+"""The table of results, between two markers of a page, only ever written from a file of
+rows."""
 
 import os
 from pathlib import Path
 
 from ..peers import PEERS
-from ..speed.rows import label
+from ..speed.rows import label, measured, size
 from .figures import draw
 from .results import RESULTS, newest
 
 START, END = "<!-- bench: start -->", "<!-- bench: end -->"
 
 
-def _line(cells):
-    return "| " + " | ".join(cells) + " |"
+def _table(header, lines):
+    """A table's Markdown, line by line."""
+    for cells in (header, ["---"] * len(header), *lines):
+        yield f"| {' | '.join(cells)} |"
 
 
 def _times(row, peer):
-    over = row["speedup"].get(peer)
-    return f"{over:.1f}" if over else "-"
+    factor = row["speedup"].get(peer)
+    return f"{factor:.1f}" if factor else "-"
 
 
 def _updates(rows):
     """A line an op and size of the fastest contract backend; speedups over each peer."""
-    ours = [r for r in rows if r["kind"] == "update" and r["backend"] not in PEERS and r["seconds"]]
+    ours = [r for r in measured(rows) if r["kind"] == "update" and r["backend"] not in PEERS]
     best = {}
     for r in ours:
-        key = r["op"], r["dtype"], tuple(r["shape"]), r["given_z"]
-        best[key] = min(r, best.get(key, r), key=lambda r: r["seconds"])
+        key = r["op"], r["dtype"], size(r), r["given_z"]
+        if key not in best or r["seconds"] < best[key]["seconds"]:
+            best[key] = r
     peers = [p for p in PEERS if any(p in r["speedup"] for r in ours)]
-    yield _line(["op", "shape", "dtype", "backend", "ns an element", "of copy",
-                 *(f"x {p}" for p in peers)])
-    yield _line(["---"] * (6 + len(peers)))
+    header = ["op", "shape", "dtype", "backend", "ns an element", "of copy"]
+    lines = []
     for r in best.values():
         copy = r["fraction_of_copy"]
-        yield _line([r["op"], "x".join(map(str, r["shape"])), r["dtype"], label(r),
-                     f"{r['seconds'] / r['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-",
-                     *(_times(r, p) for p in peers)])
+        lines.append([r["op"], size(r), r["dtype"], label(r),
+                      f"{r['seconds'] / r['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-",
+                      *(_times(r, p) for p in peers)])
+    return _table([*header, *(f"x {p}" for p in peers)], lines)
 
 
 def _samplers(rows):
     """A line a loop: ours and diffusers', ms a step."""
-    rows = [r for r in rows if r["kind"] == "sampler" and r["seconds"]]
+    rows = [r for r in measured(rows) if r["kind"] == "sampler"]
     if not rows:
-        return
-    yield from ("", _line(["sampler", "network", "batch", "backend", "ms a step", "x diffusers"]),
-                _line(["---"] * 6))
-    for r in (r for r in rows if r["backend"] != "diffusers"):
-        yield _line([f"{r['op']}, {r['steps']} steps", r["network"], "x".join(map(str, r["shape"])),
-                     r["backend"], f"{r['seconds'] * 1e3:.3f}", _times(r, "diffusers")])
+        return []
+    header = ["sampler", "network", "batch", "backend", "ms a step", "x diffusers"]
+    return ["", *_table(header, (
+        [f"{r['op']}, {r['steps']} steps", r["network"], size(r), r["backend"],
+         f"{r['seconds'] * 1e3:.3f}", _times(r, "diffusers")]
+        for r in rows if r["backend"] != "diffusers"))]
 
 
 def _not_measured(rows):
     """Each peer or loop that no row times, with the reasons."""
-    timed = {r["backend"] for r in rows if r["seconds"]}
+    timed = {r["backend"] for r in measured(rows)}
     reasons = dict.fromkeys(f"{r['backend']}: {r['reason']}" for r in rows
                             if not r["seconds"] and (r["backend"] not in timed
                                                      or r["kind"] == "sampler"))
@@ -62,26 +66,28 @@ def _not_measured(rows):
 def table(rows):
     """Markdown of one machine's rows: what it is, updates, samplers."""
     m = rows[0]["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in m.items() if k not in
-                         ("processor", "cores", "gpu", "python", "system", "spin"))
-    yield f"{m['processor']}, {m['cores']} cores, GPU {m['gpu']}; Python {m['python']}, {versions}."
-    yield from ("", *_updates(rows), *_samplers(rows))
-    yield from ("", _not_measured(rows))
+    shown = "processor", "cores", "gpu", "python", "system", "spin"
+    versions = ", ".join(f"{k} {v}" for k, v in m.items() if k not in shown)
+    return [f"{m['processor']}, {m['cores']} cores, GPU {m['gpu']}; Python {m['python']}, "
+            f"{versions}.", "", *_updates(rows), *_samplers(rows), "", _not_measured(rows)]
 
 
-def report(folder=RESULTS, readme=None):
-    """The table of the newest results, printed and put between the README's markers; figures
-    beside the results. Returns the text."""
-    folder = Path(folder)
-    readme, parts = Path(readme or folder.absolute().parent / "README.md"), []
+def report(folder=RESULTS):
+    """The table of the newest results, printed and put between the README's markers;
+    figures beside the results. Returns the text."""
+    folder, parts = Path(folder), []
+    readme = folder.absolute().parent / "README.md"
     for rows in newest(folder).values():
-        parts += ["\n".join(table(rows)).strip(), *(
-            f"![{file.stem.replace('-', ', ')}]({os.path.relpath(file, readme.parent)})"
-            for file in draw(folder, rows))]
+        parts.append("\n".join(table(rows)).strip())
+        for file in draw(folder, rows):
+            place = os.path.relpath(file, readme.parent)
+            parts.append(f"![{file.stem.replace('-', ', ')}]({place})")
     text = "\n\n".join(parts)
-    if readme.is_file() and START in (old := readme.read_text()):
-        if END not in old:
+    page = readme.read_text() if readme.is_file() else ""
+    if START in page:
+        if END not in page:
             raise ValueError(f"{readme}: {START} without {END}")
-        head, rest = old.split(START, 1)
-        readme.write_text(f"{head}{START}\n{text}\n{END}{rest.split(END, 1)[1]}")
+        head, rest = page.split(START, 1)
+        _, tail = rest.split(END, 1)
+        readme.write_text(f"{head}{START}\n{text}\n{END}{tail}")
     return text

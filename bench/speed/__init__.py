@@ -1,1 +1,2 @@
-"""How fast: correctness first, then medians of one interleaved run, ours beside the peers'."""
+"""How fast: correctness first, then medians of one interleaved run, ours beside the
+peers'."""

@@ -3,6 +3,8 @@
 import statistics
 import time
 
+import torch
+
 SECONDS = .3  # of timing for each function, about
 SAMPLE = 2e-3  # seconds that a sample lasts at least: short calls are timed many at once, and
 # waking a second core, .5 ms here at times, is a small part
@@ -11,11 +13,15 @@ PAUSE = 2e-3  # seconds before a sample, for the threads of the function before 
 WARM = 2e-2  # seconds: what is shorter is called once more after the pause, untimed
 
 
+def is_cuda(device):
+    """Whether a device is a GPU."""
+    return str(device).startswith("cuda")
+
+
 def waiter(device):
     """What waits for a device to finish: nothing on a CPU."""
-    if not str(device).startswith("cuda"):
+    if not is_cuda(device):
         return lambda: None
-    import torch
     return torch.cuda.synchronize
 
 
@@ -30,8 +36,8 @@ def once(f, wait, calls=1):
 
 
 def clock(functions, device, seconds=SECONDS):
-    """{name: seconds of a call, one a round}: every function in turn, again and again; a round
-    starts one further on, so that none always follows the same neighbour."""
+    """{name: seconds of a call, one a round}: every function in turn, again and again; a
+    round starts one further on, so that none always follows the same neighbour."""
     wait, order = waiter(device), list(functions)
     for f in functions.values():
         f()

@@ -5,43 +5,51 @@ what is timed is the loop alone; "lean" is minidiff's own, untrained.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from itertools import islice
 
-import numpy as np
+import torch
 
 from ... import ddpm, samplers
-from ...kernels import BACKENDS, Fused
+from ...kernels import Fused
+from ...kernels.check import device_of
+from ...kernels.check.compare import same_bits
 from ...langevin import noise_levels
 from ...solvers import rho_levels
-from .clock import once, summary, waiter
-from .rows import row_of
-from .run import candidates, is_cuda
+from ..peers import why_not_diffusers
+from ..peers.schedulers import scheduler
+from .clock import is_cuda, once, summary, waiter
+from .rows import add_speedups, measured, not_measured, over, row_of, size
+from .run import candidates
 
 SECONDS = .2  # a repeat's share for either loop, about
 REPEATS = 7
 POINTS, IMAGES = (2,), (3, 64, 64)
-GRID = [("null", POINTS, 1), ("null", POINTS, 4096), ("null", IMAGES, 1), ("null", IMAGES, 64),
-        ("lean", POINTS, 1), ("lean", POINTS, 4096), ("lean", IMAGES, 1)]
+GRID = [("null", POINTS, 1), ("null", POINTS, 4096), ("null", IMAGES, 1),
+        ("null", IMAGES, 64), ("lean", POINTS, 1), ("lean", POINTS, 4096), ("lean", IMAGES, 1)]
 GPU_GRID = [*GRID, ("null", IMAGES, 4096), ("lean", IMAGES, 64)]
 
 
-def _diffusers_ddpm(net, x, n):
-    from diffusers import DDPMScheduler
-    s = DDPMScheduler(clip_sample=False)
-    s.set_timesteps(n)
+def stepped(name, net, x, n, **config):
+    """A scheduler's loop, as its users write it."""
+    s = scheduler(name, n, **config)
     for t in s.timesteps.tolist():
         x = s.step(net(x, t), t, x, return_dict=False)[0]
         yield x
 
 
+def _diffusers_heun(net, x, n):
+    """Two of its steps make one, and the last stands alone."""
+    states = stepped("HeunDiscreteScheduler", net, x, n, use_karras_sigmas=True)
+    for k, state in enumerate(states, 1):
+        if k % 2 == 0 or k == 2 * n - 1:
+            yield state
+
+
 def _diffusers_langevin(net, x, n):
     """Its step size follows the norms, as SDE Alg. 5."""
-    from diffusers import ScoreSdeVeScheduler
-    s = ScoreSdeVeScheduler()
-    s.set_timesteps(n // 100, device=x.device)
+    s = scheduler("ScoreSdeVeScheduler", n // 100, x.device)
     s.set_sigmas(n // 100)
     for t in s.timesteps:
         for _ in range(100):
@@ -49,172 +57,143 @@ def _diffusers_langevin(net, x, n):
             yield x
 
 
-def _diffusers_heun(net, x, n):
-    from diffusers import HeunDiscreteScheduler
-    s = HeunDiscreteScheduler(use_karras_sigmas=True)
-    s.set_timesteps(n)
-    for k, t in enumerate(s.timesteps):
-        x = s.step(net(x, t), t, x, return_dict=False)[0]
-        if k % 2 or k == len(s.timesteps) - 1:
-            yield x
+def _edm_levels(n):
+    return rho_levels(n, 80., .002)
 
 
-def _diffusers_2m(net, x, n):
-    from diffusers import DPMSolverMultistepScheduler
-    s = DPMSolverMultistepScheduler(use_karras_sigmas=True)
-    s.set_timesteps(n)
-    for t in s.timesteps:
-        x = s.step(net(x, t), t, x, return_dict=False)[0]
-        yield x
+def _langevin_levels(n):
+    return noise_levels(n // 100)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """steps; ours(loop, score, x, n, op), loop the one of that name in minidiff.samplers, and
-    theirs(net, x, n): generators of a state a step."""
+    """steps; grid(n): what the loop of that name in minidiff.samplers goes through, with
+    its other options; theirs(net, x, n): diffusers' loop. Both are generators of a state a
+    step."""
 
     steps: int
-    ours: Callable
+    grid: Callable
     theirs: Callable
+    options: dict = field(default_factory=dict)
 
 
 SAMPLERS = {
-    "ancestral": Sampler(1000, lambda f, score, x, n, op: f(score, x, ddpm.linear_betas(n), op),
-                         _diffusers_ddpm),
-    "annealed_langevin": Sampler(
-        1000, lambda f, score, x, n, op: f(score, x, noise_levels(n // 100), op, n_steps=100),
-        _diffusers_langevin),
-    "edm": Sampler(18, lambda f, score, x, n, op: f(score, x, rho_levels(n, 80., .002), op),
-                   _diffusers_heun),
-    "dpmpp_2m": Sampler(20, lambda f, score, x, n, op: f(score, x, rho_levels(n, 80., .002), op),
-                        _diffusers_2m)}
+    "ancestral": Sampler(1000, ddpm.linear_betas,
+                         partial(stepped, "DDPMScheduler", clip_sample=False)),
+    "annealed_langevin": Sampler(1000, _langevin_levels, _diffusers_langevin,
+                                 {"n_steps": 100}),
+    "edm": Sampler(18, _edm_levels, _diffusers_heun),
+    "dpmpp_2m": Sampler(20, _edm_levels, partial(
+        stepped, "DPMSolverMultistepScheduler", use_karras_sigmas=True))}
 
 
 def network(kind, x):
     """net(x, level): a fixed tensor, or the lean network at sigma = 1."""
-    import torch
     s = torch.randn_like(x)
     if kind == "null":
         return lambda x, level: s
     from ...net import ScoreNet
-    net = ScoreNet(tuple(x.shape[1:])).to(x.device).eval().requires_grad_(False)
+    net = ScoreNet(x.shape[1:]).to(x.device).eval().requires_grad_(False)
     sigma = torch.ones(len(x), device=x.device)
     return lambda x, level: net(x, sigma)
 
 
 def states(name, backend, net, x, steps=None, engine=None):
     """The sampler's loop on one of our backends, or diffusers'."""
-    s = SAMPLERS[name]
+    sampler = SAMPLERS[name]
+    n = steps or sampler.steps
     if backend == "diffusers":
-        return s.theirs(net, x, steps or s.steps)
+        return sampler.theirs(net, x, n)
     engine = engine or Fused(backend=backend)
-    return s.ours(getattr(samplers, name), net, x, steps or s.steps, engine)
+    return getattr(samplers, name)(net, x, sampler.grid(n), engine, **sampler.options)
 
 
 def gate(name, backend):
     """RuntimeError unless the loop's states are the float32 oracle's, bit for bit."""
-    import torch
-    device = "cuda" if backend in ("triton", "cupy") and torch.cuda.is_available() else "cpu"
     x = torch.randn(3, 5)
     score = lambda x, level: -x
-    got = list(islice(states(name, backend, score, x.to(device)), 30))
-    for a, b in zip(got, states(name, "numpy", score, x)):
-        if not torch.equal(a.cpu().view(torch.int32), b.view(torch.int32)):
+    pairs = zip(states(name, backend, score, x.to(device_of(backend))),
+                states(name, "numpy", score, x))
+    for a, b in islice(pairs, 30):
+        if not same_bits(a.cpu(), b):
             raise RuntimeError(f"{name}: {backend} does not return the reference's states; nothing "
                                "was timed")
 
 
 def eager(make, n, wait):
-    """A repeat: (seconds to the first state, its set-up included; seconds a step after it)."""
-    def repeat():
-        loop = make()
-        return once(lambda: next(loop), wait), once(lambda: next(loop), wait, n)
-    return repeat
+    """(seconds to the first state, the loop's set-up included; seconds a step after it)."""
+    loop = make()
+    step = partial(next, loop)
+    return once(step, wait), once(step, wait, n)
 
 
 def captured(make, n, wait):
-    """A repeat as of `eager`, of n steps in one CUDA graph; make(engine) is the loop.
+    """A function that returns as `eager`, of n steps in one CUDA graph; make(engine) is the
+    loop.
 
-    An engine that has run before has its schedules on the device. RuntimeError unless the graph
-    leaves the bits of the loop uncaptured.
+    An engine that has run before has its schedules on the device. RuntimeError unless the
+    graph leaves the bits of the loop uncaptured.
     """
-    import torch
     loop, graph = make(), torch.cuda.CUDAGraph()
-    first = once(lambda: next(loop), wait)
+    first = once(partial(next, loop), wait)
     *_, want = islice(loop, n - 1)
     with torch.cuda.graph(graph):
         *_, last = islice(make(), n)
     graph.replay()
-    same = (last == want) | (last.isnan() & want.isnan())  # a network nobody trained may blow up
-    if not same.all():
+    # a network nobody trained may blow up
+    if not torch.allclose(last, want, rtol=0., atol=0., equal_nan=True):
         raise RuntimeError("a CUDA graph leaves another state than its loop; nothing was timed")
     return lambda: (first, once(graph.replay, wait) / n)
 
 
-def loops(name, backends, net, x, n):
-    """{name of the row's backend: repeat}, with CUDA graphs of ours on a GPU."""
-    wait, found = waiter(x.device), {}
-    for b in backends:
-        found[b] = eager(partial(states, name, b, net, x), n, wait)
-        if b in BACKENDS and x.is_cuda:
-            engine = Fused(backend=b)
-            found[f"{b}_graph"] = captured(partial(states, name, b, net, x, engine=engine), n, wait)
-    return found
-
-
-def bench_cell(name, kind, shape, batch, backends, device):
+def bench_cell(name, kind, shape, batch, ours, peers, device):
     """Rows of one sampler, network, shape and batch: repeats in turn, fewer steps than the
-    sampler's where those take long."""
-    import torch
+    sampler's where those take long. On a GPU also ours as a CUDA graph."""
+    steps, wait = SAMPLERS[name].steps, waiter(device)
     with torch.no_grad():
         x = torch.randn((batch, *shape), device=device)
-        net, wait, longest = network(kind, x), waiter(device), SAMPLERS[name].steps - 4
-        slowest = max(eager(lambda b=b: states(name, b, net, x), 2, wait)()[1] for b in backends)
-        n = int(np.clip(SECONDS / slowest, 3, longest))
-        repeats = loops(name, backends, net, x, n)
-        times = {b: [] for b in repeats}
-        for _ in range(REPEATS):
-            for b, repeat in repeats.items():
-                times[b].append(repeat())
-    rows = [row_of(name, b, "float32", x.shape, kind="sampler", network=kind, batch=batch,
-                   steps=SAMPLERS[name].steps, steps_timed=n, **summary([s for _, s in t]),
-                   first_seconds=summary([f for f, _ in t])["seconds"],
-                   matches_reference=None if b == "diffusers" else True)
-            for b, t in times.items()]
-    theirs = next((r["seconds"] for r in rows if r["backend"] == "diffusers"), None)
-    for row in rows:
-        if row["backend"] != "diffusers" and theirs:
-            row["speedup"] = {"diffusers": theirs / row["seconds"]}
-    return rows
+        net = network(kind, x)
+        makes = {b: partial(states, name, b, net, x) for b in (ours, *peers)}
+        slowest = max(eager(make, 2, wait)[1] for make in makes.values())
+        n = max(3, min(steps - 4, int(SECONDS / slowest)))
+        repeats = {b: partial(eager, make, n, wait) for b, make in makes.items()}
+        if x.is_cuda:
+            make = partial(makes[ours], engine=Fused(backend=ours))
+            repeats[f"{ours}_graph"] = captured(make, n, wait)
+        rounds = [{b: repeat() for b, repeat in repeats.items()} for _ in range(REPEATS)]
+    rows = []
+    for b in repeats:
+        first, later = zip(*(times[b] for times in rounds))
+        rows.append(row_of(
+            name, b, "float32", x.shape, kind="sampler", network=kind, batch=batch,
+            steps=steps, steps_timed=n, **summary(later),
+            first_seconds=summary(first)["seconds"],
+            matches_reference=None if b in peers else True))
+    return add_speedups(rows)
 
 
-def bench_samplers(device="cpu", grid=None, names=SAMPLERS):
-    """Rows, one by one; a sampler that minidiff.samplers does not have is a row with a reason."""
-    here = [b for b in candidates(None, device) if b in BACKENDS][:1]
-    peers = ["diffusers"] if find_spec("diffusers") else []
-    for name in names:
-        for b in here:
-            gate(name, b)
+def bench_samplers(device, grid=None):
+    """Rows, one by one, of every sampler; without diffusers also the reason."""
+    ours, *_ = candidates(None, device)
+    reason = why_not_diffusers()
+    peers = [] if reason else ["diffusers"]
+    for name in SAMPLERS:
+        gate(name, ours)
         for kind, shape, batch in grid or (GPU_GRID if is_cuda(device) else GRID):
-            yield from bench_cell(name, kind, shape, batch, here + peers, device)
-            if not peers:
+            yield from bench_cell(name, kind, shape, batch, ours, peers, device)
+            if reason:
                 yield row_of(name, "diffusers", "float32", (batch, *shape), kind="sampler",
-                             reason="diffusers is not installed: pip install diffusers")
-
-
-def end_to_end(row):
-    """Seconds of the whole sampler: to the first state, then the steps at their median."""
-    return row["first_seconds"] + (row["steps"] - 1) * row["seconds"]
+                             reason=reason)
 
 
 def show_samplers(rows):
-    """ms a step and the whole sampler's seconds, one line a loop."""
+    """ms a step and the whole sampler's seconds, to the first state and then at the median,
+    one line a loop."""
     lines = [f"{'sampler':<19}{'network':<9}{'batch x shape':<16}{'backend':<14}{'ms/step':>9}"
              f"{'whole s':>9}{'timed':>7}  speedup over"]
-    for r in (r for r in rows if r["seconds"]):
-        over = ", ".join(f"{p} {v:.1f}x" for p, v in r["speedup"].items())
-        lines.append(f"{r['op']:<19}{r['network']:<9}{'x'.join(map(str, r['shape'])):<16}"
-                     f"{r['backend']:<14}{r['seconds'] * 1e3:>9.3f}{end_to_end(r):>9.2f}"
-                     f"{r['steps_timed']:>7}  {over}".rstrip())
-    return "\n".join([*lines, *dict.fromkeys(f"not measured: {r['op']}, {r['backend']}: "
-                                             f"{r['reason']}" for r in rows if not r["seconds"])])
+    for r in measured(rows):
+        whole = r["first_seconds"] + (r["steps"] - 1) * r["seconds"]
+        lines.append(f"{r['op']:<19}{r['network']:<9}{size(r):<16}{r['backend']:<14}"
+                     f"{r['seconds'] * 1e3:>9.3f}{whole:>9.2f}{r['steps_timed']:>7}  {over(r)}"
+                     .rstrip())
+    return "\n".join(lines + not_measured(rows, "op", "backend"))

@@ -1,7 +1,8 @@
-"""Two results, compared: element by element, and whole results of any size against NumPy's."""
+"""Two results, compared: element by element, and whole results of any size against
+NumPy's."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -9,10 +10,9 @@ import torch
 from ... import noise
 from ...machine import cores
 from ...noise import PREDICTOR
-from .. import FLOATS, dsm_loss, norms, update
+from .. import dsm_loss, norms, update
 
 CHUNK = 1 << 16  # elements that NumPy computes at once, a core
-BITS = dict(zip(FLOATS, (torch.int32, torch.int16, torch.int16)))
 # Sums are the contract's to an ulp. A loss that is added up from parts may be one more off: each
 # is rounded to float32 by 2^-24 of itself, less than an ulp of the whole. The gradient is exact.
 ULPS = {"norms": (1,), "noise_norms": (1,), "dsm_loss": (2, 0)}
@@ -34,7 +34,6 @@ def ulps(got, expected):
 
 def _numpy(tensor):
     """A tensor's values, or for bfloat16 its bits with every NaN made one."""
-    import torch
     if tensor.dtype == torch.bfloat16:
         nan = tensor.isnan()
         return torch.where(nan, torch.tensor(0x7FC0, dtype=torch.int16),
@@ -42,29 +41,34 @@ def _numpy(tensor):
     return tensor.numpy()
 
 
+def row_of(op, name, dtype, shape, passed, reason, max_ulp=None):
+    """One of check's rows."""
+    return {"op": op, "backend": name, "dtype": dtype, "shape": shape and list(shape),
+            "max_ulp": max_ulp, "passed": passed, "reason": reason}
+
+
 def compare(op, name, dtype, shape, got, expected, variant="", allowed=0):
     """Compare two CPU tensors to `allowed` ulp; the reason names the worst element."""
-    shown = {"op": op, "backend": name, "dtype": dtype, "shape": list(shape)}
-    if tuple(got.shape) != tuple(expected.shape) or got.dtype != expected.dtype:
-        return shown | {"max_ulp": None, "passed": False, "reason":
-                        f"returned {got.dtype} {tuple(got.shape)}, not {expected.dtype} "
-                        f"{tuple(expected.shape)}"}
+    row = partial(row_of, op, name, dtype, shape)
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return row(False, f"returned {got.dtype} {tuple(got.shape)}, not {expected.dtype} "
+                          f"{tuple(expected.shape)}")
     d = ulps(_numpy(got.contiguous()), _numpy(expected))
-    if not d.size or d.max() <= allowed:
-        return shown | {"max_ulp": int(d.max(initial=0)), "passed": True, "reason": variant}
+    worst = int(d.max(initial=0))
+    if worst <= allowed:
+        return row(True, variant, worst)
     at = tuple(int(i) for i in np.unravel_index(d.argmax(), d.shape))
     a, b = float(got[at]), float(expected[at])
-    return shown | {"max_ulp": int(d.max()), "passed": False, "reason":
-                    f"{variant}: {int((d > 0).sum())} of {d.size} elements differ, most at {at}: "
-                    f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {int(d.max())} ulp)"}
+    return row(False, f"{variant}: {int((d > 0).sum())} of {d.size} elements differ, most at {at}: "
+                      f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {worst} ulp)", worst)
 
 
-def in_parts(f, batch, size):
+def in_parts(f, batch, size, chunk=CHUNK):
     """[f(rows)] for slices of rows that make up a batch, on all cores at once.
 
     NumPy computes without Python's lock.
     """
-    rows = max(1, CHUNK // max(1, size))
+    rows = max(1, chunk // max(1, size))
     parts = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
     if len(parts) < 2:
         return [f(rows) for rows in parts]
@@ -89,6 +93,13 @@ def normals(shape, *, sample=0, **counter):
         out[rows] = torch.from_numpy(z)
     in_parts(part, len(out), out[:1].numel())
     return out
+
+
+def oracle(u, coef, like, **counter):
+    """The float32 oracle's update of CPU tensors, rounded to like's dtype."""
+    out = torch.empty(like.shape)
+    update([v.float() for v in u], coef, out=out, backend="numpy", **counter)
+    return out.to(like.dtype)
 
 
 def expected_update(op, u, coef, like, **counter):
@@ -123,12 +134,24 @@ def expected_sums(op, s, coef, *, sample=0, **counter):
     return tuple(parts)
 
 
+def as_tuple(results):
+    """One result, or several, as a tuple."""
+    return results if isinstance(results, tuple) else (results,)
+
+
+def same_bits(a, b):
+    """Whether two CPU tensors hold the same bits, in the same shape and dtype."""
+    if a.dtype != b.dtype:
+        return False
+    bits = torch.int32 if a.element_size() == 4 else torch.int16
+    return torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
+
+
 def require_same(op, name, got, want, when="nothing was timed"):
     """RuntimeError unless all of a result is NumPy's: bit for bit, sums to their ulps."""
-    for a, b, ulps in zip(got, want, ULPS.get(op, (0,)), strict=True):
-        a, bits = a.detach().cpu(), BITS[str(b.dtype).removeprefix("torch.")]
-        alike = a.dtype == b.dtype and a.shape == b.shape
-        if alike and torch.equal(a.contiguous().view(bits), b.view(bits)):
+    for a, b, ulps in zip(as_tuple(got), as_tuple(want), ULPS.get(op, (0,)), strict=True):
+        a = a.detach().cpu()
+        if same_bits(a, b):
             continue
         row = compare(op, name, str(b.dtype), b.shape, a, b, "whole", ulps)
         if not row["passed"]:

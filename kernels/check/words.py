@@ -1,15 +1,18 @@
-"""The noise stage by stage on each backend: words, then radius, cos and sin, then two normals.
+"""The noise stage by stage on each backend: words, then radius, cos and sin, then two
+normals.
 
-No kernel of use returns these. A kernel's author compares stage by stage where the normals differ.
+No kernel of use returns these. A kernel's author compares stage by stage where the normals
+differ.
 """
 
 import ctypes
 
 import numpy as np
+import torch
 
 from ... import noise
 from .. import driver, on_cupy, on_host, on_triton, update
-from .compare import ulps
+from .compare import row_of, ulps
 
 ANSWERS = (  # Random123's known answers: counter, key, words
     ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -46,7 +49,6 @@ extern "C" GLOBAL void stages(const u32 *words, float *out, i64 n) {
 
 def launched(backend, given, width, launch):
     """What launch(tensor, out) writes: (n, width) words of (n, ...) given words."""
-    import torch
     tensor = torch.from_numpy(np.ascontiguousarray(given).view(np.int32)).to(backend.TAKES)
     out = torch.empty((len(given), width), dtype=torch.int32, device=tensor.device)
     launch(tensor, out)
@@ -62,13 +64,18 @@ def on_a_host(name, given, width, *numbers):
     return out
 
 
+def raw(source, name, blocks, *arguments):
+    """Launch a kernel of `source`, compiled by NVRTC beside kernels.cu."""
+    device = arguments[0].device
+    kernel = on_cupy.compiled(device, (True, "float32", 0, True, False), name, source)
+    driver.prepare(device, kernel, blocks, arguments)()
+
+
 def by_cupy(name, given, width, *numbers):
-    """A kernel of SOURCE, compiled by NVRTC."""
+    """A kernel of SOURCE on a GPU."""
     def launch(tensor, out):
-        kernel = on_cupy.compiled(out.device, (True, "float32", 0, True, False), name, SOURCE)
         blocks = -(-len(out) // on_cupy.THREADS)
-        arguments = tensor, out, ctypes.c_int64(len(out)), *numbers
-        driver.prepare(out.device, kernel, blocks, arguments)()
+        raw(SOURCE, name, blocks, tensor, out, ctypes.c_int64(len(out)), *numbers)
     return launched(on_cupy, given, width, launch)
 
 
@@ -87,7 +94,6 @@ def philox(name, counters, key):
     if name == "numpy":
         return np.stack(noise.philox(counters.T, key), -1)
     if name == "torch":
-        import torch
         words = torch.from_numpy(counters.astype(np.int64)).unbind(1)
         return torch.stack(noise.philox(words, key), 1).numpy().astype(np.uint32)
     if name == "triton":
@@ -97,9 +103,9 @@ def philox(name, counters, key):
 
 
 def stages(name, words):
-    """STAGES of (n, 2) uint32 words, an even and an odd one, on a backend: (n, 5) float32."""
+    """STAGES of (n, 2) uint32 words, an even and an odd one, on a backend: (n, 5)
+    float32."""
     if name in ("numpy", "torch"):
-        import torch
         xp = np if name == "numpy" else torch
         w = xp.asarray(words.astype(np.int64))
         parts = noise.radius(w[:, 0], xp), *noise.cos_sin(w[:, 1], xp), \
@@ -112,7 +118,8 @@ def stages(name, words):
 
 
 def every_word():
-    """(n, 2) words: each float32 that an even word can become; each angle, quarter and sign."""
+    """(n, 2) words: each float32 that an even word can become; each angle, quarter and
+    sign."""
     even = [np.arange(2**24), *(np.arange(2**k, 2**(k + 1), 2**(k - 23)) for k in range(24, 32)),
             [2**32 - 1]]
     even = np.concatenate(even).astype(np.uint32)
@@ -121,28 +128,29 @@ def every_word():
 
 
 def check_words(name, n=100_000):
-    """The noise's stages on a backend, n random ones against NumPy's: Philox, with its known
-    answers, then the words' radii, cosines, sines and normals, bit for bit."""
+    """The noise's stages on a backend, n random ones against NumPy's: Philox, with its
+    known answers, then the words' radii, cosines, sines and normals, bit for bit."""
     rng, key = np.random.default_rng(1), (0x9ABCDEF0, 0x12345678)
     counters = rng.integers(0, 2**32, (n, 4), np.uint32)
     good = all((philox(name, np.array([c], np.uint32), k)[0] == w).all()
                for c, k, w in ANSWERS)
     same = (philox(name, counters, key) == philox("numpy", counters, key)).all()
-    yield {"op": "philox", "backend": name, "dtype": "uint32", "shape": list(counters.shape),
-           "max_ulp": None, "passed": bool(good and same), "reason":
-           "Random123's answers and random counters" if good and same else
-           "Random123's answers differ" if not good else "random counters differ from NumPy's"}
+    reason = "Random123's answers and random counters"
+    if not good:
+        reason = "Random123's answers differ"
+    elif not same:
+        reason = "random counters differ from NumPy's"
+    yield row_of("philox", name, "uint32", counters.shape, bool(good and same), reason)
     words = counters[:, :2]
     distance = ulps(stages(name, words), stages("numpy", words)).max(0)
     wrong = [f"{stage} by {d} ulp" for stage, d in zip(STAGES, distance) if d]
-    yield {"op": "stages", "backend": name, "dtype": "float32", "shape": list(words.shape),
-           "max_ulp": int(distance.max()), "passed": not wrong, "reason":
-           f"off NumPy's: {', '.join(wrong)}" if wrong else "radius, cos, sin and two normals"}
+    reason = f"off NumPy's: {', '.join(wrong)}" if wrong else "radius, cos, sin and two normals"
+    yield row_of("stages", name, "float32", words.shape, not wrong, reason, int(distance.max()))
 
 
 def shown(seed=0, sample=7, step=3, tag=noise.CORRECTOR):
-    """Every stage of one counter's four elements, in hexadecimal and decimal, down to an update
-    of theirs: what a kernel's author compares when the normals differ."""
+    """Every stage of one counter's four elements, in hexadecimal and decimal, down to an
+    update of theirs: what a kernel's author compares when the normals differ."""
     counter = {"seed": seed, "sample": sample, "step": step, "tag": tag}
     words = noise.words((1, 4), **counter).reshape(2, 2)
     coef = np.array([.5, 2., .25], np.float32)

@@ -4,8 +4,8 @@ Each function names the arguments it wants and returns the result. There are
   the operands (x, s, ...; norms: x, dsm_loss: s), z, and out, a buffer to fill if it likes;
   coef, float32, (K,) or one row a sample, and clip (p0, p1, lo, hi) where the op has it;
   the step's parameters, shape, seed, sample, step, tag.
-Arrays are NumPy's, or with ARRAYS = "torch" in the file tensors, on the GPU if there is one.
-dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
+Arrays are NumPy's, or with ARRAYS = "torch" in the file tensors, on the GPU if there is
+one. dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
 """
 
 import inspect
@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .. import OPS
 from . import COUNTER, SHAPES, SUMS, cases, sum_cases, sum_rows, sums_of
-from .compare import compare, normals, require_same
+from .compare import as_tuple, compare, normals, row_of
 
 
 def short(e):
@@ -29,7 +30,6 @@ class UserKernels:
     """The functions of a file. ValueError in one line where the file cannot be used."""
 
     def __init__(self, file, ops=None):
-        import torch
         if not Path(file).is_file():
             raise ValueError(f"{file}: not a file")
         try:
@@ -51,7 +51,6 @@ class UserKernels:
 
     def give(self, v):
         """An array in the kind that the file asks for."""
-        import torch
         if not isinstance(v, (np.ndarray, torch.Tensor)):
             return v
         v = v if isinstance(v, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(v))
@@ -63,7 +62,6 @@ class UserKernels:
 
     def bind(self, name, u, coef, parameters):
         """The op's function with its arguments, as a call without any."""
-        import torch
         op, first = OPS.get(name), u[0]
         have = dict(zip(self.operands(name), u))
         coef = coef.cpu().numpy() if isinstance(coef, torch.Tensor) else np.asarray(coef)
@@ -75,12 +73,13 @@ class UserKernels:
         wanted = inspect.signature(self.functions[name]).parameters
         if "z" in wanted:
             have["z"] = normals(tuple(first.shape), **COUNTER).clone()
-        missing = [n for n, w in wanted.items() if n not in have and w.default is w.empty
+        unknown = [n for n, w in wanted.items() if n not in have and w.default is w.empty
                    and w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)]
-        if missing:
-            raise ValueError(f"{name}: unknown argument {missing[0]!r}; there are z, "
+        if unknown:
+            raise ValueError(f"{name}: unknown argument {unknown[0]!r}; there are z, "
                              f"{', '.join(have)}")
-        return partial(self.functions[name], **{n: self.give(have[n]) for n in wanted if n in have})
+        given = {n: self.give(have[n]) for n in wanted if n in have}
+        return partial(self.functions[name], **given)
 
     def operands(self, name):
         """The names of a function's operands."""
@@ -90,7 +89,6 @@ class UserKernels:
 
     def renew(self, call, name, u, step):
         """Other operands, and noise of another step, in the very arrays of a call."""
-        import torch
         have, given = dict(zip(self.operands(name), u)), call.keywords
         if "z" in given:
             have["z"] = normals(tuple(u[0].shape), **COUNTER | {"step": step})
@@ -107,30 +105,30 @@ class UserKernels:
 
     def results(self, call, count):
         """What a call returns, as `count` CPU tensors."""
-        import torch
-        got = call()
-        got = got if isinstance(got, tuple) else (got,)
+        got = as_tuple(call())
         for v in got:
             if not isinstance(v, (np.ndarray, np.generic, torch.Tensor)):
                 raise TypeError(f"returned a {type(v).__name__}, not an array or a tensor")
         if len(got) != count:
             raise TypeError(f"returned {len(got)} results, not {count}")
-        return [v.detach().cpu() if isinstance(v, torch.Tensor) else
-                torch.from_numpy(np.asarray(v)) for v in got]
+        return tuple(v.detach().cpu() if isinstance(v, torch.Tensor) else
+                     torch.from_numpy(np.asarray(v)) for v in got)
+
+    def renewed(self, call, name, u, step):
+        """What a call returns after `renew`, as CPU tensors; it raises as `timed` does."""
+        self.renew(call, name, u, step)
+        count = 2 if name == "dsm_loss" else 1
+        return self.timed(partial(self.results, call, count))()
 
     def timed(self, call):
-        """A call for the clock: what it raises becomes a RuntimeError that names the file."""
+        """A call for the clock: what it raises becomes a RuntimeError that names the
+        file."""
         def f():
             try:
                 return call()
             except (Exception, SystemExit) as e:
                 raise RuntimeError(f"{self.file}: {short(e)}") from e
         return f
-
-    def require(self, name, call, want, when="nothing was timed"):
-        """RuntimeError unless a call returns NumPy's results, whole."""
-        got = self.timed(partial(self.results, call, len(want)))()
-        require_same(name, self.file, got, want, when)
 
     def check(self, dtypes=("float32",), seed=0):
         """Rows as check's: each function on every case of its op."""
@@ -139,15 +137,16 @@ class UserKernels:
         for name in self.functions:
             for dtype, shape, u, coef, p, want, rows in self._cases(name, dtypes, seed):
                 try:
-                    got = self.results(self.bind(name, [v.clone() for v in u], coef, p), len(want))
+                    call = self.bind(name, [v.clone() for v in u], coef, p)
+                    got = self.results(call, len(want))
                 except (Exception, SystemExit) as e:
-                    yield {"op": name, "backend": self.file, "dtype": dtype, "shape": list(shape),
-                           "max_ulp": None, "passed": False, "reason": short(e)}
+                    yield row_of(name, self.file, dtype, shape, False, short(e))
                 else:
                     yield from rows(got)
 
     def _cases(self, name, dtypes, seed):
-        """dtype, shape, operands, coef, parameters, NumPy's results, what compares with them."""
+        """dtype, shape, operands, coef, parameters, NumPy's results, what compares with
+        them."""
         if name in OPS:
             for dtype, shape, how, u, p, coef, want in cases(OPS[name], dtypes, SHAPES, seed):
                 yield dtype, shape, u or [want], coef, p, (want,), \
@@ -155,6 +154,6 @@ class UserKernels:
                         compare(name, self.file, *a, *got, *b)]
         else:
             for dtype, shape, s, coef in sum_cases(dtypes, SHAPES):
-                want = sums_of(name, s, coef, "numpy")
+                want = sums_of(name, s, coef, "numpy", **COUNTER)
                 yield dtype, shape, [s], coef, {}, want, partial(
                     sum_rows, name, self.file, dtype, shape, want)

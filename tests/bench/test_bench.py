@@ -35,7 +35,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 @pytest.mark.parametrize("name", [n for n in PEERS if n != "torch_compile"])
 def test_every_peer_is_held_to_the_reference(op, name):
-    if reason := run.lacks(name, op, "float32", "cpu"):
+    if reason := run.why_not(name, op.name, "float32", "cpu"):
         pytest.skip(reason)
     work, coef, _ = run.case(op, 4096, "float32", "cpu")
     f = run.call(name, work, coef)
@@ -68,7 +68,8 @@ def test_what_is_timed_is_what_was_checked(monkeypatch, tmp_path):
         "    a, b, c = coef.reshape(-1, 3, *[1] * (x.ndim - 1)).swapaxes(0, 1)\n"
         "    return x if x.size > 30000 else a * x + b * s + c * z\n")
     with pytest.raises(RuntimeError, match=r"k.py .* at \(64, 1024\)"):
-        run.bench(["langevin"], ["host"], [1 << 16], own=UserKernels(str(tmp_path / "k.py")))
+        run.bench(["langevin"], ["host"], [1 << 16],
+                  user_kernels=UserKernels(str(tmp_path / "k.py")))
     monkeypatch.setattr(sums.Fused, "correct", lambda self, step, rule, x, *_, **kw: x)
     with pytest.raises(RuntimeError, match="corrector: host does not follow"):
         run.bench(["corrector"], ["host"], [4096])
@@ -91,8 +92,8 @@ def test_passes_are_counted_by_hand():
     assert work.c[0] == 1
     assert [PEERS[n].passes(work) for n in ("torch_eager", "torch_inplace", "torch_compile")] \
         == [10, 6, 4]
-    assert run.moved("torch_eager", work) == 11 * 4 * 4096  # 44 bytes an element
-    assert run.moved("host", work) == 3 * 4 * 4096
+    assert PEERS["torch_eager"].moved(work) == 11 * 4 * 4096  # 44 bytes an element
+    assert work.bytes == 3 * 4 * 4096
 
 
 # ---- rows ----

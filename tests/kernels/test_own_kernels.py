@@ -12,7 +12,8 @@ import torch
 
 from minidiff import kernels, noise
 from minidiff.__main__ import main
-from minidiff.bench.speed import run, sums, timed
+from minidiff.bench.speed import run, timed
+from minidiff.kernels import check
 from minidiff.kernels.check.yours import UserKernels
 
 ROOT = Path(__file__).parents[2]
@@ -229,11 +230,11 @@ def test_fresh_data_tell_what_ours_computed_once(monkeypatch):
     with pytest.raises(RuntimeError, match="pf_ode: host .*what was timed"):
         run.bench(["pf_ode"], ["host"], [1 << 18], seconds=0.)
     for name in ("norms", "dsm_loss"):
-        plain, kept = getattr(sums, name), {}
+        plain, kept = getattr(check, name), {}
 
         def once(s, *arguments, plain=plain, kept=kept, **kw):
             return kept.setdefault(s.shape, plain(s, *arguments, **kw))
-        monkeypatch.setattr(sums, name, once)
+        monkeypatch.setattr(check, name, once)
         with pytest.raises(RuntimeError, match=f"{name}: host .*what was timed"):
             run.bench([name], ["host"], [1 << 18], seconds=0.)
 
