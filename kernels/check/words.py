@@ -84,8 +84,8 @@ def by_triton(kernel, given, width, *numbers):
     block = 1 << 16 if on_triton.INTERPRET else 256
 
     def launch(tensor, out):
-        kernel[-(-len(out) // block),](tensor, out, len(out), *numbers, BLOCK=block,
-                                       INTERPRETED=on_triton.INTERPRET, enable_fp_fusion=False)
+        blocks = -(-len(out) // block)
+        kernel[blocks,](tensor, out, len(out), *numbers, BLOCK=block, enable_fp_fusion=False)
     return launched(on_triton, given, width, launch)
 
 
@@ -180,7 +180,7 @@ if on_triton.triton:
     from ..on_triton import philox as triton_philox
 
     @triton.jit(do_not_specialize=["n", "k0", "k1"])
-    def _words(counters, out, n, k0, k1, BLOCK: tl.constexpr, INTERPRETED: tl.constexpr):
+    def _words(counters, out, n, k0, k1, BLOCK: tl.constexpr):
         i = 4 * (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))
         c0 = tl.load(counters + i, mask=i < 4 * n).to(tl.uint32)
         c1 = tl.load(counters + i + 1, mask=i < 4 * n).to(tl.uint32)
@@ -193,13 +193,13 @@ if on_triton.triton:
         tl.store(out + i + 3, c3.to(tl.int32, bitcast=True), mask=i < 4 * n)
 
     @triton.jit(do_not_specialize=["n"])
-    def _stages(words, out, n, BLOCK: tl.constexpr, INTERPRETED: tl.constexpr):
+    def _stages(words, out, n, BLOCK: tl.constexpr):
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         even = tl.load(words + 2 * i, mask=i < n).to(tl.uint32)
         odd = tl.load(words + 2 * i + 1, mask=i < n).to(tl.uint32)
-        r = radius(even, INTERPRETED)
-        c, s = cos_sin(odd, INTERPRETED)
-        z0, z1 = pair(even, odd, INTERPRETED)
+        r = radius(even)
+        c, s = cos_sin(odd)
+        z0, z1 = pair(even, odd)
         tl.store(out + 5 * i, r.to(tl.int32, bitcast=True), mask=i < n)
         tl.store(out + 5 * i + 1, c.to(tl.int32, bitcast=True), mask=i < n)
         tl.store(out + 5 * i + 2, s.to(tl.int32, bitcast=True), mask=i < n)
