@@ -14,7 +14,7 @@ from minidiff.bench.peers import PEERS
 from minidiff.bench.peers.schedulers import SCHEDULERS
 from minidiff.bench.report import older, table
 from minidiff.bench.speed import clock, run, samplers, suite, sums, timed
-from minidiff.bench.speed.rows import add_speedups, row_of
+from minidiff.bench.speed.rows import MAIN_OP, add_speedups, row_of
 from minidiff.kernels import OPS
 from minidiff.kernels.check.yours import UserKernels
 
@@ -44,11 +44,11 @@ def test_every_peer_is_held_to_the_reference(op, name):
 
 
 def test_a_peer_that_computes_something_else_is_refused():
-    work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
+    work, _, _ = run.case(MAIN_OP, 4096, "float32", "cpu")
     with pytest.raises(RuntimeError, match="computes another langevin"):
         run.check_peer("torch_eager", lambda z: work.u[0] + work.u[1] + z, work)
 
-    work, coef, _ = run.case(run.FORM, 1 << 18, "float32", "cpu")
+    work, coef, _ = run.case(MAIN_OP, 1 << 18, "float32", "cpu")
     right = run.call("torch_eager", work, coef)
     middle = torch.tensor(128)
     with pytest.raises(RuntimeError, match="computes another langevin"):
@@ -87,7 +87,7 @@ def test_a_scheduler_that_computes_something_else_is_refused(monkeypatch):
 def test_passes_are_counted_by_hand():
     """Langevin, a = 1. Eager: randn, two scaled (2 each), two sums (3 each); in place: normal_,
     two add_ (3 each); compiled and random numbers apart: three reads and a write."""
-    work, _, _ = run.case(run.FORM, 4096, "float32", "cpu")
+    work, _, _ = run.case(MAIN_OP, 4096, "float32", "cpu")
     assert work.c[0] == 1
     assert [PEERS[n].passes(work) for n in ("torch_eager", "torch_inplace", "torch_compile")] \
         == [10, 6, 4]
@@ -140,11 +140,11 @@ def test_the_clock_takes_turns():
 def test_samplers_are_gated_and_timed_beside_diffusers(quick, monkeypatch):
     pytest.importorskip("diffusers")
     rows = list(samplers.bench_samplers("cpu", [("null", (2,), 3), ("lean", (2,), 3)]))
-    timed = [r for r in rows if r["seconds"]]
-    assert {r["network"] for r in timed} == {"null", "lean"}
-    assert {r["backend"] for r in timed} == {"host", "diffusers"}
-    assert timed == rows
-    assert all(r["speedup"]["diffusers"] > 0 for r in timed if r["backend"] == "host")
+    assert all(r["seconds"] for r in rows)
+    assert {(r["network"], r["backend"]) for r in rows} == {
+        (network, backend) for network in ("null", "lean") for backend in ("host", "diffusers")}
+    over = [r["speedup"]["diffusers"] for r in rows if r["backend"] == "host"]
+    assert over and min(over) > 0
     assert "ancestral" in samplers.show_samplers(rows)
 
 
