@@ -15,6 +15,27 @@ from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
 from minidiff.kernels import driver, on_cupy  # noqa: E402
 
+if kernels.missing("triton") is None and not CUDA:
+    from triton.runtime import interpreter
+
+    def patch_a_module_once():
+        """Triton's interpreter patches its language for each call inside a kernel as for the
+        kernel itself, over half of its time; what is patched stays so until the kernel ends."""
+        plain, patched = interpreter._patch_lang, set()
+
+        def patch(function):
+            module = function.__globals__["__name__"]
+            if module in patched:
+                return None  # a call inside a kernel restores nothing
+            patched.add(module)
+            return plain(function)
+
+        def run(executor, *arguments, run=interpreter.GridExecutor.__call__, **kw):
+            patched.clear()
+            return run(executor, *arguments, **kw)
+        interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, run
+    patch_a_module_once()
+
 torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
 
 GPU = "cuda" if CUDA else "cpu"

@@ -4,6 +4,7 @@ import ctypes
 import math
 import platform
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,9 @@ def drawn(op, rng, batch=None):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_op_on_every_shape(place, dtype):
-    """Per call and per sample. Triton takes every ninth shape an op: its interpreter is slow,
-    and its compiler has a kernel for each."""
-    stride = 9 if place[0] == "triton" else 1
+    """Per call and per sample. Triton, whose compiler has a kernel for each shape, and what is
+    interpreted here take every ninth shape an op, so that all shapes come in turn."""
+    stride = 9 if place[0] == "triton" or place == ("cupy", "cpu") else 1
     rng = np.random.default_rng(0)
     for n, (op, per_sample) in enumerate((op, p) for op in OPS.values() for p in (False, True)):
         for shape in SHAPES[n % stride::stride]:
@@ -184,28 +185,27 @@ def test_rows_move_gaussians_as_they_should():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_up_to_four_operands_noise_and_clip(place, dtype):
-    """With NaN, infinities, -0, subnormals and the largest values among the operands."""
+    """With NaN, infinities, -0, subnormals and the largest values among the operands; plain and
+    clipped, per call and per sample. Bounds are finite, on one side, or none in effect: per call
+    in turn, per sample each in two rows."""
     rng = np.random.default_rng(3)
-    bounds = {"none": None, "finite": [.9, -.4, -1., 1.], "zero": [1., 0., 0., math.inf],
-              "infinite": [.5, 2., -math.inf, math.inf]}
-    for count in range(5):
-        for draws in (False, True):
-            for name, clip in bounds.items() if count > 1 else [("none", None)]:
-                for batch in (None, 6) if count + draws else ():
-                    shape = (6, 40) if draws else (6, 37)
-                    operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
-                                for _ in range(count)]
-                    for u in operands:
-                        u.view(-1)[rng.integers(0, u.numel(), 30)] = torch.tensor(
-                            rng.choice(SPECIAL, 30), dtype=torch.float32)
-                    coef = rng.standard_normal((batch or 1, count + draws))
-                    if clip is not None:
-                        rows = [clip] if batch is None else np.outer(
-                            rng.uniform(.5, 2, batch), np.maximum(np.minimum(clip, 9), -9))
-                        coef = np.concatenate((coef, rows), 1)
-                    check(place, getattr(torch, dtype), operands, coef if batch else coef[0],
-                          shape, f"{count} operands, draws {draws}, clip {name}, batch {batch}",
-                          **COUNTER)
+    bounds = [.9, -.4, -1., 1.], [1., 0., 0., math.inf], [.5, 2., -math.inf, math.inf]
+    for count, draws in ((c, d) for c in range(5) for d in (False, True) if c or d):
+        shape = (6, 40) if draws else (6, 37)
+        for clipped in (False, True) if count > 1 else (False,):
+            for per_sample in (False, True):
+                operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
+                            for _ in range(count)]
+                for u in operands:
+                    u.view(-1)[rng.integers(0, u.numel(), 30)] = torch.tensor(
+                        rng.choice(SPECIAL, 30), dtype=torch.float32)
+                coef = rng.standard_normal((6, count + draws))
+                if clipped:
+                    rows = np.roll(bounds, count + draws, axis=0).repeat(2, 0)
+                    coef = np.concatenate((coef, rows), 1)
+                check(place, getattr(torch, dtype), operands, coef if per_sample else coef[0],
+                      shape, f"{count} operands, draws {draws}, clipped {clipped}, "
+                      f"per sample {per_sample}", **COUNTER)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -254,7 +254,7 @@ def test_batch_splits_and_storage_offsets_change_nothing(place, dtype):
         want = oracle([x, s], coef, kind, (11, size), **COUNTER)
         for shift in (0, 1, 2, 3):
             (x_, _), (s_, _) = guarded(x, kind, device, shift), guarded(s, kind, device)
-            for a, b in ((0, 11), (0, 4), (4, 5), (5, 11)):
+            for a, b in ((0, 4), (4, 5), (5, 11)):
                 got = update([x_[a:b], s_[a:b]], coef[a:b], backend=backend,
                              **COUNTER | {"sample": COUNTER["sample"] + a})
                 assert difference(got, want[a:b]) is None, (size, shift, a, b)
@@ -387,7 +387,8 @@ def test_noise_of_one_seed_is_used_once():
     """What is drawn, noised and brought back with one seed has the variance of fresh noise, to six
     standard errors of n squares; the same noise twice gave 1.98 and 1.64 where 1 is right. Euler's
     step of beta dt = b, either way, makes of a variance v (1 - b / 2)^2 v + b."""
-    n, z = 1 << 17, kernels.normal((1 << 17, 1), seed=0)
+    n = 1 << 14
+    z = kernels.normal((n, 1), seed=0)
     x = kernels.apply("perturb", z, a=.6, sigma=.8, seed=0)
     op, vp, up = Reference(0), sde.VP(), np.linspace(1e-3, .3, 101)
     *_, xt = samplers.forward_sde(z.astype(float), vp, up, op)
@@ -437,7 +438,7 @@ def test_fused_is_each_step_of_the_reference(place):
                              (samplers.pf_ode, sde.SubVP(), times),
                              (samplers.reverse_diffusion, sde.VP(), 30),
                              (samplers.ancestral, betas), (samplers.ddim, ddpm.alpha_bars(betas))):
-        *_, end = loop(lambda x, level: -x, x, *arguments, both)
+        *_, end = islice(loop(lambda x, level: -x, x, *arguments, both), 5)
         assert bool(end.isfinite().all())
 
 
