@@ -17,7 +17,7 @@ from minidiff.targets import Gaussian, Mixture
 
 TARGET = Mixture([1, 4], [[-5., -5.], [5., 5.]], 1.)
 ACROSS, ALONG = np.array([[1., 1.], [1., -1.]]) / 2**.5
-N = 2**16  # samples
+N = 2**14  # samples
 
 BETAS = ddpm.linear_betas(100, 1e-3, .2)
 CHAIN = ddpm.alpha_bars(BETAS)
