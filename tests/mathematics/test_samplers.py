@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from law import Law, excess, law, moments
 from minidiff import ddpm, kernels, langevin, noise, samplers, sde, solvers
 from minidiff.affine import coefficients
 from minidiff.sde import VE, VP, SubVP, prior_std
@@ -38,64 +39,6 @@ def directions(d):
     """Across the modes, along them, and an axis, unit vectors of d dimensions."""
     axis = np.eye(d)[0]
     return np.full(d, d**-.5), (axis - np.eye(d)[1]) / 2**.5, axis
-
-
-class Law:
-    """An `op` that carries the exact law of x @ u: the loop's state is nodes x, `w` their weights.
-    A step without noise moves the nodes. With noise, std c, its normal kernel spreads them over
-    an even grid; sums over spacings of c / 1.5 are integrals, to exp(-2 (1.5 pi)^2) = 5e-20."""
-
-    at = [samplers.Reference(normal=lambda shape, *_, z=z: np.full(shape, z)) for z in (0., 1.)]
-
-    def __init__(self, u, w):
-        self.u, self.w = u, w
-
-    def __call__(self, *step, **parameters):
-        moves = [op(*step, **parameters) for op in self.at]
-        return lambda *x: self.spread(*(move(*x) for move in moves))
-
-    def correct(self, step, rule, x, *s):
-        return self.spread(*(op.correct(step, rule, x.copy(), *s) for op in self.at))
-
-    def spread(self, mean, mean_plus_std):
-        c = (mean_plus_std - mean).flat[0]
-        if c == 0:
-            return mean
-        m, w = (mean @ self.u)[self.w > 1e-16, None], self.w[self.w > 1e-16, None]
-        low, high = m.min() - 8 * c, m.max() + 8 * c
-        h = min(c / 1.5, (high - low) / 1000)
-        i = np.ceil((m - 8 * c - low) / h).astype(int) + np.arange(int(16 * c / h))
-        kernel = np.exp(-((low + h * i - m) / c)**2 / 2) * (h / c / (2 * np.pi)**.5)
-        self.w = np.bincount(i.ravel(), (w * kernel).ravel())
-        return np.outer(low + h * np.arange(len(self.w)), self.u)
-
-
-def law(u, loop, score, p, arguments):
-    """(nodes, weights) of the law of x @ u at the end of a loop that starts from p."""
-    mean, std = p.means @ u, p.variances[0, 0]**.5
-    start = np.linspace(mean.min() - 8 * std, mean.max() + 8 * std, 2000)
-    for _ in range(4):
-        edges = norm.cdf((start[1:, None] + start[:-1, None]) / 2, mean, std) @ p.weights
-        op = Law(u, w := np.diff(edges, prepend=0., append=1.))
-        *_, x = loop(score, np.outer(start, u), *arguments, op)
-        t = x @ u
-        if op.w is not w:
-            break  # else a flow, which parts neighbours 1e10-fold: again, for even ends t
-        start = np.interp(np.linspace(t[0], t[-1], len(t)), t, start)
-    assert abs(op.w.sum() - 1) < 1e-11 and (np.diff(t) >= 0).all()
-    return t, op.w
-
-
-def moments(t, w):
-    """Mean, variance v, and the variance of (t - mean)^2."""
-    mean, v = np.average(t, weights=w), np.cov(t, aweights=w, ddof=0)
-    return mean, v, np.average((t - mean)**4, weights=w) - v**2
-
-
-def excess(x, t, w):
-    """sup |F_n - F| less d, P(sup > d) <= 2 exp(-2 n d^2) = 1e-6. [Dvoretzky-Kiefer-Wolfowitz]"""
-    gap = np.searchsorted(np.sort(x), t, "right") / len(x) - (np.cumsum(w) - w / 2)
-    return abs(gap).max() - (np.log(2 / 1e-6) / (2 * len(x)))**.5
 
 
 def at_time(sde):
