@@ -10,38 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exact import FLOATS, difference, guarded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from folded import LARGE, last_normals
-from minidiff import ddpm, kernels, langevin, noise, samplers, score_matching, sde
+from minidiff import ddpm, kernels, langevin, noise, samplers, sde
 from minidiff.kernels import OPS, Fused, Op, coefficients, on_host, on_triton, update
 from minidiff.samplers import Reference
 
-FLOATS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}
 COUNTER = {"seed": 0x123456789ABCDEF, "sample": 2**32 - 3, "step": 5, "tag": 2}
 SHAPES = [(5, d) for d in range(1, 10)] + [
     (0,), (0, 3), (4, 0), (1,), (1, 1), (7,), (13, 101), (2, 3, 1, 5, 7), (8, 64), (9, 2, 12),
     (300, 2), (3, 4099)]
-EDGE = 1 << 16  # guard elements either side of an array: more than a block of any kernel
 SPECIAL = [math.nan, math.inf, -math.inf, -0., 0., 1e-40, -1e-45, 6e-8, 3e38, -65504., 1., .1]
-
-
-def guarded(values, dtype, device="cpu", shift=0):
-    """values as an array of this dtype between two guards, and whether the guards are whole."""
-    n, start = values.numel(), EDGE + shift
-    buffer = torch.full((n + 2 * EDGE + shift,), 7., dtype=dtype, device=device)
-    array = buffer[start:start + n].view(values.shape).copy_(values)
-    return array, lambda: bool((buffer[:start] == 7).all() and (buffer[start + n:] == 7).all())
-
-
-def difference(got, want):
-    """Index of the first element whose bits differ, or None. Any NaN equals any NaN."""
-    assert got.dtype == want.dtype and got.shape == want.shape
-    bits = torch.int32 if want.dtype == torch.float32 else torch.int16
-    got = got.cpu()
-    unequal = (got.view(bits) != want.view(bits)) & ~(got.isnan() & want.isnan())
-    return tuple(unequal.nonzero()[0].tolist()) if unequal.any() else None
 
 
 def oracle(operands, coef, dtype, shape, **kw):
@@ -461,7 +443,7 @@ def test_host_is_numpy_whatever_is_drawn(data):
     integers = st.integers
     shape = tuple(data.draw(st.lists(integers(0, 40), min_size=1, max_size=4)))
     shape = shape if math.prod(shape) < 1 << 16 else shape[:2]
-    count, dtype = data.draw(integers(0, 4)), data.draw(st.sampled_from(list(FLOATS)))
+    count, dtype = data.draw(integers(0, 4)), data.draw(st.sampled_from(FLOATS))
     draws = data.draw(st.booleans()) or not count
     per_sample = data.draw(st.booleans())
     rng = np.random.default_rng(data.draw(integers(0, 2**32)))
@@ -477,86 +459,7 @@ def test_host_is_numpy_whatever_is_drawn(data):
           step=data.draw(integers(0, 2**40)), tag=data.draw(integers(0, 2**32 - 1)))
 
 
-# ---- sums ----
-
-SUMMED = [(5, 1), (5, 3), (5, 8), (300, 2), (13, 101), (3, 4099), (2, 3, 4), (0, 3), (4, 0)]
-
-
-def close(got, want, last_places=1):
-    """Positive float32 arrays within so many units in the last place."""
-    got, want = (torch.as_tensor(v).float().cpu().reshape(-1) for v in (got, want))
-    assert got.shape == want.shape
-    return bool(((got.view(torch.int32) - want.view(torch.int32)).abs() <= last_places).all())
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_norms(place, dtype):
-    """Within 1 ulp of NumPy's; and that of float64's: a square, and two sums of positive
-    numbers, are rounded to float32 (3 e of the sum, 1.5 e of its root), then the root (e)."""
-    backend, device = place
-    uneven = torch.full((3, 4099), 2.**-13)  # summed in float32 the small squares are lost
-    uneven[:, ::61] = 1.
-    for x in [torch.from_numpy(noise.normal(shape, seed=11)) for shape in SUMMED] + [uneven]:
-        x = x.to(getattr(torch, dtype))
-        got = kernels.norms(x.to(device), backend=backend)
-        exact = x.double().reshape(len(x), -1).norm(dim=1) if x.numel() else torch.zeros(len(x))
-        assert got.dtype == torch.float32 and close(got, kernels.norms(x, backend="numpy")), x.shape
-        assert ((got.cpu() - exact).abs() <= 2.51 * 2.**-24 * exact).all(), x.shape
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_noise_norms(place, dtype):
-    """Those of the noise an update would draw, in float32 whatever like's dtype."""
-    backend, device = place
-    for shape in SUMMED:
-        like, whole = guarded(torch.ones(shape), getattr(torch, dtype), device)
-        got = kernels.noise_norms(like, backend=backend, **COUNTER)
-        want = kernels.norms(noise.normal(shape, **COUNTER), backend="numpy")
-        assert close(got, want), shape
-        assert whole() and bool((like == 1).all()), shape
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_dsm_loss(place, dtype):
-    """The gradient is NumPy's bits, and those of torch's autograd of the composed form; the
-    value is within 1 ulp of NumPy's, and of sum w e^2 in float64 by a norm's bound, squared
-    (3 e), and the last rounding."""
-    backend, device = place
-    kind = getattr(torch, dtype)
-    rng = np.random.default_rng(12)
-    for n, shape in enumerate(SUMMED):
-        sigma = rng.uniform(.1, 5, shape[0])
-        c0, cz = coefficients(score_matching.residual, sigma=sigma).T
-        coef = np.stack((c0 * rng.uniform(.5, 2), cz, sigma**2 / (2 * max(1, shape[0]))), -1)
-        coef = coef if n % 2 or not shape[0] else coef[0]
-        s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(kind)
-        value, gradient = kernels.dsm_loss(s.to(device), coef, backend=backend, **COUNTER)
-        want, _ = kernels.dsm_loss(s.float(), coef, backend="numpy", **COUNTER)
-        leaf = s.float().requires_grad_()
-        c = torch.from_numpy(np.broadcast_to(coef, (shape[0], 3)).astype(np.float32)).reshape(
-            shape[0], 3, *[1] * (len(shape) - 1)).unbind(1)
-        e = c[0] * leaf + c[1] * torch.from_numpy(noise.normal(shape, **COUNTER))
-        (c[2] * e * e).sum().backward()
-        exact = (c[2].double() * e.detach().double()**2).sum()
-        assert difference(gradient, leaf.grad.to(kind)) is None, shape
-        assert value.shape == () and close(value, want), shape
-        assert abs(value.cpu() - exact) <= 4.01 * 2.**-24 * exact, shape
-
-
-def test_dsm_loss_is_denoising_score_matching():
-    """With the coefficients of its docstring. A residual of two terms is off by at most
-    d = gamma_3 (|c0 s| + |cz z|), its square by 2 |e| d + d^2."""
-    sigma, weight = np.linspace(.5, 2, 8), np.linspace(1, 3, 8)
-    c0, cz = coefficients(score_matching.residual, sigma=sigma).T
-    s, z = noise.normal((8, 20), seed=13), noise.normal((8, 20), seed=14)
-    value, _ = kernels.dsm_loss(s, np.stack((c0, cz, weight / 16), -1), seed=14, tag=noise.PRIOR)
-    s, z, sigma = s.astype(np.float64), z.astype(np.float64), sigma[:, None]
-    d = 3.01 * 2.**-24 * (np.abs(s) + np.abs(z / sigma))
-    e = np.abs(score_matching.residual(s, z, sigma))
-    exact = score_matching.denoising(s, z, sigma, weight)
-    slack = (weight[:, None] / 16 * (2 * e * d + d**2)).sum() + 5 * 2.**-24 * exact
-    assert abs(value - exact) <= slack
-
+# ---- an engine ----
 
 def test_an_engine_uploads_a_schedule_once():
     """So a loop that has run before copies nothing, and a CUDA graph can capture it whole."""
