@@ -344,6 +344,10 @@ def test_a_score_of_another_shape_is_refused_though_it_would_broadcast(name):
         states = loop(lambda x, k, s=s: s, np.ones((3, 2)), *arguments, samplers.Reference())
         with pytest.raises(ValueError, match=r"score has shape \(.*\), not \(3, 2\)"):
             list(states)
+
+
+def test_a_score_of_another_shape_is_refused_by_the_adaptive_flow():
+    for s in (np.ones((3, 1)), np.ones(2), 1.):
         with pytest.raises(ValueError, match="score has shape"):
             list(samplers.pf_ode_adaptive(lambda x, t, s=s: s, np.ones((3, 2)), VP(), [1., .1]))
 
