@@ -65,6 +65,14 @@ def place(request):
 
 
 @pytest.fixture
+def uncompiled(monkeypatch):
+    """What torch would compile, which takes seconds, runs as it is."""
+    def compile(f=None, **options):
+        return f or (lambda f: f)
+    monkeypatch.setattr(torch, "compile", compile)
+
+
+@pytest.fixture
 def refused(capsys):
     """refused(*words, argv=): the command ends with 2 and one line that holds the words."""
     def check(*words, argv):

@@ -180,7 +180,7 @@ def test_levels_return_their_ends_exactly():
 def processes():
     """SDEs whose ends no formula meets exactly."""
     rng = np.random.default_rng(1)
-    for _ in range(60):
+    for _ in range(20):
         low = np.exp(rng.uniform(-4, 0))
         high = low * np.exp(rng.uniform(1, 8))  # t is ln sigma over ln of that ratio
         yield from (sde.EDM(high), sde.VE(low, high), sde.VP(low / 20, 1 + high / 50),

@@ -597,7 +597,7 @@ def test_a_backend_that_is_missing_is_named(command, refused, monkeypatch):
     refused("cupy", "no GPU of this kind", argv=[command, "--backend", "cupy"])
 
 
-def test_bench_gates_and_reports(tmp_path):
+def test_bench_gates_and_reports(tmp_path, uncompiled):
     rows = tmp_path / "rows.json"
     assert main(["bench", "--device", "cpu", "--elements", "4096", "--json", str(rows)]) == 0
     rows = {r["backend"]: r for r in json.loads(rows.read_text())}
