@@ -23,7 +23,7 @@ DESIGN = {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s", 
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, uncompiled):
     """Everything once, nothing long."""
     monkeypatch.setattr(timed, "clock", lambda f, device, *_: clock.clock(f, device, 0.))
     monkeypatch.setattr(samplers, "SECONDS", 1e-3)
@@ -55,7 +55,7 @@ def test_a_peer_that_computes_something_else_is_refused():
         run.check_peer("torch_eager", lambda z: right(z).index_fill_(0, middle, 0.), work)
 
 
-def test_what_is_timed_is_what_was_checked(monkeypatch, tmp_path):
+def test_what_is_timed_is_what_was_checked(quick, monkeypatch, tmp_path):
     """A kernel that is right on small shapes alone: ours, a user's, a corrector."""
     def bind(*arguments, **kw):
         return lambda step: kw["out"]
