@@ -19,8 +19,11 @@ if kernels.missing("triton") is None and not CUDA:
     from triton.runtime import interpreter
 
     def patch_a_module_once():
-        """Triton's interpreter patches its language for each call inside a kernel as for the
-        kernel itself, over half of its time; what is patched stays so until the kernel ends."""
+        """Triton's interpreter patches its language at each call inside a kernel.
+
+        That is over half of its time. What is patched stays so until the kernel ends, so
+        that once a module is enough.
+        """
         plain, patched = interpreter._patch_lang, set()
 
         def patch(function):
@@ -36,7 +39,7 @@ if kernels.missing("triton") is None and not CUDA:
         interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, run
     patch_a_module_once()
 
-torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
+torch.set_num_threads(1)  # tensors are small; on a busy machine threads wait for each other
 
 GPU = "cuda" if CUDA else "cpu"
 PLACES = [("torch", "cpu"), ("host", "cpu"), ("triton", GPU), ("cupy", GPU)]

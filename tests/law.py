@@ -5,15 +5,16 @@ A sampler is a loop that asks an `op` to move its state:
     for k in steps:
         x = op(step, tag, **parameters)(k, x, score(x, level))
 
-minidiff's own are `samplers.Reference`, which draws the noise in NumPy, and `kernels.Fused`, which
-draws it in a kernel. The loops do not care what x is. So a test may hand them an `op` whose state
-is not a sample but the *law* of a sample, and read off at the end what infinitely many samples
-would have shown: weights, means, variances, distribution functions, to rounding. Such a number is
-a fact about the loop, so it can be compared to five digits, and a wrong coefficient, a wrong time
-or a step too few changes it. Two such ops are here.
+minidiff's own are `samplers.Reference`, which draws the noise in NumPy, and
+`kernels.Fused`, which draws it in a kernel. The loops do not care what x is. So a test may
+hand them an `op` whose state is not a sample but the *law* of a sample, and read off at the
+end what infinitely many samples would have shown: weights, means, variances, distribution
+functions, to rounding. Such a number is a fact about the loop, so it can be compared to
+five digits, and a wrong coefficient, a wrong time or a step too few changes it. Two such
+ops are here.
 
-**variances**: data N(0, v). The exact score is linear, s = k x, hence each step is an affine map
-x' = a x + b s + c z, and the variance after it is
+**variances**: data N(0, v). The exact score is linear, s = k x, hence each step is an
+affine map x' = a x + b s + c z, and the variance after it is
 
     v' = (a + b k)^2 v + c^2.
 
@@ -22,25 +23,26 @@ The loop's state is the number v and its score returns the slope k of the level,
     slope = lambda v, i: -1 / (alpha_bar[i] * data + 1 - alpha_bar[i])
     *_, v = samplers.ancestral(slope, 1., betas, variances)
 
-**Law**: any data whose score, along a unit vector u, depends on x @ u alone. A mixture of two
-equal normals is such a one across its modes and along them. The state is a set of nodes on the
-line of u, with weights. A step without noise moves each node. A step with noise of std c puts a
-normal of std c in the place of each node, and adds these up over an even grid of new nodes. A
-normal is so smooth that a sum over points c / 1.5 apart is its integral to 5e-20, so nothing is
-lost but rounding. `law` runs a loop so and returns nodes and weights:
+**Law**: any data whose score, along a unit vector u, depends on x @ u alone. A mixture of
+two normals of one variance is such a one across its modes and along them. The state is a
+set of nodes on the line of u, with weights. A step without noise moves each node. A step
+with noise of std c puts a normal of std c in the place of each node, and adds these up over
+an even grid of new nodes. A normal is so smooth that a sum over points c / 1.5 apart is its
+integral to 5e-20, so nothing is lost but rounding. `law` runs a loop so and returns nodes
+and weights:
 
     t, w = law(u, samplers.ddim, score, start, (alpha_bar,))
     mean, variance, _ = moments(t, w)
     w[t < 0].sum()                  # the weight of the mode on the left
 
-Samples are then held to the law by `excess`. For a right sampler it is below 0, but for one run
-in a million; that holds for any law and any number of samples:
+Samples are then held to the law by `excess`. For a right sampler it is below 0, but for one
+run in a million; that holds for any law and any number of samples:
 
     assert excess(x @ u, t, w) < 0
 
-What it cannot do: steps that act on several coordinates at once. A corrector that measures norms
-has no law on a line, and neither has a clip of coordinates unless the data have but one. The
-tests give those bounds of another kind (tests/mathematics/test_samplers.py).
+What it cannot do: steps that act on several coordinates at once. A corrector that measures
+norms has no law on a line, and neither has a clip of coordinates unless the data have but
+one. The tests give those bounds of another kind (tests/mathematics/test_samplers.py).
 """
 
 import numpy as np
@@ -62,11 +64,14 @@ def variances(step, tag, **parameters):
 
 
 class Law:
-    """An `op` that carries the exact law of x @ u: the loop's state is nodes x, `w` their weights.
-    A step without noise moves the nodes. With noise, std c, its normal kernel spreads them over
-    an even grid; sums over spacings of c / 1.5 are integrals, to exp(-2 (1.5 pi)^2) = 5e-20."""
+    """An `op` whose state is nodes x on the line of u; `w` are their weights.
 
-    at = [samplers.Reference(normal=lambda shape, *_, z=z: np.full(shape, z)) for z in (0., 1.)]
+    The grid's spacing is c / 1.5 at most, so sums over it are integrals to
+    exp(-2 (1.5 pi)^2) = 5e-20.
+    """
+
+    at = [samplers.Reference(normal=lambda shape, *_, z=z: np.full(shape, z))
+          for z in (0., 1.)]
 
     def __init__(self, u, w):
         self.u, self.w = u, w
@@ -81,7 +86,7 @@ class Law:
         return self.spread(*(op.correct(step, rule, x.copy(), *s) for op in self.at))
 
     def spread(self, mean, mean_plus_std):
-        """The nodes after a step that takes them to mean + std z; `w` becomes their weights."""
+        """The nodes after a step to mean + std z; `w` becomes their weights."""
         c = (mean_plus_std - mean).flat[0]
         if c == 0:
             return mean
@@ -101,8 +106,8 @@ class Law:
 def law(u, loop, score, p, arguments):
     """(nodes, weights) of the law of x @ u at the end of a loop that starts from p.
 
-    2,000 even nodes to 8 std beyond the modes, each with the mass that is nearest to it. A flow
-    parts neighbours 1e10-fold, so it is run again from where its end nodes were even.
+    2,000 even nodes to 8 std beyond the modes, each with the mass that is nearest to it. A
+    flow parts neighbours 1e10-fold, so it is run again from where its end nodes were even.
     """
     mean = p.means @ u
     std = p.variances[0, 0]**.5
@@ -128,7 +133,10 @@ def moments(t, w):
 
 
 def excess(x, t, w):
-    """sup |F_n - F| less d, P(sup > d) <= 2 exp(-2 n d^2) = 1e-6. [Dvoretzky-Kiefer-Wolfowitz]"""
+    """sup |F_n - F| less d, where P(sup > d) <= 2 exp(-2 n d^2) = 1e-6.
+
+    [Dvoretzky-Kiefer-Wolfowitz]
+    """
     of_samples = np.searchsorted(np.sort(x), t, "right") / len(x)
     of_law = np.cumsum(w) - w / 2
     d = (np.log(2 / 1e-6) / (2 * len(x)))**.5
