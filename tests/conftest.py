@@ -37,7 +37,8 @@ if kernels.missing("triton") is None and not CUDA:
             patched.clear()
             return run(executor, *arguments, **kw)
         interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, run
-    patch_a_module_once()
+    if hasattr(interpreter, "_patch_lang"):  # a private name, which another Triton may lack
+        patch_a_module_once()
 
 torch.set_num_threads(1)  # tensors are small; on a busy machine threads wait for each other
 
