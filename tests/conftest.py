@@ -15,7 +15,32 @@ from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
 from minidiff.kernels import driver, on_cupy  # noqa: E402
 
-torch.set_num_threads(1)  # small tensors: on a busy machine more threads wait for each other
+if kernels.missing("triton") is None and not CUDA:
+    from triton.runtime import interpreter
+
+    def patch_a_module_once():
+        """Triton's interpreter patches its language at each call inside a kernel.
+
+        That is over half of its time. What is patched stays so until the kernel ends, so
+        that once a module is enough.
+        """
+        plain, patched = interpreter._patch_lang, set()
+
+        def patch(function):
+            module = function.__globals__["__name__"]
+            if module in patched:
+                return None  # a call inside a kernel restores nothing
+            patched.add(module)
+            return plain(function)
+
+        def run(executor, *arguments, run=interpreter.GridExecutor.__call__, **kw):
+            patched.clear()
+            return run(executor, *arguments, **kw)
+        interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, run
+    if hasattr(interpreter, "_patch_lang"):  # a private name, which another Triton may lack
+        patch_a_module_once()
+
+torch.set_num_threads(1)  # tensors are small; on a busy machine threads wait for each other
 
 GPU = "cuda" if CUDA else "cpu"
 PLACES = [("torch", "cpu"), ("host", "cpu"), ("triton", GPU), ("cupy", GPU)]
@@ -41,6 +66,14 @@ def place(request):
     if reason:
         pytest.skip(f"{request.param[0]}: {reason}")
     return request.param
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """What torch would compile, which takes seconds, runs as it is."""
+    def compile(f=None, **options):
+        return f or (lambda f: f)
+    monkeypatch.setattr(torch, "compile", compile)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ DESIGN = {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s", 
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, uncompiled):
     """Everything once, nothing long."""
     monkeypatch.setattr(timed, "clock", lambda f, device, *_: clock.clock(f, device, 0.))
     monkeypatch.setattr(samplers, "SECONDS", 1e-3)
@@ -55,7 +55,7 @@ def test_a_peer_that_computes_something_else_is_refused():
         run.check_peer("torch_eager", lambda z: right(z).index_fill_(0, middle, 0.), work)
 
 
-def test_what_is_timed_is_what_was_checked(monkeypatch, tmp_path):
+def test_what_is_timed_is_what_was_checked(quick, monkeypatch, tmp_path):
     """A kernel that is right on small shapes alone: ours, a user's, a corrector."""
     def bind(*arguments, **kw):
         return lambda step: kw["out"]
@@ -141,11 +141,11 @@ def test_the_clock_takes_turns():
 def test_samplers_are_gated_and_timed_beside_diffusers(quick, monkeypatch):
     pytest.importorskip("diffusers")
     rows = list(samplers.bench_samplers("cpu", [("null", (2,), 3), ("lean", (2,), 3)]))
-    timed = [r for r in rows if r["seconds"]]
-    assert {r["network"] for r in timed} == {"null", "lean"}
-    assert {r["backend"] for r in timed} == {"host", "diffusers"}
-    assert timed == rows
-    assert all(r["speedup"]["diffusers"] > 0 for r in timed if r["backend"] == "host")
+    assert all(r["seconds"] for r in rows)
+    assert {(r["network"], r["backend"]) for r in rows} == {
+        (network, backend) for network in ("null", "lean") for backend in ("host", "diffusers")}
+    over = [r["speedup"]["diffusers"] for r in rows if r["backend"] == "host"]
+    assert over and min(over) > 0
     assert "ancestral" in samplers.show_samplers(rows)
 
 

@@ -67,14 +67,14 @@ def test_devices_that_differ():
             apply("langevin", T, T.to("cuda"), eps=.1)
 
 
-@pytest.mark.parametrize("name", ["auto", *kernels.BACKENDS])
-def test_tensors_without_memory_never_crash(name):
-    with pytest.raises((TypeError, ValueError, RuntimeError), match="meta|backend"):
-        update([T.to("meta")], [1.], backend=name)
-    with pytest.raises(TypeError, match="dense"):
-        update([T.to_sparse()], [1.], backend="auto")
+def test_tensors_without_memory_never_crash():
+    """They are refused before any backend is asked for."""
+    with pytest.raises(TypeError, match="dense .* on meta"):
+        update([T.to("meta")], [1.])
+    with pytest.raises(TypeError, match="dense .* torch.sparse_coo"):
+        update([T.to_sparse()], [1.])
     with FakeTensorMode(), pytest.raises(TypeError, match="no memory"):
-        update([torch.ones(2, 3)], [1.], backend="auto")
+        update([torch.ones(2, 3)], [1.])
 
 
 def test_a_negated_view_is_its_values():
@@ -104,10 +104,10 @@ def test_number_of_operands():
 def test_requires_grad_raises():
     leaf = T.clone().requires_grad_()
     for operands, out in (([leaf], None), ([T, leaf], None), ([T], leaf), ([leaf * 2], None)):
-        with pytest.raises(RuntimeError, match="requires grad"):
+        with pytest.raises(RuntimeError, match="requires grad.*detached"):
             update(operands, [1.] * len(operands), out=out)
     for call in (kernels.norms, kernels.noise_norms, lambda s: kernels.dsm_loss(s, [1., 1., 1.])):
-        with pytest.raises(RuntimeError, match="requires grad"):
+        with pytest.raises(RuntimeError, match="requires grad.*detached"):
             call(leaf)
     with torch.no_grad():
         assert not update([leaf.detach()], [1.]).requires_grad
@@ -265,8 +265,10 @@ def test_no_compiler_says_what_to_install(monkeypatch):
         assert np.array_equal(update([X], [2.]), 2 * X)
 
 
-def test_numpy_arrays_are_refused_where_they_cannot_go():
-    with pytest.raises((ValueError, RuntimeError), match="backend 'cupy'"):
+def test_numpy_arrays_are_refused_where_they_cannot_go(monkeypatch):
+    """Also by a backend that could run."""
+    monkeypatch.setattr(on_cupy, "missing", lambda: None)
+    with pytest.raises(ValueError, match="backend 'cupy' takes arrays on cuda, not cpu"):
         update([X], [1.], backend="cupy")
 
 
@@ -368,18 +370,20 @@ def test_coefficients_that_are_no_plain_tensors():
             update(operands, [1.], out=out)
 
 
-def test_a_step_counter_is_of_the_operands_kind():
-    """A NumPy counter beside tensors, or a tensor beside arrays: works or says so."""
+def test_a_step_counter_may_be_of_either_kind():
+    """A NumPy counter beside CPU tensors, or a CPU tensor beside arrays, is the same counter."""
     want = update([X], [3., 4.], step=1, backend="numpy")
     for u, step in ((X, torch.tensor(1)), (T, np.array(1))):
-        for name in ("auto", *(n for n in kernels.BACKENDS if kernels.missing(n) is None)):
-            try:
-                got = np.asarray(update([u], [[1., 2.], [3., 4.]], step=step, rows="step",
-                                        backend=name))
-            except ValueError as e:
-                assert "step counter" in str(e) or "backend" in str(e)
-            else:
-                assert np.array_equal(got, want), name
+        for name in ("torch", *CPU):
+            got = update([u], [[1., 2.], [3., 4.]], step=step, rows="step", backend=name)
+            assert np.array_equal(np.asarray(got), want), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_counter_is_on_the_operands_device():
+    for step in (np.array(1), torch.tensor(1)):
+        with pytest.raises(ValueError, match="step counter must be .* on the operands' device"):
+            update([T.to("cuda")], [[1., 2.], [3., 4.]], step=step, rows="step")
 
 
 def test_counter_words_are_integers():

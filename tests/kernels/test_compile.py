@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -227,73 +228,22 @@ def triton_runs():
         machine_code(found, "_stages")[0]), "stages": disassembled(found, "_stages")}))
 
 
-@pytest.fixture(scope="module")
-def from_triton():
+@pytest.fixture(scope="module", autouse=TOOL is not None)
+def other_process():
+    """It runs beside the tests of CUDA C, which come first."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "",
                                 "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True,
-                         text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    with subprocess.Popen([sys.executable, __file__], env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        yield process
+        process.kill()  # where it was not waited for
 
 
-@needs_triton
-def test_triton_s_code_returns_the_bits_of_numpy(from_triton):
-    """What it compiles, launched as on a device."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
-        assert not found["differs"], (variant, found["differs"])
-    assert not from_triton["others"]
-
-
-@needs_triton
-def test_a_barrier_that_lacks_would_show(from_triton):
-    for missed, barriers in from_triton["barriers"]:
-        assert barriers and not missed
-
-
-@needs_triton
-def test_triton_uses_registers_alone(from_triton):
-    """No stack and no spills; and but for sums no double precision, and where rows are aligned
-    no shared memory."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
-        sums, aligned = variant[3] == "sums", variant[-1]
-        assert not (found["stack"] or found["local"]), (variant, found)
-        assert bool(found["double"]) == sums, (variant, found)
-        assert not found["shared"] or sums or not aligned, (variant, found)
-
-
-@needs_triton
-def test_triton_moves_16_bytes_at_a_time(from_triton):
-    """Each operand's and the output's share of a thread, where rows are aligned."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
-        dtype, operands, draws, clip, *_, aligned = variant
-        if aligned:
-            packs = found["elements"] * (4 if dtype == "float32" else 2) // 16
-            stored = packs if clip != "sums" or operands and draws else 0  # sums, or a gradient
-            assert found["load16"] == operands * packs, (variant, found)
-            assert found["store16"] == stored, (variant, found)
-            assert found["store"] == stored or clip == "sums", (variant, found)
-
-
-@needs_triton
-def test_triton_contracts_nothing(from_triton):
-    """The fused multiply-adds that are written, and not one elsewhere."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
-        assert found["fma"] == WRITTEN * found["root"], (variant, found)
-        assert found["root"] == variant[2] * found["elements"] // 2, (variant, found)
-        assert found["options"]["enable_fp_fusion"] is False
-
-
-@needs_triton
-def test_triton_keeps_to_its_slots(from_triton):
-    """Noise with up to two operands, aligned; and under 13 without noise."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
-        dtype, operands, draws, clip, rows, size, aligned = variant
-        if aligned and not draws and not clip and operands <= 2:
-            assert found["slots"] < 13, (variant, found["slots"])
-        if aligned and draws and not clip and rows == "call":
-            ceiling = SLOTS["triton", dtype][operands]
-            assert ceiling - 1 < found["slots"] <= ceiling, (variant, found["slots"])
+@pytest.fixture(scope="module")
+def from_triton(other_process):
+    found, errors = other_process.communicate()
+    assert other_process.returncode == 0, errors
+    return json.loads(found)
 
 
 # ---- CUDA C ----
@@ -344,18 +294,22 @@ def test_a_slower_form_is_over_its_slots(monkeypatch, tmp_path, better, plain):
     launch.compiled_by_nvrtc.cache_clear()
 
 
-@needs_nvrtc
-@pytest.mark.parametrize("variant", [
+LAUNCHED = [
     ("float32", 2, 1, 0, 0), ("float32", 0, 1, 0, 0), ("float32", 4, 0, 0, 0),
     ("bfloat16", 1, 1, 0, 0), ("float16", 2, 1, 1, 0), ("float32", 1, 0, 0, 1),
-    ("bfloat16", 0, 1, 0, 1), ("float16", 1, 1, 0, 2), ("float32", 0, 1, 0, 3)], ids=str)
+    ("bfloat16", 0, 1, 0, 1), ("float16", 1, 1, 0, 2), ("float32", 0, 1, 0, 3)]
+CASES = [*product([(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)],
+                  ("call", "sample", "counter", "before", "end", "sample and counter"), (0, 1))]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("variant", LAUNCHED, ids=str)
 def test_nvrtc_s_code_returns_the_bits_of_numpy(cupy_here, variant):
-    """What it compiles, launched as CuPy would, in a grid's blocks and threads."""
+    """What it compiles, launched as CuPy would, in a grid's blocks and threads. A variant takes
+    every fifth case, so each shape, with rows and shifts in turn; the nine take all of them."""
     lines = []
-    for shape in [(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)]:
-        for rows in ("call", "sample", "counter", "before", "end", "sample and counter"):
-            for shift in (0, 1):
-                lines += differs(on_cupy, *variant, rows, shape, shift)
+    for shape, rows, shift in CASES[LAUNCHED.index(variant) % 5::5]:
+        lines += differs(on_cupy, *variant, rows, shape, shift)
     assert not lines
 
 
@@ -492,6 +446,67 @@ def test_the_root_is_that_of_sqrt_rn(from_triton):
     span, = re.findall(r"ISETP.GT.U32.AND P0, PT, R\d+, (0x\w+), PT", "\n".join(rn))
     least, most = (int(np.float32(v).view(np.uint32)) for v in (1e-7, 46))
     assert int(low, 16) <= least and most - int(low, 16) <= int(span, 16)
+
+
+# ---- what Triton made in the other process ----
+
+@needs_triton
+def test_triton_s_code_returns_the_bits_of_numpy(from_triton):
+    """What it compiles, launched as on a device."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        assert not found["differs"], (variant, found["differs"])
+    assert not from_triton["others"]
+
+
+@needs_triton
+def test_a_barrier_that_lacks_would_show(from_triton):
+    for missed, barriers in from_triton["barriers"]:
+        assert barriers and not missed
+
+
+@needs_triton
+def test_triton_uses_registers_alone(from_triton):
+    """No stack and no spills; and but for sums no double precision, and where rows are aligned
+    no shared memory."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        sums, aligned = variant[3] == "sums", variant[-1]
+        assert not (found["stack"] or found["local"]), (variant, found)
+        assert bool(found["double"]) == sums, (variant, found)
+        assert not found["shared"] or sums or not aligned, (variant, found)
+
+
+@needs_triton
+def test_triton_moves_16_bytes_at_a_time(from_triton):
+    """Each operand's and the output's share of a thread, where rows are aligned."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        dtype, operands, draws, clip, *_, aligned = variant
+        if aligned:
+            packs = found["elements"] * (4 if dtype == "float32" else 2) // 16
+            stored = packs if clip != "sums" or operands and draws else 0  # sums, or a gradient
+            assert found["load16"] == operands * packs, (variant, found)
+            assert found["store16"] == stored, (variant, found)
+            assert found["store"] == stored or clip == "sums", (variant, found)
+
+
+@needs_triton
+def test_triton_contracts_nothing(from_triton):
+    """The fused multiply-adds that are written, and not one elsewhere."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        assert found["fma"] == WRITTEN * found["root"], (variant, found)
+        assert found["root"] == variant[2] * found["elements"] // 2, (variant, found)
+        assert found["options"]["enable_fp_fusion"] is False
+
+
+@needs_triton
+def test_triton_keeps_to_its_slots(from_triton):
+    """Noise with up to two operands, aligned; and under 13 without noise."""
+    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+        dtype, operands, draws, clip, rows, size, aligned = variant
+        if aligned and not draws and not clip and operands <= 2:
+            assert found["slots"] < 13, (variant, found["slots"])
+        if aligned and draws and not clip and rows == "call":
+            ceiling = SLOTS["triton", dtype][operands]
+            assert ceiling - 1 < found["slots"] <= ceiling, (variant, found["slots"])
 
 
 if __name__ == "__main__":

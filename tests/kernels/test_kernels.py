@@ -4,6 +4,7 @@ import ctypes
 import math
 import platform
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,35 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exact import FLOATS, difference, guarded
 from folded import LARGE, last_normals
-from minidiff import ddpm, kernels, langevin, noise, samplers, score_matching, sde
+from minidiff import ddpm, kernels, langevin, noise, samplers, sde
 from minidiff.kernels import OPS, Fused, Op, coefficients, fused, on_host, on_triton, update
 from minidiff.samplers import Reference
 
-FLOATS = {"float32": torch.int32, "bfloat16": torch.int16, "float16": torch.int16}
 COUNTER = {"seed": 0x123456789ABCDEF, "sample": 2**32 - 3, "step": 5, "tag": 2}
 SHAPES = [(5, d) for d in range(1, 10)] + [
     (0,), (0, 3), (4, 0), (1,), (1, 1), (7,), (13, 101), (2, 3, 1, 5, 7), (8, 64), (9, 2, 12),
     (300, 2), (3, 4099)]
-EDGE = 1 << 16  # guard elements either side of an array: more than a block of any kernel
 SPECIAL = [math.nan, math.inf, -math.inf, -0., 0., 1e-40, -1e-45, 6e-8, 3e38, -65504., 1., .1]
-
-
-def guarded(values, dtype, device="cpu", shift=0):
-    """values as an array of this dtype between two guards, and whether the guards are whole."""
-    n, start = values.numel(), EDGE + shift
-    buffer = torch.full((n + 2 * EDGE + shift,), 7., dtype=dtype, device=device)
-    array = buffer[start:start + n].view(values.shape).copy_(values)
-    return array, lambda: bool((buffer[:start] == 7).all() and (buffer[start + n:] == 7).all())
-
-
-def difference(got, want):
-    """Index of the first element whose bits differ, or None. Any NaN equals any NaN."""
-    assert got.dtype == want.dtype and got.shape == want.shape
-    bits = torch.int32 if want.dtype == torch.float32 else torch.int16
-    got = got.cpu()
-    unequal = (got.view(bits) != want.view(bits)) & ~(got.isnan() & want.isnan())
-    return tuple(unequal.nonzero()[0].tolist()) if unequal.any() else None
 
 
 def oracle(operands, coef, dtype, shape, **kw):
@@ -77,9 +60,9 @@ def drawn(op, rng, batch=None):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_op_on_every_shape(place, dtype):
-    """Per call and per sample. Triton takes every ninth shape an op: its interpreter is slow,
-    and its compiler has a kernel for each."""
-    stride = 9 if place[0] == "triton" else 1
+    """Per call and per sample. Triton, whose compiler has a kernel for each shape, and what is
+    interpreted here take every ninth shape an op, so that all shapes come in turn."""
+    stride = 9 if place[0] == "triton" or place == ("cupy", "cpu") else 1
     rng = np.random.default_rng(0)
     for n, (op, per_sample) in enumerate((op, p) for op in OPS.values() for p in (False, True)):
         for shape in SHAPES[n % stride::stride]:
@@ -184,28 +167,27 @@ def test_rows_move_gaussians_as_they_should():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_up_to_four_operands_noise_and_clip(place, dtype):
-    """With NaN, infinities, -0, subnormals and the largest values among the operands."""
+    """With NaN, infinities, -0, subnormals and the largest values among the operands; plain and
+    clipped, per call and per sample. Bounds are finite, on one side, or none in effect: per call
+    in turn, per sample each in two rows."""
     rng = np.random.default_rng(3)
-    bounds = {"none": None, "finite": [.9, -.4, -1., 1.], "zero": [1., 0., 0., math.inf],
-              "infinite": [.5, 2., -math.inf, math.inf]}
-    for count in range(5):
-        for draws in (False, True):
-            for name, clip in bounds.items() if count > 1 else [("none", None)]:
-                for batch in (None, 6) if count + draws else ():
-                    shape = (6, 40) if draws else (6, 37)
-                    operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
-                                for _ in range(count)]
-                    for u in operands:
-                        u.view(-1)[rng.integers(0, u.numel(), 30)] = torch.tensor(
-                            rng.choice(SPECIAL, 30), dtype=torch.float32)
-                    coef = rng.standard_normal((batch or 1, count + draws))
-                    if clip is not None:
-                        rows = [clip] if batch is None else np.outer(
-                            rng.uniform(.5, 2, batch), np.maximum(np.minimum(clip, 9), -9))
-                        coef = np.concatenate((coef, rows), 1)
-                    check(place, getattr(torch, dtype), operands, coef if batch else coef[0],
-                          shape, f"{count} operands, draws {draws}, clip {name}, batch {batch}",
-                          **COUNTER)
+    bounds = [.9, -.4, -1., 1.], [1., 0., 0., math.inf], [.5, 2., -math.inf, math.inf]
+    for count, draws in ((c, d) for c in range(5) for d in (False, True) if c or d):
+        shape = (6, 40) if draws else (6, 37)
+        for clipped in (False, True) if count > 1 else (False,):
+            for per_sample in (False, True):
+                operands = [torch.from_numpy(rng.standard_normal(shape, np.float32))
+                            for _ in range(count)]
+                for u in operands:
+                    u.view(-1)[rng.integers(0, u.numel(), 30)] = torch.tensor(
+                        rng.choice(SPECIAL, 30), dtype=torch.float32)
+                coef = rng.standard_normal((6, count + draws))
+                if clipped:
+                    rows = np.roll(bounds, count + draws, axis=0).repeat(2, 0)
+                    coef = np.concatenate((coef, rows), 1)
+                check(place, getattr(torch, dtype), operands, coef if per_sample else coef[0],
+                      shape, f"{count} operands, draws {draws}, clipped {clipped}, "
+                      f"per sample {per_sample}", **COUNTER)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -254,7 +236,7 @@ def test_batch_splits_and_storage_offsets_change_nothing(place, dtype):
         want = oracle([x, s], coef, kind, (11, size), **COUNTER)
         for shift in (0, 1, 2, 3):
             (x_, _), (s_, _) = guarded(x, kind, device, shift), guarded(s, kind, device)
-            for a, b in ((0, 11), (0, 4), (4, 5), (5, 11)):
+            for a, b in ((0, 4), (4, 5), (5, 11)):
                 got = update([x_[a:b], s_[a:b]], coef[a:b], backend=backend,
                              **COUNTER | {"sample": COUNTER["sample"] + a})
                 assert difference(got, want[a:b]) is None, (size, shift, a, b)
@@ -387,7 +369,8 @@ def test_noise_of_one_seed_is_used_once():
     """What is drawn, noised and brought back with one seed has the variance of fresh noise, to six
     standard errors of n squares; the same noise twice gave 1.98 and 1.64 where 1 is right. Euler's
     step of beta dt = b, either way, makes of a variance v (1 - b / 2)^2 v + b."""
-    n, z = 1 << 17, kernels.normal((1 << 17, 1), seed=0)
+    n = 1 << 14
+    z = kernels.normal((n, 1), seed=0)
     x = kernels.apply("perturb", z, a=.6, sigma=.8, seed=0)
     op, vp, up = Reference(0), sde.VP(), np.linspace(1e-3, .3, 101)
     *_, xt = samplers.forward_sde(z.astype(float), vp, up, op)
@@ -437,7 +420,7 @@ def test_fused_is_each_step_of_the_reference(place):
                              (samplers.pf_ode, sde.SubVP(), times),
                              (samplers.reverse_diffusion, sde.VP(), 30),
                              (samplers.ancestral, betas), (samplers.ddim, ddpm.alpha_bars(betas))):
-        *_, end = loop(lambda x, level: -x, x, *arguments, both)
+        *_, end = islice(loop(lambda x, level: -x, x, *arguments, both), 5)
         assert bool(end.isfinite().all())
 
 
@@ -460,7 +443,7 @@ def test_host_is_numpy_whatever_is_drawn(data):
     integers = st.integers
     shape = tuple(data.draw(st.lists(integers(0, 40), min_size=1, max_size=4)))
     shape = shape if math.prod(shape) < 1 << 16 else shape[:2]
-    count, dtype = data.draw(integers(0, 4)), data.draw(st.sampled_from(list(FLOATS)))
+    count, dtype = data.draw(integers(0, 4)), data.draw(st.sampled_from(FLOATS))
     draws = data.draw(st.booleans()) or not count
     per_sample = data.draw(st.booleans())
     rng = np.random.default_rng(data.draw(integers(0, 2**32)))
@@ -476,86 +459,7 @@ def test_host_is_numpy_whatever_is_drawn(data):
           step=data.draw(integers(0, 2**40)), tag=data.draw(integers(0, 2**32 - 1)))
 
 
-# ---- sums ----
-
-SUMMED = [(5, 1), (5, 3), (5, 8), (300, 2), (13, 101), (3, 4099), (2, 3, 4), (0, 3), (4, 0)]
-
-
-def close(got, want, last_places=1):
-    """Positive float32 arrays within so many units in the last place."""
-    got, want = (torch.as_tensor(v).float().cpu().reshape(-1) for v in (got, want))
-    assert got.shape == want.shape
-    return bool(((got.view(torch.int32) - want.view(torch.int32)).abs() <= last_places).all())
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_norms(place, dtype):
-    """Within 1 ulp of NumPy's; and that of float64's: a square, and two sums of positive
-    numbers, are rounded to float32 (3 e of the sum, 1.5 e of its root), then the root (e)."""
-    backend, device = place
-    uneven = torch.full((3, 4099), 2.**-13)  # summed in float32 the small squares are lost
-    uneven[:, ::61] = 1.
-    for x in [torch.from_numpy(noise.normal(shape, seed=11)) for shape in SUMMED] + [uneven]:
-        x = x.to(getattr(torch, dtype))
-        got = kernels.norms(x.to(device), backend=backend)
-        exact = x.double().reshape(len(x), -1).norm(dim=1) if x.numel() else torch.zeros(len(x))
-        assert got.dtype == torch.float32 and close(got, kernels.norms(x, backend="numpy")), x.shape
-        assert ((got.cpu() - exact).abs() <= 2.51 * 2.**-24 * exact).all(), x.shape
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_noise_norms(place, dtype):
-    """Those of the noise an update would draw, in float32 whatever like's dtype."""
-    backend, device = place
-    for shape in SUMMED:
-        like, whole = guarded(torch.ones(shape), getattr(torch, dtype), device)
-        got = kernels.noise_norms(like, backend=backend, **COUNTER)
-        want = kernels.norms(noise.normal(shape, **COUNTER), backend="numpy")
-        assert close(got, want), shape
-        assert whole() and bool((like == 1).all()), shape
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_dsm_loss(place, dtype):
-    """The gradient is NumPy's bits, and those of torch's autograd of the composed form; the
-    value is within 1 ulp of NumPy's, and of sum w e^2 in float64 by a norm's bound, squared
-    (3 e), and the last rounding."""
-    backend, device = place
-    kind = getattr(torch, dtype)
-    rng = np.random.default_rng(12)
-    for n, shape in enumerate(SUMMED):
-        sigma = rng.uniform(.1, 5, shape[0])
-        c0, cz = coefficients(score_matching.residual, sigma=sigma).T
-        coef = np.stack((c0 * rng.uniform(.5, 2), cz, sigma**2 / (2 * max(1, shape[0]))), -1)
-        coef = coef if n % 2 or not shape[0] else coef[0]
-        s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(kind)
-        value, gradient = kernels.dsm_loss(s.to(device), coef, backend=backend, **COUNTER)
-        want, _ = kernels.dsm_loss(s.float(), coef, backend="numpy", **COUNTER)
-        leaf = s.float().requires_grad_()
-        c = torch.from_numpy(np.broadcast_to(coef, (shape[0], 3)).astype(np.float32)).reshape(
-            shape[0], 3, *[1] * (len(shape) - 1)).unbind(1)
-        e = c[0] * leaf + c[1] * torch.from_numpy(noise.normal(shape, **COUNTER))
-        (c[2] * e * e).sum().backward()
-        exact = (c[2].double() * e.detach().double()**2).sum()
-        assert difference(gradient, leaf.grad.to(kind)) is None, shape
-        assert value.shape == () and close(value, want), shape
-        assert abs(value.cpu() - exact) <= 4.01 * 2.**-24 * exact, shape
-
-
-def test_dsm_loss_is_denoising_score_matching():
-    """With the coefficients of its docstring. A residual of two terms is off by at most
-    d = gamma_3 (|c0 s| + |cz z|), its square by 2 |e| d + d^2."""
-    sigma, weight = np.linspace(.5, 2, 8), np.linspace(1, 3, 8)
-    c0, cz = coefficients(score_matching.residual, sigma=sigma).T
-    s, z = noise.normal((8, 20), seed=13), noise.normal((8, 20), seed=14)
-    value, _ = kernels.dsm_loss(s, np.stack((c0, cz, weight / 16), -1), seed=14, tag=noise.PRIOR)
-    s, z, sigma = s.astype(np.float64), z.astype(np.float64), sigma[:, None]
-    d = 3.01 * 2.**-24 * (np.abs(s) + np.abs(z / sigma))
-    e = np.abs(score_matching.residual(s, z, sigma))
-    exact = score_matching.denoising(s, z, sigma, weight)
-    slack = (weight[:, None] / 16 * (2 * e * d + d**2)).sum() + 5 * 2.**-24 * exact
-    assert abs(value - exact) <= slack
-
+# ---- an engine ----
 
 def test_an_engine_uploads_a_schedule_once():
     """So a loop that has run before copies nothing, and a CUDA graph can capture it whole."""

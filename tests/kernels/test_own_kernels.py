@@ -12,11 +12,18 @@ import torch
 
 from minidiff import kernels, noise
 from minidiff.__main__ import main
-from minidiff.bench.speed import run, timed
+from minidiff.bench.speed import clock, run, timed
 from minidiff.kernels import check
 from minidiff.kernels.check.yours import UserKernels
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, uncompiled):
+    """Everything is timed once."""
+    monkeypatch.setattr(timed, "clock", lambda f, device, *_: clock.clock(f, device, 0.))
+
 
 def readme_kernel():
     """The README's example of a kernel of one's own, which is wrong, and what check prints."""
@@ -105,8 +112,6 @@ def test_a_kernel_file_must_hold_what_is_asked_of_it(tmp_path, refused):
     refused("--backend", argv=["check", "--kernel", str(file), "--backend", "host"])
 
 
-
-
 # ---- what was not computed is not timed ----
 
 LANGEVIN = """
@@ -162,7 +167,6 @@ FIRST = "reference's bits at (1024, 1024); nothing was timed"
     return last[key]""", "times the rate of copying"),  # until its data change
 ], ids=("ends", "middle", "stale", "late", "exit", "raise", "two", "clock", "memo"))
 def test_what_was_not_computed_is_not_timed(body, words, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr("minidiff.bench.speed.run.SECONDS", 0.)
     monkeypatch.setattr(UserKernels.check, "__defaults__", ((), 0))
     (tmp_path / "mine.py").write_text(LANGEVIN + body)
     refused("mine.py", words, argv=["bench", "--kernel", str(tmp_path / "mine.py"), "--elements",
@@ -209,7 +213,6 @@ def pf_ode(x, s, coef):
 @pytest.mark.parametrize("op", ["pf_ode", "norms", "dsm_loss"])
 def test_fresh_data_tell_what_was_computed_once(op, tmp_path, refused, monkeypatch):
     """Where no noise is drawn, or it is the same again, the operands alone are new."""
-    monkeypatch.setattr("minidiff.bench.speed.run.SECONDS", 0.)
     monkeypatch.setattr("minidiff.bench.speed.timed.MARGIN", 1e9)  # its speed alone would tell
     code = SUMS.replace("def ", "def _").replace("norms(z)", "_norms(z)")
     code += "".join(f"def {n}({a}): return kept('{n}', lambda: _{n}({a}), {a[0]}.size)\n"
@@ -239,8 +242,7 @@ def test_fresh_data_tell_what_ours_computed_once(monkeypatch):
             run.bench([name], ["host"], [1 << 18], seconds=0.)
 
 
-def test_sums_are_held_to_the_rate_of_their_bytes(tmp_path, refused, monkeypatch):
-    monkeypatch.setattr("minidiff.bench.speed.run.SECONDS", 0.)
+def test_sums_are_held_to_the_rate_of_their_bytes(tmp_path, refused):
     (tmp_path / "mine.py").write_text(SUMS + """
 import sys
 honest = norms
@@ -305,8 +307,7 @@ def test_yardsticks_move_as_many_arrays_as_a_kernel():
 
 # ---- z that is given is not free ----
 
-def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minidiff.bench.speed.run.SECONDS", 0.)
+def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys):
     code, _ = readme_kernel()
     draws = ("from minidiff import noise\n" + code.replace("c * c * z", "c * z").replace(
         "z, coef)", "coef, seed, sample, step, tag)").replace(

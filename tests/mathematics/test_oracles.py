@@ -1,32 +1,19 @@
-"""Samplers without Monte Carlo. For data N(0, 1/4) the exact score is linear, s = k x, so every
-step is an affine map and the variance after it an exact recursion. The loops of minidiff.samplers
-run that recursion themselves: their state is the variance, their score is k, and their engine
-squares the step's coefficients."""
+"""Samplers without Monte Carlo, on data N(0, 1/4): their state is the variance (tests/law.py)."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from law import variances
 from minidiff import ddpm, kernels, langevin, samplers, solvers
 from minidiff import sde as sdes
-from minidiff.affine import coefficients, operands
 from minidiff.sde import EDM, VE, VP, SubVP
 
 DATA = .25
 N = 1000
 T_TO_EPS = np.linspace(1, 1e-3, N)
 TO_1E_5 = np.append(np.linspace(1, 1e-5, N), 0.)
-
-
-def variances(step, tag, **parameters):
-    """An engine on variances: var' = (a + b k)^2 var + c^2."""
-    table = np.atleast_2d(coefficients(step, **parameters))
-
-    def move(i, variance, k=0.):
-        row = dict(zip(operands(step), table[i % len(table)]))
-        return (row["x"] + row.get("s", 0.) * k)**2 * variance + row.get("z", 0.)**2
-    return move
 
 
 def slope(a, sigma):

@@ -336,32 +336,3 @@ def test_a_schedule_gives_the_rows_that_its_entries_give():
     mixed = coefficients(ddpm.ancestral_step, beta=np.array([.1, .2]), variance=0.)
     assert mixed.shape == (2, 3)
     assert not mixed[:, 2].any()
-
-
-def test_coefficients_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="pf_ode_step.*not finite"):
-        coefficients(sdes.pf_ode_step, sde=VP(), t=1., dt=1e308)
-    with pytest.raises(ValueError, match="not finite"):
-        coefficients(sdes.reverse_diffusion_step, sde=VP(), i=9, n=10)  # its beta_9 is 20 / 10
-
-
-@pytest.mark.parametrize("step, parameters, name", [
-    (langevin.langevin_step, {"eps": 0.}, "eps"),
-    (langevin.langevin_step, {"eps": np.inf}, "eps"),
-    (ddpm.forward_step, {"beta": 1.}, "beta"),
-    (ddpm.forward_step, {"beta": np.array([.1, 0.])}, "beta"),
-    (ddpm.predicted_x0, {"alpha_bar": 1.5}, "alpha_bar"),
-    (ddpm.ancestral_step, {"beta": .1, "variance": -1e-9}, "variance"),
-    (ddpm.ddim_step, {"alpha_bar": .5, "alpha_bar_prev": 1.1, "eta": 0.}, "alpha_bar_prev"),
-    (ddpm.ddim_step, {"alpha_bar": .5, "alpha_bar_prev": .9, "eta": 1.1}, "eta"),
-    (sdes.perturb, {"a": 1., "sigma": 0.}, "sigma"),
-    (sdes.perturb, {"a": np.nan, "sigma": 1.}, "a"),
-    (sdes.reverse_sde_step, {"sde": VP(), "t": 1.1, "dt": .1}, "t"),
-    (sdes.reverse_sde_step, {"sde": VP(), "t": -.1, "dt": .1}, "t"),
-    (sdes.pf_ode_step, {"sde": VE(), "t": np.array([.5, np.nan]), "dt": .1}, "t"),
-    (sdes.forward_sde_step, {"sde": SubVP(), "t": .5, "dt": 0.}, "dt")])
-def test_a_parameter_outside_its_range_is_refused_by_name(step, parameters, name):
-    with pytest.raises(ValueError, match=f"^{name} must be in"):
-        coefficients(step, **parameters)
-    with pytest.raises(ValueError, match=f"^{name} must be in"):
-        samplers.Reference()(step, 0, **parameters)

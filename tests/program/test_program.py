@@ -41,14 +41,24 @@ def test_info_says_where_a_cpu_has_no_fused_multiply_add(monkeypatch, capsys):
         assert words in capsys.readouterr().out
 
 
-def test_import_needs_numpy_alone_and_is_quick():
-    code = ("import sys, time; import numpy; t = time.perf_counter(); import minidiff, "
-            "minidiff.noise, minidiff.samplers, minidiff.kernels; t = time.perf_counter() - t\n"
-            "third = {m.split('.')[0] for m in sys.modules} & {'torch', 'triton', 'cupy', 'scipy',"
-            "'sklearn', 'matplotlib'}\nprint(t, third)")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, third = out.stdout.split(maxsplit=1)
-    assert third.strip() == "set()" and float(seconds) < .2
+IMPORTED = """
+import sys
+from time import process_time
+start = process_time()
+import numpy
+middle, before = process_time(), {*sys.modules}
+import minidiff, minidiff.noise, minidiff.samplers, minidiff.kernels
+end = process_time()
+packages = {name.split(".")[0] for name in {*sys.modules} - before}
+print(*packages - sys.stdlib_module_names, end - middle < middle - start)
+"""
+
+
+def test_import_needs_numpy_alone_and_less_time_than_numpys_own():
+    """Processor time, which a busy machine does not stretch; measured, a quarter of NumPy's."""
+    out = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True,
+                         check=True)
+    assert out.stdout.split() == ["minidiff", "True"]
 
 
 MATHEMATICS = ("targets", "score_matching", "predictions", "langevin", "ddpm", "sde", "solvers",
@@ -217,8 +227,12 @@ def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypa
 
 def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     """Bits/dim of a mixture of known density: the model is worse by its KL divergence, up to the
-    spread of the difference over 64 points, some .3 / 8."""
-    argv = ["train", "--data", "mixture", "--steps", "300", "--out", str(tmp_path)]
+    spread of the difference over 64 points, some .3 / 8.
+
+    An untrained network misses 2.1 bits/dim, the best Gaussian 2.0, and the mixture's ring with
+    its modes smeared out .80: a network that found the modes misses less than that.
+    """
+    argv = ["train", "--data", "mixture", "--steps", "600", "--out", str(tmp_path)]
     assert main(argv) == 0
     model, out = str(tmp_path / "model.safetensors"), tmp_path / "bits.json"
     capsys.readouterr()
@@ -230,7 +244,11 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     target = targets.Mixture(np.ones(8), .8 * np.stack((np.cos(angle), np.sin(angle)), 1), .05**2)
     exact = -target.log_density(data.load("mixture").held[:64].astype(float)) / (2 * np.log(2))
     gap = found["bits_per_dim"] - exact.mean()
-    assert -.15 < gap < 2.
+    # along the ring the data are one of 8 modes and a normal of std .05, the ring is even
+    entropy = np.log(8) + np.log(2 * np.pi * np.e * .05**2) / 2
+    ring = (np.log(2 * np.pi * .8) - entropy) / (2 * np.log(2))
+    assert round(ring, 2) == .8
+    assert -.15 < gap < ring - 4.9 * found["error"]
     assert main(["eval", "--model", model, "--n", "100", "--evaluations", "10"]) == 0
     assert "SVM accuracy" in capsys.readouterr().out
     refused("--data digits", "levels", argv=["eval", "--model", model, "--data", "digits"])
@@ -457,7 +475,14 @@ def test_a_model_that_keeps_no_scale_says_so(scaled, tmp_path, refused):
         refused("odd.safetensors", "not minidiff's",
                 argv=["sample", "--model", str(odd), "--out", out])
     assert not Path(out).exists()
-    assert main(["sample", "--model", str(old), "--n", "2", "--out", out]) == 0
+
+
+def test_a_model_that_keeps_no_scale_is_sampled_in_its_own_units(scaled, tmp_path):
+    tensors, metadata = train.read(scaled / "model.safetensors")
+    old, out = tmp_path / "old.safetensors", tmp_path / "out.npz"
+    train.save(old, tensors, {k: v for k, v in metadata.items() if k != "ends"})
+    assert main(["sample", "--model", str(old), "--n", "2", "--out", str(out)]) == 0
+    assert np.load(out)["x"].shape == (2, 2)
 
 
 def test_grey_levels_are_sampled_as_the_file_had_them(tmp_path):
@@ -532,27 +557,39 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path, capsys, refused):
     assert (tmp_path / "state.safetensors").read_bytes() == kept
 
 
-def test_a_sampler_that_diverges_says_so():
+def test_a_network_that_diverges_is_never_masked():
     class Broken(torch.nn.Module):
         def forward(self, x, sigma):
             return x * float("nan")
-    with pytest.raises(FloatingPointError, match="step 0"):
-        z = noise.normal((2, 2))
-        list(samplers.check_finite(samplers.iterate(
-            samplers.langevin.langevin_step, lambda x, t: x * np.nan, z, [1.], samplers.Reference(),
-            eps=.1)))
     *_, x = draw(NetScore(Broken()), (2,), "ddim", 3, kernels, 4)
-    assert x.isnan().all()  # never masked
+    assert x.isnan().all()
 
 
 # ---- check, bench and info ----
 
-def test_check_counts_what_cannot_run_as_not_passed(tmp_path, refused):
-    rows = tmp_path / "rows.json"
-    assert main(["check", "--backend", "host", "--op", "langevin", "--json", str(rows)]) == 0
-    rows = json.loads(rows.read_text())
-    assert {"op", "backend", "dtype", "shape", "max_ulp", "passed", "reason"} == set(rows[0])
-    assert all(r["passed"] and not r["max_ulp"] for r in rows)
+CHECKED = {"op", "backend", "dtype", "shape", "max_ulp", "passed", "reason"}
+
+
+def test_check_writes_a_row_for_all_that_it_compared(tmp_path):
+    file = tmp_path / "rows.json"
+    assert main(["check", "--backend", "host", "--op", "langevin", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert {"langevin"} <= {r["op"] for r in rows}
+    for r in rows:
+        assert r.keys() == CHECKED and r["passed"] and not r["max_ulp"]
+
+
+def test_check_counts_what_cannot_run_as_not_passed(tmp_path, capsys, monkeypatch):
+    """Where no backend is named, all are asked for."""
+    file = tmp_path / "rows.json"
+    for name in ("triton", "cupy"):
+        module = import_module(f"minidiff.kernels.on_{name}")
+        monkeypatch.setattr(module, "missing", lambda: "not here")
+    assert main(["check", "--op", "langevin", "--dtype", "float32", "--json", str(file)]) == 0
+    rows = {r["backend"]: r for r in json.loads(file.read_text())}
+    for name in ("triton", "cupy"):
+        assert rows[name]["passed"] is None and rows[name]["reason"] == "not here"
+    assert "0 failed, 2 not run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["check", "bench"])
@@ -561,7 +598,7 @@ def test_a_backend_that_is_missing_is_named(command, refused, monkeypatch):
     refused("cupy", "no GPU of this kind", argv=[command, "--backend", "cupy"])
 
 
-def test_bench_gates_and_reports(tmp_path):
+def test_bench_gates_and_reports(tmp_path, uncompiled):
     rows = tmp_path / "rows.json"
     assert main(["bench", "--device", "cpu", "--elements", "4096", "--json", str(rows)]) == 0
     rows = {r["backend"]: r for r in json.loads(rows.read_text())}
