@@ -64,7 +64,7 @@ def variances(step, tag, **parameters):
 
 
 class Law:
-    """An `op` whose state is nodes x on the line of u; `w` are their weights.
+    """An engine whose state is nodes x on the line of u; `w` are their weights.
 
     The grid's spacing is c / 1.5 at most, so sums over it are integrals to
     exp(-2 (1.5 pi)^2) = 5e-20.
@@ -78,12 +78,12 @@ class Law:
 
     def __call__(self, *step, **parameters):
         """The step as a move of nodes, made of its moves with z = 0 and z = 1."""
-        moves = [op(*step, **parameters) for op in self.at]
+        moves = [engine(*step, **parameters) for engine in self.at]
         return lambda *x: self.spread(*(move(*x) for move in moves))
 
     def correct(self, step, rule, x, *s):
         """A correction likewise; it would write into x."""
-        return self.spread(*(op.correct(step, rule, x.copy(), *s) for op in self.at))
+        return self.spread(*(engine.correct(step, rule, x.copy(), *s) for engine in self.at))
 
     def spread(self, mean, mean_plus_std):
         """The nodes after a step to mean + std z; `w` becomes their weights."""
@@ -115,14 +115,14 @@ def law(u, loop, score, p, arguments):
     for _ in range(4):
         edges = norm.cdf((start[1:, None] + start[:-1, None]) / 2, mean, std) @ p.weights
         w = np.diff(edges, prepend=0., append=1.)
-        op = Law(u, w)
-        *_, x = loop(score, np.outer(start, u), *arguments, op)
+        engine = Law(u, w)
+        *_, x = loop(score, np.outer(start, u), *arguments, engine)
         t = x @ u
-        if op.w is not w:
+        if engine.w is not w:
             break  # noise has spread it over even nodes
         start = np.interp(np.linspace(t[0], t[-1], len(t)), t, start)
-    assert abs(op.w.sum() - 1) < 1e-11 and (np.diff(t) >= 0).all()
-    return t, op.w
+    assert abs(engine.w.sum() - 1) < 1e-11 and (np.diff(t) >= 0).all()
+    return t, engine.w
 
 
 def moments(t, w):
