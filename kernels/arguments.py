@@ -41,10 +41,11 @@ def as_tensor(name, u):
         return u  # what most calls pass, looked at in a microsecond
     is_array = isinstance(u, np.ndarray)
     if not is_array and not isinstance(u, torch.Tensor):
-        kind = type(u).__name__
-        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {kind}")
+        raise TypeError(
+            f"{name} must be a NumPy array or a torch tensor, got {type(u).__name__}")
     if dtype_name(u.dtype) not in FLOATS:
-        raise TypeError(f"{name} must be one of {', '.join(FLOATS)}, got {dtype_name(u.dtype)}")
+        raise TypeError(
+            f"{name} must be one of {', '.join(FLOATS)}, got {dtype_name(u.dtype)}")
     if not u.ndim:
         raise ValueError(f"{name} needs a first axis, the samples")
     if is_array:
@@ -57,6 +58,12 @@ def as_tensor(name, u):
     return u.resolve_neg().contiguous()
 
 
+def has_tangent(u):
+    """Whether a tensor is a dual number of torch.func.jvp or forward_ad."""
+    from torch.autograd import forward_ad as dual
+    return dual._current_level >= 0 and dual.unpack_dual(u).tangent is not None
+
+
 def require_real(name, u):
     """TypeError or RuntimeError where a tensor has no memory to read, or a gradient."""
     import torch
@@ -64,8 +71,7 @@ def require_real(name, u):
     if not here or u.layout is not torch.strided or u.is_complex():
         raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
                         f"{u.device}, {u.layout}")
-    dual = torch.autograd.forward_ad
-    if dual._current_level >= 0 and dual.unpack_dual(u).tangent is not None:
+    if has_tangent(u):
         raise RuntimeError(
             f"{name} carries a forward-mode tangent, which would be lost: pass it "
             "detached, or take the derivative of the reference's step")
@@ -84,17 +90,15 @@ def accept(arrays, names, chosen):
     """(tensors, backend's module): arrays of one kind, dtype, shape and device."""
     tensors = [as_tensor(name, u) for name, u in zip(names, arrays)]
     first, t0 = arrays[0], tensors[0]
-    is_array = isinstance(first, np.ndarray)
-    shape = t0.shape
     for name, u, t in zip(names, arrays, tensors):
         if t is t0:
             continue
-        if isinstance(u, np.ndarray) != is_array or t.dtype != t0.dtype:
+        if u.dtype != first.dtype:  # NumPy's is not torch's
             raise TypeError(f"{name} is a {type(u).__name__} of {u.dtype}, {names[0]} a "
                             f"{type(first).__name__} of {first.dtype}")
-        if t.shape != shape:
+        if t.shape != t0.shape:
             raise ValueError(
-                f"{name} has shape {tuple(t.shape)}, {names[0]} {tuple(shape)}")
+                f"{name} has shape {tuple(t.shape)}, {names[0]} {tuple(t0.shape)}")
         if t.get_device() != t0.get_device():  # -1 for the CPU
             raise ValueError(f"{name} is on {t.device}, {names[0]} on {t0.device}")
     device = "cpu" if t0.is_cpu else "cuda"
@@ -111,18 +115,16 @@ def accept_update(operands, out, names, chosen):
     k = len(operands)
     if k > len(NAMES):
         raise ValueError(f"at most {len(NAMES)} operands, got {k}")
-    names = names or NAMES
-    if out is not None:
-        names = [*names[:k], "out"]
-        tensors, module = accept([*operands, out], names, chosen)
-        target = tensors.pop()
-        require_writable(out, target, tensors, names)
-        return module, tensors, target, out
-    if not operands:
+    if out is None and not k:
         raise ValueError("out is needed where there is no operand")
-    tensors, module = accept(operands, names, chosen)
-    target = torch.empty_like(tensors[0])
-    return module, tensors, target, as_given(operands[0], target)
+    if out is None:
+        inputs, module = accept(operands, names, chosen)
+        target = torch.empty_like(inputs[0])
+        return module, inputs, target, as_given(operands[0], target)
+    inputs, module = accept([*operands, out], [*names[:k], "out"], chosen)
+    target = inputs.pop()
+    require_writable(out, target, inputs, names)
+    return module, inputs, target, out
 
 
 def is_dense(u, t):
@@ -144,9 +146,9 @@ def require_writable(out, t, operands, names):
 
 
 def tell_autograd(out):
-    """A tensor has been written. A graph that had saved it then refuses to go back, as
-    after torch's own in-place forms."""
-    if not isinstance(out, np.ndarray):
+    """A tensor has been written; arrays and None are none. A graph that had saved it then
+    refuses to go back, as after torch's own in-place forms."""
+    if hasattr(out, "data_ptr"):
         import torch
         torch.autograd.graph.increment_version(out)
 
@@ -161,15 +163,11 @@ def table(coef, like):
     import torch
     if not isinstance(coef, np.ndarray):
         require_real("coef", coef)
-        elsewhere = coef.get_device() != like.get_device()
-        if elsewhere or coef.dtype is not torch.float32:
-            coef = coef.to(like.device, torch.float32)
-        coef = coef.contiguous()
+        coef = coef.to(like.device, torch.float32).contiguous()
         return coef if coef.dim() > 1 else coef.view(1, -1)
     if coef.dtype.kind not in "fiu":
         raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
-    coef = np.array(coef, np.float32, order="C", ndmin=2)
-    coef = torch.from_numpy(coef)
+    coef = torch.from_numpy(np.array(coef, np.float32, order="C", ndmin=2))
     return coef if like.is_cpu else coef.to(like.device)
 
 
@@ -242,8 +240,7 @@ def noise_step(step, like, rows=None):
         step = np.asarray(step)
     import torch
     if not isinstance(step, torch.Tensor):
-        step = torch.from_numpy(step)
-        step = step if like.is_cpu else step.to(like.device)
+        step = torch.from_numpy(step).to(like.device)
     if step.shape or step.dtype != torch.int64 or step.device != like.device:
         raise ValueError(
             "a step counter must be a 0-d int64 array or tensor on the operands' device, "

@@ -81,11 +81,10 @@ def packed(argument):
 
 
 def prepare(device, kernel, blocks, arguments):
-    """launch(counter=None, step=0): the kernel on `blocks` blocks, on the device's current
-    stream.
+    """launch(step=0): the kernel on `blocks` blocks, on the device's current stream.
 
     arguments: tensors, None and integers, in the kernel's order, up to its last two: a step
-    counter, a tensor or None, and a step. These alone may change from call to call.
+    counter, null where the step is a number, and that number.
     launch holds what it launches.
     """
     import torch
@@ -103,9 +102,10 @@ def prepare(device, kernel, blocks, arguments):
     before = ctypes.byref(ctypes.c_void_p())
     current_stream = torch._C._cuda_getCurrentRawStream  # as Triton asks; no object is made
 
-    def launch(counter=None, step=0):
-        address.value = None if counter is None else counter.data_ptr()
-        number.value = step
+    def launch(step=0):
+        counted = not isinstance(step, int)
+        address.value = step.data_ptr() if counted else None
+        number.value = 0 if counted else step
         stream = current_stream(index)
         _check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(context))
         error = library.cuLaunchKernel(kernel.function, *shape, stream, pointers, None)

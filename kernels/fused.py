@@ -1,7 +1,6 @@
 """The engine of the sampling loops: the reference's steps, fused, their noise inside."""
 
 import threading
-from functools import partial
 
 import numpy as np
 
@@ -37,8 +36,7 @@ class Fused:
         nothing, so that a CUDA graph can capture it whole. The graph reads them for as long
         as it is replayed: keep the engine, and use it for no more than that.
         """
-        device = str(getattr(like, "device", "cpu"))
-        key = device, given.shape, given.tobytes()
+        key = str(like.device), given.shape, given.tobytes()
         if key not in self.tables:
             while len(self.tables) >= SCHEDULES:
                 self.tables.pop(next(iter(self.tables)))
@@ -80,24 +78,27 @@ class Fused:
         import torch
         draw = self.draw | {"step": k, "tag": tag}
         backend = draw["backend"]
-        on_gpu = hasattr(x, "is_cuda") and x.is_cuda
         if self.normal:
             z = self.normal(tuple(x.shape), k, tag)
             z_norm = norms(z, backend=backend)
         else:
-            z = None if on_gpu else self._buffer(x)
+            z = self._buffer(x)
             z_norm = noise_norms(x, out=z, **draw)
         s_norm = norms(s, backend=backend)
-        xp = torch if on_gpu else np  # NumPy's steps are short, on a CPU
-        as_float64 = partial(xp.asarray, dtype=xp.float64, device=x.device if on_gpu else "cpu")
-        eps = as_float64(rule(as_float64(z_norm), as_float64(s_norm)))
-        rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in np.eye(3).tolist()], -1)
+        if getattr(x, "is_cuda", False):
+            xp = torch
+            eps = rule(z_norm.double(), s_norm.double())
+        else:
+            xp = np  # its steps are short, on a CPU
+            eps = rule(np.asarray(z_norm, np.float64), np.asarray(s_norm, np.float64))
+        units = np.eye(3).tolist()
+        rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in units], -1)
         u = [x, s] if z is None else [x, s, z]
         return update(u, rows, out=x, names="xsz", rows="sample", **draw)
 
     def _buffer(self, x):
-        """Memory for float32 noise like x, kept by each thread; None for 16 bits."""
-        if "float32" not in str(x.dtype):
+        """Memory for noise like x, kept by each thread; None on a GPU and for 16 bits."""
+        if "float32" not in str(x.dtype) or getattr(x, "is_cuda", False):
             return None
         kind = type(x), x.dtype, x.shape
         if getattr(self.kept, "kind", None) != kind:

@@ -27,10 +27,10 @@ class Result:
 class Launch(NamedTuple):
     """An update as backends take it.
 
-    `update(launch, step)` runs it; a backend that can look at it once has
-    `prepare(launch)`, which returns run(step). The step is an int, or a 0-d int64 tensor on
-    the device. Both return the sums of squares, float64 (batch,), or None where the result
-    has none.
+    A backend runs it by `update(launch, step)`; one that can look at it once has
+    `prepare(launch)` instead, which returns run(step). The step is an int, or a 0-d int64
+    tensor on the device. Either returns the sums of squares, float64 (batch,), or None
+    where the result has none.
 
     out: (batch, size), dense, where to write; it may be an operand.
     operands: up to four tensors like out.

@@ -48,8 +48,7 @@ def tile(size, pack):
     full = (packs - 1).bit_length()
     a_warp = min(full, 5)  # along a row; then several packs a thread, then more threads
     several = full - PACKS.bit_length() + 1
-    most = THREADS.bit_length() - 1
-    columns = min(max(several, a_warp), most)
+    columns = min(max(several, a_warp), THREADS.bit_length() - 1)
     each = min(PACKS, -(-packs >> columns) or 1)
     return columns, each, -(-packs // (each << columns))
 
@@ -60,9 +59,7 @@ def prepare(launch):
     batch, size = out.shape
     columns, packs, column_tiles = tile(size, 16 // out.element_size())
     blocks = -(-batch // (THREADS >> columns)) * column_tiles
-    squares = None
-    if launch.result:
-        squares = out.new_empty(batch, dtype=torch.float64)
+    squares = out.new_empty(batch, dtype=torch.float64) if launch.result else None
     variant = launch.aligned(), *launch.variant()
     nothing = [None] * (4 - len(operands))
     arguments = [
@@ -74,14 +71,6 @@ def prepare(launch):
     def run(step):
         if launch.result:
             squares.zero_()
-        if isinstance(step, int):
-            start(None, step)
-        else:
-            start(step)
+        start(step)
         return squares
     return run
-
-
-def update(launch, step):
-    """Run a `launch.Launch` once."""
-    return prepare(launch)(step)

@@ -23,8 +23,8 @@ from . import threads
 NAME = "host"
 TAKES = "cpu"
 SOURCE = Path(__file__).with_name("kernels.cu")
-FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared",
-         "-fPIC", "-std=c++17")
+FLAGS = ("-O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -shared -fPIC "
+         "-std=c++17")
 NATIVE = "-march=native", "-mprefer-vector-width=512"  # and OpenMP
 STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SMALL = 1 << 15  # elements below which one thread is faster than waking two
@@ -77,7 +77,7 @@ def _folder():
 def library(variant, flags, more=""):
     """kernels.cu and `more` source compiled; cached by source, flags and CPU."""
     source = SOURCE.read_text() + more
-    command = [compiler(), *FLAGS, *flags, *variant]
+    command = [compiler(), *FLAGS.split(), *flags, *variant]
     identity = "\0".join((source, *command, _cpu()))
     key = hashlib.sha256(identity.encode()).hexdigest()
     built = _folder() / f"host-{key[:24]}.so"
@@ -133,13 +133,13 @@ def has_fma():
     return bool(library(NOISE, native()).minidiff_has_fma())
 
 
+JOB = "out u0 u1 u2 u3 sums coef per_sample batch size seed sample step tag threads"
+
+
 class Job(ctypes.Structure):
     """struct Job of kernels.cu."""
 
-    _fields_ = [(name, ctypes.c_uint64) for name in (
-        "out", "u0", "u1", "u2", "u3", "sums", "coef",
-        "per_sample", "batch", "size",
-        "seed", "sample", "step", "tag", "threads")]
+    _fields_ = [(name, ctypes.c_uint64) for name in JOB.split()]
 
 
 def prepare(launch):
@@ -156,17 +156,14 @@ def prepare(launch):
     job = Job(out.data_ptr(), *u, sums_at, first_row, launch.rows == "sample", batch, size,
               launch.seed, launch.sample, 0, launch.tag, 1)
     given = ctypes.byref(job)
-    many = batch * size > SMALL
-    chooses = launch.rows == "step"
-    row_bytes = 4 * coef.shape[1]
 
     def run(step):  # holds the launch, and so the memory that the job points to
         step = int(step)
         job.step = step
-        if many:
+        if batch * size > SMALL:
             job.threads = threads.count()
-        if chooses:
-            job.coef = first_row + row_bytes * launch.row(step)
+        if launch.rows == "step":
+            job.coef = first_row + 4 * coef.shape[1] * launch.row(step)
         function(given)
         return torch.from_numpy(sums.sum(1)) if launch.result else None
     return run

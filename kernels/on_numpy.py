@@ -22,15 +22,8 @@ def affine(c, u, clips, where=np.where):
         d = where(d < lo, lo, d)
         d = where(d > hi, hi, d)
         u = [u[0], d, *u[2:]]
-    total = c[0] * u[0]
-    for c_k, u_k in zip(c[1:], u[1:]):
-        total = total + c_k * u_k
-    return total
-
-
-def stored(launch, c, e):
-    """What an update leaves in out: e, or the loss's gradient ((2*w)*e)*c0."""
-    return ((2. * c[2]) * e) * c[0] if launch.result == Result.GRADIENT else e
+    terms = [c_k * u_k for c_k, u_k in zip(c, u)]
+    return sum(terms[1:], terms[0])
 
 
 def quad_squares(e, xp=np):
@@ -43,20 +36,28 @@ def quad_squares(e, xp=np):
     return noise.cast(quads, xp.float64).sum(1)
 
 
+def composed(launch, coef, u, step, xp=np, device="cpu"):
+    """(what a launch leaves in out, its sums of squares or None) of operands in float32."""
+    c = coef.T[..., None]
+    if launch.draws:
+        counter = launch.seed, launch.sample, step, launch.tag
+        u = [*u, noise.normal(launch.out.shape, *counter, xp, device)]
+    e = affine(c, u, launch.clips, xp.where)
+    squares = quad_squares(e, xp) if launch.result else None
+    if launch.result == Result.GRADIENT:
+        e = ((2. * c[2]) * e) * c[0]
+    return e, squares
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def update(launch, step):
     """Run a `launch.Launch`."""
     from torch import from_numpy
-    out = launch.out
-    coef, step = launch.coef.numpy(), int(step)
+    coef = launch.coef.numpy()
     if launch.rows != "sample":
-        coef = coef[[launch.row(step)]]
-    c = [column[:, None] for column in coef.T]
+        coef = coef[[launch.row(int(step))]]
     u = [v.float().numpy() for v in launch.operands]
-    if launch.draws:
-        z = noise.normal(out.shape, launch.seed, launch.sample, step, launch.tag)
-        u.append(z)
-    e = affine(c, u, launch.clips)
+    e, squares = composed(launch, coef, u, int(step))
     if launch.result != Result.SQUARES:
-        out.copy_(from_numpy(stored(launch, c, e)))
-    return from_numpy(quad_squares(e)) if launch.result else None
+        launch.out.copy_(from_numpy(e))
+    return from_numpy(squares) if launch.result else None

@@ -9,9 +9,8 @@ try:
 except ImportError:
     torch = None
 
-from .. import noise
 from .launch import Result
-from .on_numpy import affine, quad_squares, stored
+from .on_numpy import composed
 
 NAME = "torch"
 TAKES = "cpu, cuda"
@@ -22,19 +21,17 @@ def missing():
     return None if torch else "torch is not installed: pip install torch"
 
 
+def chosen(coef, step):
+    """The row of a table that a counter chooses, (1, width); coef[step] would wait."""
+    row = step.clamp(0, len(coef) - 1)
+    return coef.index_select(0, row.reshape(1))
+
+
 def update(launch, step):
     """Run a `launch.Launch`; nothing waits for a step counter's value."""
-    out, coef = launch.out, launch.coef
-    if launch.rows == "step" and hasattr(step, "data_ptr"):
-        row = step.clamp(0, len(coef) - 1).reshape(1)
-        coef = coef.index_select(0, row)  # coef[step] would wait
-    c = coef[:, :, None].unbind(1)
+    coef = chosen(launch.coef, step) if launch.rows == "step" else launch.coef
     u = [v.float() for v in launch.operands]
-    if launch.draws:
-        z = noise.normal(out.shape, launch.seed, launch.sample, step, launch.tag,
-                         torch, out.device)
-        u.append(z)
-    e = affine(c, u, launch.clips, torch.where)
+    e, squares = composed(launch, coef, u, step, torch, launch.out.device)
     if launch.result != Result.SQUARES:
-        out.copy_(stored(launch, c, e))
-    return quad_squares(e, torch) if launch.result else None
+        launch.out.copy_(e)
+    return squares

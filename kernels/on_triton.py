@@ -12,8 +12,9 @@ try:
     import torch
     import triton
     import triton.language as tl
-except ImportError:
+except ImportError as e:
     triton = None
+    LACKING = e.name
 
 from .. import noise
 from . import driver
@@ -28,12 +29,8 @@ WARPS = 4
 @cache
 def missing():
     """None, or what Triton lacks here."""
-    try:
-        import torch
-    except ImportError:
-        return "torch is not installed: pip install torch"
     if not triton:
-        return "triton is not installed: pip install triton"
+        return f"{LACKING} is not installed: pip install {LACKING}"
     if INTERPRET or torch.cuda.is_available():
         return None
     return "no CUDA device; TRITON_INTERPRET=1 runs it in Triton's interpreter, slowly"
@@ -144,15 +141,15 @@ if triton:
     def load(u, at, mask):
         return tl.load(u + at, mask=mask, other=0.).to(tl.float32)
 
+    # as they are: a 1 would become a constant, and that a kernel of its own
+    INTEGERS = "rows batch size packs tiles k0 k1 sample tag step"
+
     @triton.jit
     def coefficient(c, k, mask):
         return tl.load(c + k, mask=mask)
 
-    # integers as they are: a 1 would become a constant, and that a kernel of its own
-    @triton.jit(
-        do_not_specialize=["rows", "batch", "size", "packs", "tiles",
-                           "k0", "k1", "sample", "tag", "step"],
-        do_not_specialize_on_alignment=["counter"])
+    @triton.jit(do_not_specialize=INTEGERS.split(),
+                do_not_specialize_on_alignment=["counter"])
     def kernel(out, u0, u1, u2, u3, sums, coef,
                rows, batch, size, packs, tiles,
                k0, k1, sample, tag, counter, step,
@@ -167,7 +164,8 @@ if triton:
         pid = tl.program_id(0)
         tile = pid // tiles
         part = pid % tiles
-        b = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        b = row[:, None]
         column = part * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         j = part.to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)[None, :]
         # the compiler must see an aligned row's length as a multiple of a pack
@@ -225,7 +223,6 @@ if triton:
             even, odd = tl.split(q)
             first, second = tl.split(even + odd)
             quads = (first + second).to(tl.float64)
-            row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
             place = sums + row * tiles + part
             tl.store(place, tl.sum(quads, axis=1), mask=row < batch)
         if SUMS == 2:
@@ -316,15 +313,15 @@ def prepare(launch):
 
     def run(step):
         counted = not isinstance(step, int)
-        counter, number = (step, 0) if counted else (coef, step)  # coef stands for none
+        last = (step, 0) if counted else (coef, signed(step))  # coef stands for none
         if INTERPRET:
-            kernel[blocks,](*arguments, counter, signed(number), COUNTED=counted, **options)
+            kernel[blocks,](*arguments, *last, COUNTED=counted, **options)
         elif counted not in launches:  # a number's kernel is another than a counter's
             how = options | {"COUNTED": counted}
-            found = compiled(out.device, [*arguments, counter, 0], how)
+            found = compiled(out.device, [*arguments, *last], how)
             launches[counted] = driver.prepare(out.device, found, blocks, arguments)
         if not INTERPRET:
-            launches[counted](counter, number)
+            launches[counted](step)
         return sums.sum(1) if launch.result else None
     return run
 
@@ -336,8 +333,3 @@ def rounded(launch, step):
     sums = prepare(wide)(step)
     launch.out.copy_(wide.out)
     return sums
-
-
-def update(launch, step):
-    """Run a `launch.Launch` once."""
-    return prepare(launch)(step)

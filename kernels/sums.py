@@ -37,8 +37,7 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
     result = Result.SQUARES if out is None else Result.BOTH
     run = launched(module, tensors[-1], [], rows, (seed, sample, tag), result)
     squares = run(noise_step(step, tensors[0]))
-    if out is not None:
-        tell_autograd(out)
+    tell_autograd(out)
     return as_given(like, squares.sqrt().float())
 
 

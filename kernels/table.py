@@ -58,8 +58,8 @@ class Op:
             if isinstance(tried, list):
                 return tried[rng.integers(len(tried))]
             low, high = tried
-            whole = isinstance(low, int)
-            return (rng.integers if whole else rng.uniform)(low, high, batch)
+            drawn = rng.integers if isinstance(low, int) else rng.uniform
+            return drawn(low, high, batch)
         return {name: draw(tried) for name, tried in self.tried.items()}
 
     def coefficients(self, clip=None, **parameters):
@@ -72,15 +72,15 @@ class Op:
 SDES = [VE(), VP(), SubVP()]
 IN_TIME = {"sde": SDES, "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
 IN_CHAIN = {"i": (0, 100), "n": [100]}
+BETA = {"beta": (1e-4, .02)}
 ALPHA_BARS = {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.)}
 
 OPS = {op.name: op for op in (
     Op("normal", white),
     Op("perturb", sde.perturb, {"a": (.01, 1.), "sigma": (.01, 50.)}),
     Op("langevin", langevin.langevin_step, {"eps": (1e-5, .1)}),
-    Op("ddpm_forward", ddpm.forward_step, {"beta": (1e-4, .02)}),
-    Op("ddpm_ancestral", ddpm.ancestral_step,
-       {"beta": (1e-4, .02), "variance": (0., .02)}),
+    Op("ddpm_forward", ddpm.forward_step, BETA),
+    Op("ddpm_ancestral", ddpm.ancestral_step, BETA | {"variance": (0., .02)}),
     Op("ddpm_clipped", ddpm.posterior_step, ALPHA_BARS | {"variance": (0., .5)},
        denoise=ddpm.predicted_x0),
     Op("ddim", ddpm.ddim_step, ALPHA_BARS | {"eta": (0., 1.)}),
@@ -102,13 +102,13 @@ ROWS = {op.step: op.name for op in OPS.values() if not op.denoise}
 
 def lookup(op, denoise=None):
     """An Op by its name, or made of a step function. ValueError lists the names."""
-    if isinstance(op, str):
-        if op not in OPS:
-            raise ValueError(f"op {op!r} is none of {', '.join(OPS)}")
-        return OPS[op]
     if isinstance(op, Op):
         return op
-    return Op(op.__name__, op, denoise=denoise)
+    if callable(op):
+        return Op(op.__name__, op, denoise=denoise)
+    if op not in OPS:
+        raise ValueError(f"op {op!r} is none of {', '.join(OPS)}")
+    return OPS[op]
 
 
 # ---- coefficients that were seen before ----
@@ -119,7 +119,7 @@ KEPT = 256
 
 @lru_cache(KEPT)
 def _kept(name, *numbers):
-    given = {parameter: value for parameter, value, *_ in numbers}
+    given = {parameter: value for parameter, value, _ in numbers}
     return OPS[name].coefficients(**given).astype(np.float32)
 
 
@@ -132,5 +132,5 @@ def seen(op, clip, parameters):
     simple = all(type(v) in NUMBERS for v in parameters.values())
     if name is None or op.denoise or clip is not None or not simple:
         return op.coefficients(clip, **parameters)
-    # 1 equals 1.0 and 0.0 equals -0.0: their types and signs are in the key
-    return _kept(name, *((n, v, type(v), v == 0 and str(v)) for n, v in parameters.items()))
+    # 1 equals 1.0 and 0.0 equals -0.0, so how they are written is in the key
+    return _kept(name, *((n, v, repr(v)) for n, v in parameters.items()))

@@ -10,9 +10,10 @@ unseen.
 
 import torch
 from torch._library.autograd import Info, make_autograd_impl
-from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
+from .arguments import has_tangent
+from .on_torch import chosen
 from .sums import dsm_loss, noise_norms, norms
 from .updates import update
 
@@ -43,12 +44,8 @@ def register(name, signature, run, fake, backward=None, save=None):
 
 def _no_tangent(name, inputs):
     """RuntimeError where an input is a dual number of torch.func.jvp or forward_ad."""
-    if forward_ad._current_level < 0:
-        return
     for u in tree_leaves(inputs):
-        if not isinstance(u, torch.Tensor):
-            continue
-        if forward_ad.unpack_dual(u).tangent is not None:
+        if isinstance(u, torch.Tensor) and has_tangent(u):
             raise RuntimeError(
                 f"torch.ops.minidiff.{name} has no forward-mode derivative: take "
                 "torch.autograd.grad, or the derivative of the reference's step")
@@ -91,22 +88,15 @@ def _update_save(ctx, inputs, output):
     _refuse_gradient(coef)
     ctx.operands = len(operands)
     clips = coef.shape[-1] - ctx.operands > 3  # p0, p1, lo, hi; a SymInt is no key of HOLDS
-    ctx.step = step
-    ctx.chooses = rows == "step" and coef.dim() == 2
-    clipped = operands[:2] if clips else []
-    ctx.save_for_backward(coef, counter, *clipped)
+    if rows == "step" and coef.dim() == 2:
+        step = max(0, min(step, len(coef) - 1))
+        coef = coef[step] if counter is None else chosen(coef, counter)
+    ctx.save_for_backward(coef, *(operands[:2] if clips else []))
 
 
 def _update_backward(ctx, g):
-    coef, counter, *clipped = ctx.saved_tensors
-    last = len(coef) - 1
-    if ctx.chooses and counter is None:
-        coef = coef[max(0, min(ctx.step, last))]
-    elif ctx.chooses:
-        row = counter.clamp(0, last).reshape(1)
-        coef = coef.index_select(0, row)
-    columns = coef.to(g.device).float().unbind(-1)
-    c = [_along_rows(c_k, g) for c_k in columns]
+    coef, *clipped = ctx.saved_tensors
+    c = [_along_rows(c_k, g) for c_k in coef.to(g.device).float().unbind(-1)]
     gradients = [c_k * g for c_k in c[:ctx.operands]]
     if clipped:  # u1 = clip(p0 x + p1 s): what passes the clip goes on to x and s
         x, s = clipped

@@ -17,8 +17,7 @@ from .launch import launched
 from .table import lookup, seen
 
 
-def update(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None, out=None,
-           backend="auto", names=()):
+def update(operands, coef, **keywords):
     """out = ((c0*u0 + c1*u1) + ...) + cz*z in float32, rounded once to the operands' dtype.
 
     operands: none (then `out` gives the shape) to four arrays of one shape, dtype (float32,
@@ -35,27 +34,25 @@ def update(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None
     backend: "auto" or a name; names: the operands', for messages.
     Returns out. TypeError, ValueError and RuntimeError say which argument and why.
     """
-    run, step, result = _looked_at(
-        operands, coef, (seed, sample, tag), step, rows, (out, names, backend))[:3]
+    run, step, result, _ = _looked_at(operands, coef, **keywords)
     run(step)
-    if out is not None:
-        tell_autograd(out)
+    tell_autograd(keywords.get("out"))
     return result
 
 
-def _looked_at(operands, coef, counter, step, rows, where):
+def _looked_at(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None,
+               out=None, backend="auto", names=NAMES):
     """(run, step, result, operands and result as tensors) of an update."""
     operands = [*operands]
-    module, inputs, target, result = accept_update(operands, *where)
+    module, inputs, target, result = accept_update(operands, out, names, backend)
     step = noise_step(step, target, rows)
     if not isinstance(coef, Rows):
-        coef = update_rows(coef, len(operands), target, rows, step)
-    run = launched(module, target, inputs, coef, counter)
+        coef = update_rows(coef, len(inputs), target, rows, step)
+    run = launched(module, target, inputs, coef, (seed, sample, tag))
     return run, step, result, [*inputs, target]
 
 
-def bind(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None, out=None,
-         backend="auto", names=()):
+def bind(operands, coef, *, rows=None, names=NAMES, **keywords):
     """f(step): this `update` on these very arrays, its arguments checked once; f returns
     out.
 
@@ -66,9 +63,9 @@ def bind(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None, 
     operands = [*operands]
     if hasattr(coef, "data_ptr"):
         coef = coef.clone()
-    run, first, result, tensors = _looked_at(
-        operands, coef, (seed, sample, tag), step, rows, (out, names, backend))
-    for name, u, t in zip(names or NAMES, operands, tensors):
+    run, first, result, tensors = _looked_at(operands, coef, rows=rows, names=names,
+                                             **keywords)
+    for name, u, t in zip(names, operands, tensors):
         if not is_dense(u, t):
             raise ValueError(f"{name} must be contiguous and writeable to be bound")
 

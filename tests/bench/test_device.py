@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minidiff import kernels
+from minidiff import kernels, noise
 from minidiff.bench.device import correct, here, speed
 from minidiff.kernels.check.compare import normals_at
 
@@ -63,8 +63,10 @@ def test_a_check_passes_where_the_bits_are_the_same(no_gpu, part):
 
 @CHECKS
 def test_a_check_fails_where_the_noise_is_another(no_gpu, monkeypatch, part):
-    monkeypatch.setattr(kernels.backend("numpy"), "noise", SimpleNamespace(
-        normal=lambda *a: kernels.backend("torch").normal(*a[:4], a[4] ^ 1, "cpu").numpy()))
+    def another(shape, seed, sample, step, tag, *where):
+        return noise.normal(shape, seed, sample, step, tag ^ 1, *where)
+    monkeypatch.setattr(kernels.backend("numpy"), "noise",
+                        SimpleNamespace(normal=another, cast=noise.cast))
     monkeypatch.setattr(correct, "normals_at", lambda *a, tag: normals_at(*a, tag=tag ^ 1))
     assert part()["passed"] is False
 

@@ -60,9 +60,10 @@ def run(text, kernel, arguments, places, threads, shared=0):
 
 def prepare(device, kernel, count, arguments):
     """driver.prepare here; of what comes after the arguments a kernel takes what it has."""
-    def launch(counter=None, step=0):
+    def launch(step=0):
+        counter, number = (None, step) if isinstance(step, int) else (step, 0)
         takes = len(parsed(kernel.text, kernel.name).parameters)
-        given = [*arguments, counter, ctypes.c_uint32(step), None, None][:takes]
+        given = [*arguments, counter, ctypes.c_uint32(number), None, None][:takes]
         run(kernel.text, kernel.name, given, blocks(count), kernel.threads, kernel.shared)
     return launch
 

@@ -145,13 +145,13 @@ def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, o
     case = Launch(got, u, torch.from_numpy(coef.astype(np.float32)), kind, bool(draws), bool(clip),
                   sums, seed, sample, tag)
     counter = step if rows in ("call", "sample") else torch.tensor(step)
-    total = backend.update(case, counter)
+    total = backend.prepare(case)(counter)
     exact = on_numpy.update(case._replace(out=want), step)
     lines = []
     if sums and not torch.allclose(total, exact, rtol=1e-12, atol=0):
         lines.append(f"sums {total} and not {exact}")
     if u and sums != Result.SQUARES:
-        backend.update(case._replace(out=u[0]), counter)
+        backend.prepare(case._replace(out=u[0]))(counter)
     for out in [got, *u[:1] * (sums != Result.SQUARES)]:
         found = compare("update", backend.NAME, dtype, shape, out, want, f"{rows}, shift {shift}")
         lines += [] if found["passed"] else [found["reason"]]
@@ -165,7 +165,7 @@ def last_differs(backend, shape):
     end.copy_(torch.randn(end.shape))
     want = (.5 * end.float() + z).bfloat16()
     coef = torch.tensor([[.5, 1.]])
-    backend.update(Launch(x, [x], coef, "all", True, False, Result.STATE, 7, 1, 0), 0)
+    backend.prepare(Launch(x, [x], coef, "all", True, False, Result.STATE, 7, 1, 0))(0)
     return not torch.equal(end, want)
 
 
@@ -382,8 +382,8 @@ def test_a_launch_is_on_the_tensors_device_and_stream(nvidia):
     found = nvidia([pointer, pointer, ctypes.c_uint64, ctypes.c_int32, pointer, step, pointer])
     x, counter = torch.zeros(3), torch.zeros((), dtype=torch.int64)
     launch = driver.prepare(torch.device("cuda:1"), driver.Kernel(42, 256, 16), 9,
-                            (x, None, ctypes.c_uint64(2**64 - 1), ctypes.c_int32(-5)))
-    for last, held in (((), (None, 0)), ((None, 2**32 - 1), (None, 2**32 - 1)),
+                            (x, None, 2**64 - 1, -5))
+    for last, held in (((), (None, 0)), ((2**32 - 1,), (None, 2**32 - 1)),
                        ((counter,), (counter.data_ptr(), 0))):
         found.seen.clear()
         launch(*last)

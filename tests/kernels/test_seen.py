@@ -36,11 +36,7 @@ def test_what_is_kept_are_the_rows_own_coefficients(name):
 
 
 def test_equal_numbers_that_are_others_have_their_own():
-    """0. equals -0., and 1 equals 1.0."""
-    flow = {"alpha_bar": .3, "alpha_bar_prev": .6}
-    for eta in (0., -0.):
-        got = seen(OPS["ddim"], None, flow | {"eta": eta})
-        assert np.signbit(got[-1]) == np.signbit(eta)
+    """3 equals 3.0, which is no index; two processes may have the same numbers."""
     chain = {"sde": sde.VE(), "i": 3, "n": 100}
     seen(OPS["reverse_diffusion"], None, chain)
     with pytest.raises(ValueError, match="i must be a whole number"):
