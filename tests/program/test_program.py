@@ -106,6 +106,18 @@ def test_each_room_can_be_read_in_one_sitting():
     assert len((ROOT / "kernels/kernels.cu").read_text().splitlines()) <= 470
 
 
+@pytest.mark.parametrize("page", ["README.md", "bench/README.md"])
+def test_a_page_names_files_and_tests_that_exist(page):
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+    assert links and all((folder / link).exists() for link in links)
+    tests = re.findall(r"def (test_\w+)", "".join(
+        f.read_text() for f in (ROOT / "tests").rglob("test_*.py")))
+    tests += [f.stem for f in (ROOT / "tests").rglob("test_*.py")]
+    for name in re.findall(r"`(test_\w+)", text):
+        assert any(test.startswith(name) for test in tests), name
+
+
 def test_readme_example_prints_what_the_readme_says():
     text = (ROOT / "README.md").read_text()
     code, printed = re.search(r"```python\n(.*?)```\n.*?```text\n(.*?)```", text, re.S).groups()
