@@ -130,8 +130,10 @@ def philox(backend, counters, key):
 
 
 def stages(backend, words):
-    """STAGES of (n, 2) uint32 words, an even and an odd one, on a backend: (n, 5)
-    float32."""
+    """STAGES of (n, 2) uint32 words on a backend, (n, 5) float32.
+
+    A row of words is an even one, which gives the radius, and an odd one, the angle.
+    """
     if backend in ("numpy", "torch"):
         return by_reference(np if backend == "numpy" else torch, words)
     if backend == "triton":
@@ -141,8 +143,11 @@ def stages(backend, words):
 
 
 def every_word():
-    """(n, 2) words: each float32 that an even word can become; each angle, quarter and
-    sign."""
+    """(n, 2) words that hold every case of the stages.
+
+    The even ones are each float32 that a word can become. The odd ones go through each
+    angle, quarter and sign.
+    """
     even = [np.arange(2**24)]  # exact as float32
     for k in range(24, 32):
         start = 2**k
@@ -170,8 +175,7 @@ def by_host(name, given, width, *numbers):
     """A function of SOURCE, compiled for the CPU. Its words are (n, width)."""
     given = np.ascontiguousarray(given)
     out = np.empty((len(given), width), np.uint32)
-    macros = on_host.macros("float32", 0, 1, 0)
-    library = on_host.library(macros, on_host.native(), SOURCE)
+    library = on_host.library(on_host.NOISE, on_host.native(), SOURCE)
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (given, out)]
     function = getattr(library, name)
     function(*pointers, ctypes.c_int64(len(out)), *numbers)
@@ -190,7 +194,7 @@ def by_cupy(name, given, width, *numbers):
 def raw(source, name, blocks, *arguments):
     """Launch a kernel of `source`, compiled by NVRTC beside kernels.cu."""
     device = arguments[0].device
-    variant = (True, "float32", 0, True, False)
+    variant = (True, "float32", 0, True, False)  # on_host.NOISE's: the smallest that draws
     kernel = on_cupy.compiled(device, variant, name, source)
     driver.prepare(device, kernel, blocks, arguments)()
 

@@ -153,8 +153,10 @@ class UserKernels:
         return "z" in inspect.signature(self.functions[name]).parameters
 
     def timed(self, call):
-        """A call for the clock: what it raises becomes a RuntimeError that names the
-        file."""
+        """A call for the clock.
+
+        What it raises becomes a RuntimeError that names the file.
+        """
         def f():
             try:
                 return call()
