@@ -1,10 +1,22 @@
 """Every op on every backend against NumPy, bit for bit.
 
+`check` makes the rows, in this order:
+
+    equation    each op's step against its own coefficients and its float32 update
+    words       on each backend: the noise stage by stage, in words.py
+    updates     every op in all dtypes and shapes, with one row of coefficients for the
+                call and one for each sample, out of place and in place
+    sums        norms, noise_norms and dsm_loss
+
+compare.py says what is equal. yours.py holds a file of your own kernels to the same cases.
+
 A row: op, backend, dtype, shape, max_ulp, passed, reason. `passed` is None where the
 backend cannot run here; it never counts as passed.
 """
 
 from functools import partial
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,148 +27,229 @@ from .. import BACKENDS, FLOATS, OPS, dsm_loss, missing, noise_norms, norms, upd
 from .compare import compare, oracle, row_of
 from .words import check_words
 
-SHAPES = [(0, 3), (4, 0), (1,), *((3, d) for d in range(1, 10)), (7, 13), (2, 3, 5, 7), (1, 4099),
-          (300, 2), (17, 1024)]
+SHAPES = [
+    (0, 3),  # no sample
+    (4, 0),  # samples without elements
+    (1,),
+    *((3, size) for size in range(1, 10)),  # every remainder of a quad
+    (7, 13),
+    (2, 3, 5, 7),
+    (1, 4099),
+    (300, 2),
+    (17, 1024),
+]
 CLIP = -1., 1.
 SUMS = "norms", "noise_norms", "dsm_loss"
 COUNTER = {"seed": 0x123456789ABCDEF, "sample": 5, "step": 3, "tag": 2}
 
 
-def cases(op, dtypes, shapes, seed=0):
-    """dtype, shape, operands, parameters, coef, result rounded from the float32 oracle."""
-    rng = np.random.default_rng(seed)
-    for dtype in dtypes:
-        for shape in shapes:
-            for variant in ("per call", "per sample"):
-                u = [torch.from_numpy(rng.standard_normal(shape, np.float32))
-                     .to(getattr(torch, dtype)) for _ in op.operands]
-                p = op.parameters(rng, shape[0] if variant == "per sample" else None)
-                coef = op.coefficients(CLIP if op.denoise else None, **p)
-                if variant == "per sample":
-                    coef = np.broadcast_to(coef, (shape[0], coef.shape[-1]))
-                like = torch.empty(shape, dtype=getattr(torch, dtype))
-                yield dtype, shape, variant, u, p, coef, oracle(u, coef, like, **COUNTER)
+# ---- the rows ----
 
+def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
+    """All rows, one by one, for names of ops and backends (default: all).
 
-def device_of(name):
-    """Where a backend is checked."""
-    return "cuda" if name in ("triton", "cupy") and torch.cuda.is_available() else "cpu"
-
-
-def check_op(op, name, dtypes=FLOATS, shapes=SHAPES, seed=0):
-    """Rows of one op on one backend: per call and per sample, out of place and in place."""
-    for dtype, shape, variant, u, _, coef, expected in cases(op, dtypes, shapes, seed):
-        u = [v.to(device_of(name)) for v in u]
-        outs = {"out of place": torch.full_like(expected, torch.nan, device=device_of(name))}
-        if u:
-            outs["in place"] = u[0]
-        for where, out in outs.items():
-            update(u, coef, out=out, backend=name, **COUNTER)
-            yield compare(op.name, name, dtype, shape, out.cpu(), expected, f"{variant}, {where}")
-
-
-def sums_of(op, s, coef, name, **counter):
-    """One of SUMS on a backend, as a tuple: the loss comes with its gradient."""
-    if op == "norms":
-        return norms(s, backend=name),
-    if op == "noise_norms":
-        return noise_norms(s, backend=name, **counter),
-    return dsm_loss(s, coef, backend=name, **counter)
-
-
-def sum_cases(dtypes, shapes):
-    """dtype, shape, s, coef of dsm_loss."""
-    rng = np.random.default_rng(3)
-    for dtype in dtypes:
-        for shape in shapes:
-            s = torch.from_numpy(rng.standard_normal(shape, np.float32)).to(getattr(torch, dtype))
-            yield dtype, shape, s, rng.uniform(.1, 2., (shape[0], 3))
-
-
-def sum_rows(op, name, dtype, shape, want, got):
-    """Rows of one of SUMS: sums within 1 ulp of NumPy's, the gradient by ==."""
-    parts = zip(got, want, ("sum", "gradient")[:len(want)], (1, 0), strict=False)
-    return [compare(op, name, dtype, shape, a.cpu(), b, part, ulp) for a, b, part, ulp in parts]
-
-
-def check_sums(name, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
-    """Rows of norms, noise_norms and dsm_loss on one backend."""
-    for dtype, _, s, coef in sum_cases(dtypes, shapes):
+    RuntimeError for a backend that is asked for and cannot run here.
+    """
+    names = ops or [*OPS, *SUMS]
+    ops = [OPS[name] for name in names if name in OPS]
+    sums = [name for name in SUMS if name in names]
+    for op in ops:
+        yield from check_equation(op)
+    for backend in backends or BACKENDS:
+        reason = missing(backend)
+        if reason and backends:
+            raise RuntimeError(f"backend {backend!r}: {reason}")
+        if reason:
+            names = [*(op.name for op in ops), *sums]
+            for name, dtype in product(names, dtypes):
+                yield row_of(name, backend, dtype, None, None, reason)
+            continue
+        yield from check_words(backend)
         for op in ops:
-            yield from sum_rows(op, name, dtype, s.shape, sums_of(op, s, coef, "numpy", **COUNTER),
-                                sums_of(op, s.to(device_of(name)), coef, name, **COUNTER))
+            yield from check_op(op, backend, dtypes, seed=seed)
+        yield from check_sums(backend, sums, dtypes)
 
 
 def check_equation(op, trials=100, shape=(64, 5)):
     """A row's step against its own coefficients, and the float32 update against both.
 
+    The worst of some trials of `equation_errors` must lie within 1e-12, 0 and 1.
+    """
+    rng = np.random.default_rng(2)
+    errors = [equation_errors(op, rng, shape) for _ in range(trials)]
+    worst, zero, rounding = np.max(errors, 0)
+    passed = worst <= 1e-12 and zero == 0 and rounding <= 1
+    yield row_of(op.name, "equation", "float64", shape, bool(passed),
+                 f"|step - sum c u| {worst:.1e} (1e-12), step(0) {zero:g} (0), "
+                 f"float32 error / bound {rounding:.2f} (1)")
+
+
+def equation_errors(op, rng, shape):
+    """One trial's |step - sum c u| over its terms, |step(0)| and float32 error over bound.
+
     In float64 step(u, z) = sum c_k u_k to 1e-12 of the terms and step(0) = 0. The float32
     update of n terms rounds each coefficient, product and sum once, so it lies within
     gamma_{n+1} sum |c_k u_k|, gamma_m = m e / (1 - m e), e = 2^-24, of the float64 step.
     """
-    rng = np.random.default_rng(2)
-    worst, bound, zero = 0., 0., 0.
-    for _ in range(trials):
-        p = op.parameters(rng)
-        c = op.coefficients(**p)  # of the step alone: a denoise stage is another row's
-        c = c[:-4] if op.denoise else c
-        u = [rng.standard_normal(shape, np.float32) for _ in op.operands]
-        step = partial(op.step, **accepted_by(op.step, p))
-        terms = [*u, noise.normal(shape, **COUNTER)] if op.noise else u
-        exact = step(*(t.astype(np.float64) for t in terms))
-        scale = sum(abs(c_k * t) for c_k, t in zip(c, terms))
-        total = sum(c_k * t.astype(np.float64) for c_k, t in zip(c, terms))
-        worst = max(worst, (abs(exact - total) / np.maximum(scale, 1)).max())
-        zero = max(zero, np.abs(step(*(0. * t for t in terms))).max())
-        m = (len(c) + 1) * 2.**-24
-        out = update(u, c, out=np.empty(shape, np.float32), backend="numpy", **COUNTER)
-        bound = max(bound, (abs(out - exact) / (m / (1 - m) * scale + 1e-44)).max())
-    passed = worst <= 1e-12 and zero == 0 and bound <= 1
-    yield row_of(op.name, "equation", "float64", shape, bool(passed),
-                 f"|step - sum c u| {worst:.1e} (1e-12), step(0) {zero:g} (0), "
-                 f"float32 error / bound {bound:.2f} (1)")
+    parameters = op.parameters(rng)
+    step = partial(op.step, **accepted_by(op.step, parameters))
+    coef = op.coefficients(**parameters)
+    if op.denoise:
+        coef = coef[:-4]  # of the step alone: a denoise stage is another row's
+    u = [rng.standard_normal(shape, np.float32) for _ in op.operands]
+    z = [noise.normal(shape, **COUNTER)] if op.noise else []
+    terms = [t.astype(np.float64) for t in (*u, *z)]
+
+    exact = step(*terms)
+    products = [c_k * t for c_k, t in zip(coef, terms)]
+    total = sum(products)
+    scale = sum(abs(c_u) for c_u in products)
+    step_error = abs(exact - total) / np.maximum(scale, 1)
+
+    at_zero = step(*(0. * t for t in terms))
+
+    out = np.empty(shape, np.float32)
+    update(u, coef, out=out, backend="numpy", **COUNTER)
+    m_e = (len(coef) + 1) * 2.**-24
+    gamma = m_e / (1 - m_e)
+    update_error = abs(out - exact) / (gamma * scale + 1e-44)
+    return step_error.max(), abs(at_zero).max(), update_error.max()
 
 
-def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
-    """All rows, one by one, for names of ops and backends (default: all)."""
-    sums = [name for name in SUMS if not ops or name in ops]
-    ops = [OPS[name] for name in ops or OPS if name in OPS]
-    for op in ops:
-        yield from check_equation(op)
-    for name in backends or BACKENDS:
-        reason = missing(name)
-        if reason and backends:
-            raise RuntimeError(f"backend {name!r}: {reason}")
-        if reason:
-            for op in [*(op.name for op in ops), *sums]:
-                for dtype in dtypes:
-                    yield row_of(op, name, dtype, None, None, reason)
-            continue
-        yield from check_words(name)
+def check_op(op, backend, dtypes=FLOATS, shapes=SHAPES, seed=0):
+    """Rows of one op on one backend, out of place and in place."""
+    device = device_of(backend)
+    for case in update_cases(op, dtypes, shapes, seed):
+        u = [v.to(device) for v in case.u]
+        fresh = torch.full_like(case.expected[0], torch.nan, device=device)
+        outs = {"out of place": fresh}
+        if u:
+            outs["in place"] = u[0]
+        for where, out in outs.items():
+            update(u, case.coef, out=out, backend=backend, **COUNTER)
+            yield from case.rows(backend, [out], f", {where}")
+
+
+def check_sums(backend, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
+    """Rows of norms, noise_norms and dsm_loss on one backend."""
+    for case in sum_cases(ops, dtypes, shapes):
+        s = case.u[0].to(device_of(backend))
+        got = sums_of(case.op, s, case.coef, backend, **COUNTER)
+        yield from case.rows(backend, got)
+
+
+def device_of(backend):
+    """Where a backend is checked."""
+    on_gpu = backend in ("triton", "cupy") and torch.cuda.is_available()
+    return "cuda" if on_gpu else "cpu"
+
+
+# ---- the cases ----
+
+class Case(NamedTuple):
+    """One call of an op, on the CPU, and what NumPy makes of it.
+
+    u: the operands. expected: NumPy's results, a tuple of tensors. parts: the names of the
+    results, for the rows. allowed: how many ulp each may be off.
+    """
+
+    op: str
+    dtype: str
+    shape: tuple
+    u: list
+    coef: np.ndarray
+    parameters: dict
+    expected: tuple
+    parts: tuple
+    allowed: tuple
+
+    def rows(self, backend, got, where=""):
+        """A row for each result that a backend got. where: added to the row's reason."""
+        results = zip(got, self.expected, self.parts, self.allowed)
+        for result, expected, part, ulp in results:
+            result = result.cpu()
+            yield compare(self.op, backend, self.dtype, self.shape, result, expected,
+                          part=part + where, allowed=ulp)
+
+
+def update_cases(op, dtypes, shapes, seed=0):
+    """Cases of an op with random parameters, for the call and for each sample.
+
+    NumPy's result is the float32 oracle's, rounded to the dtype.
+    """
+    rng = np.random.default_rng(seed)
+    variants = "per call", "per sample"
+    for dtype, shape, variant in product(dtypes, shapes, variants):
+        batch = shape[0] if variant == "per sample" else None
+        u = [random_tensor(rng, shape, dtype) for _ in op.operands]
+        parameters = op.parameters(rng, batch)
+        coef = op.coefficients(CLIP if op.denoise else None, **parameters)
+        if variant == "per sample":
+            width = coef.shape[-1]
+            coef = np.broadcast_to(coef, (batch, width))
+        like = torch.empty(shape, dtype=getattr(torch, dtype))
+        expected = oracle(u, coef, like, **COUNTER)
+        yield Case(op.name, dtype, shape, u, coef, parameters, expected=(expected,),
+                   parts=(variant,), allowed=(0,))
+
+
+def sum_cases(ops, dtypes, shapes):
+    """Cases of those of SUMS that are named: u is (s,), coef is dsm_loss's.
+
+    Sums may be 1 ulp off NumPy's; the gradient may not.
+    """
+    rng = np.random.default_rng(3)
+    for dtype, shape in product(dtypes, shapes):
+        s = random_tensor(rng, shape, dtype)
+        batch = shape[0]
+        coef = rng.uniform(.1, 2., (batch, 3))
         for op in ops:
-            yield from check_op(op, name, dtypes, seed=seed)
-        if sums:
-            yield from check_sums(name, sums, dtypes)
+            expected = sums_of(op, s, coef, "numpy", **COUNTER)
+            yield Case(op, dtype, shape, [s], coef, parameters={}, expected=expected,
+                       parts=("sum", "gradient"), allowed=(1, 0))  # a loss has both
 
+
+def random_tensor(rng, shape, dtype):
+    """Standard normal numbers, drawn in float32, as a CPU tensor of a dtype."""
+    values = rng.standard_normal(shape, np.float32)
+    return torch.from_numpy(values).to(getattr(torch, dtype))
+
+
+def sums_of(op, s, coef, backend, **counter):
+    """One of SUMS on a backend, as a tuple: the loss comes with its gradient."""
+    if op == "norms":
+        return (norms(s, backend=backend),)
+    if op == "noise_norms":
+        return (noise_norms(s, backend=backend, **counter),)
+    return dsm_loss(s, coef, backend=backend, **counter)
+
+
+# ---- the report ----
 
 def report(rows):
     """Print failures as they come, then a line an op and backend; returns the rows."""
-    groups, kept = {}, []
+    kept = []
+    groups = {}
     for row in rows:
         kept.append(row)
         if row["passed"] is False:
             print(f"FAILED {row['op']} {row['backend']} {row['dtype']} {row['shape']}: "
                   f"{row['reason']}")
-        groups.setdefault((row["backend"], row["op"]), []).append(row)
-    for (name, op), group in groups.items():
-        passed = [r["passed"] for r in group if r["passed"] is not None]
-        found = [r["max_ulp"] for r in group if r["max_ulp"] is not None]
-        if not passed:
-            print(f"{name:<10}{op:<20}not run: {group[0]['reason']}")
-            continue
-        worst = f"{max(found)} ulp" if found else group[-1]["reason"]
-        print(f"{name:<10}{op:<20}{sum(passed):>5} of {len(passed):>4} passed  {worst}")
-    verdicts = [r["passed"] for r in kept]
+        group = groups.setdefault((row["backend"], row["op"]), [])
+        group.append(row)
+    for (backend, op), group in groups.items():
+        print(f"{backend:<10}{op:<20}{summary(group)}")
+    verdicts = [row["passed"] for row in kept]
     print(f"{verdicts.count(True)} passed, {verdicts.count(False)} failed, "
           f"{verdicts.count(None)} not run")
     return kept
+
+
+def summary(rows):
+    """How many rows of one op and backend passed and how far they are off, in words."""
+    passed = [row["passed"] for row in rows if row["passed"] is not None]
+    if not passed:
+        return f"not run: {rows[0]['reason']}"
+    found = [row["max_ulp"] for row in rows if row["max_ulp"] is not None]
+    worst = f"{max(found)} ulp" if found else rows[-1]["reason"]
+    return f"{sum(passed):>5} of {len(passed):>4} passed  {worst}"

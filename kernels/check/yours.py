@@ -17,17 +17,16 @@ import numpy as np
 import torch
 
 from .. import OPS
-from . import COUNTER, SHAPES, SUMS, cases, sum_cases, sum_rows, sums_of
-from .compare import as_tuple, compare, normals, row_of
-
-
-def short(e):
-    """An exception in one line."""
-    return f"{type(e).__name__}: {e}".splitlines()[0]
+from . import COUNTER, SHAPES, SUMS, sum_cases, update_cases
+from .compare import as_tuple, normals, row_of
 
 
 class UserKernels:
-    """The functions of a file. ValueError in one line where the file cannot be used."""
+    """The functions of a file. ValueError in one line where the file cannot be used.
+
+    `check` makes rows, as check.check does. The rest serves the clock: a function is bound
+    to its arguments once, and called with fresh data in the same memory.
+    """
 
     def __init__(self, file, ops=None):
         if not Path(file).is_file():
@@ -36,50 +35,89 @@ class UserKernels:
             names = runpy.run_path(str(file))
         except (Exception, SystemExit) as e:
             raise ValueError(f"{file}: {short(e)}") from e
-        self.file, self.arrays = str(file), names.get("ARRAYS", "numpy")
-        found = {n: f for n, f in names.items() if n in (*OPS, *SUMS) and callable(f)}
-        self.functions = {n: f for n, f in found.items() if not ops or n in ops}
+        self.file = str(file)
+        self.arrays = names.get("ARRAYS", "numpy")
+        known = *OPS, *SUMS
+        found = {name: f for name, f in names.items() if name in known and callable(f)}
+        self.functions = {name: found[name] for name in found if not ops or name in ops}
         if not found:
             raise ValueError(f"{file} defines no function named like an op: "
-                             f"{', '.join((*OPS, *SUMS))}")
+                             f"{', '.join(known)}")
         if not self.functions:
-            raise ValueError(f"{file} defines no {', '.join(ops)}; it has {', '.join(found)}")
+            raise ValueError(f"{file} defines no {', '.join(ops)}; "
+                             f"it has {', '.join(found)}")
         if self.arrays not in ("numpy", "torch"):
-            raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', got {self.arrays!r}")
+            raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', "
+                             f"got {self.arrays!r}")
         cuda = self.arrays == "torch" and torch.cuda.is_available()
         self.device = "cuda" if cuda else "cpu"
 
-    def give(self, v):
-        """An array in the kind that the file asks for."""
-        if not isinstance(v, (np.ndarray, torch.Tensor)):
-            return v
-        v = v if isinstance(v, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(v))
-        return v.to(self.device) if self.arrays == "torch" else v.cpu().numpy()
+    # ---- is it right ----
 
-    def takes_z(self, name):
-        """Whether a function is handed its noise, rather than drawing it."""
-        return "z" in inspect.signature(self.functions[name]).parameters
+    def check(self, dtypes=("float32",), seed=0):
+        """Rows as check's: each function on every case of its op.
+
+        What a function raises is the reason of a failed row.
+        """
+        if self.arrays == "numpy" and "bfloat16" in dtypes:
+            raise ValueError(f"{self.file}: NumPy has no bfloat16; "
+                             "put ARRAYS = 'torch' into it")
+        for name in self.functions:
+            for case in self._cases(name, dtypes, seed):
+                try:
+                    got = self._returned(case)
+                except (Exception, SystemExit) as e:
+                    yield row_of(name, self.file, case.dtype, case.shape, False, short(e))
+                else:
+                    yield from case.rows(self.file, got)
+
+    def _cases(self, name, dtypes, seed):
+        """The cases of a function's op."""
+        if name in OPS:
+            return update_cases(OPS[name], dtypes, SHAPES, seed)
+        return sum_cases([name], dtypes, SHAPES)
+
+    def _returned(self, case):
+        """What the function returns for a case, as CPU tensors."""
+        like = case.u or case.expected
+        u = [v.clone() for v in like]  # to overwrite, if it likes
+        call = self.bind(case.op, u, case.coef, case.parameters)
+        return self.results(call, len(case.expected))
+
+    # ---- a call and its results ----
 
     def bind(self, name, u, coef, parameters):
-        """The op's function with its arguments, as a call without any."""
-        op, first = OPS.get(name), u[0]
-        have = dict(zip(self.operands(name), u))
-        coef = coef.cpu().numpy() if isinstance(coef, torch.Tensor) else np.asarray(coef)
-        coef = coef.astype(np.float32)
-        if op and op.denoise:
-            have["clip"], coef = coef[..., -4:], coef[..., :-4]
-        have |= {"coef": coef, "out": torch.full_like(first, torch.nan), **parameters,
-                 "shape": tuple(first.shape), **COUNTER}
+        """The op's function with its arguments, as a call without any.
+
+        u: the operands; where the op has none, a tensor of the result's shape. ValueError
+        where the function wants an argument that there is not.
+        """
         wanted = inspect.signature(self.functions[name]).parameters
+        have = self._arguments(name, u, coef, parameters)
         if "z" in wanted:
-            have["z"] = normals(tuple(first.shape), **COUNTER).clone()
-        unknown = [n for n, w in wanted.items() if n not in have and w.default is w.empty
-                   and w.kind not in (w.VAR_POSITIONAL, w.VAR_KEYWORD)]
-        if unknown:
-            raise ValueError(f"{name}: unknown argument {unknown[0]!r}; there are z, "
-                             f"{', '.join(have)}")
-        given = {n: self.give(have[n]) for n in wanted if n in have}
+            have["z"] = normals(have["shape"], **COUNTER).clone()
+        for argument, parameter in wanted.items():
+            rest = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            optional = rest or parameter.default is not parameter.empty
+            if argument not in have and not optional:
+                raise ValueError(f"{name}: unknown argument {argument!r}; there are z, "
+                                 f"{', '.join(have)}")
+        given = {argument: self.give(have[argument]) for argument in wanted
+                 if argument in have}
         return partial(self.functions[name], **given)
+
+    def _arguments(self, name, u, coef, parameters):
+        """{name: value} of all that a function may ask for, but z."""
+        have = dict(zip(self.operands(name), u))
+        if isinstance(coef, torch.Tensor):
+            coef = coef.cpu().numpy()
+        coef = np.array(coef, np.float32)
+        if name in OPS and OPS[name].denoise:
+            have["clip"] = coef[..., -4:]
+            coef = coef[..., :-4]
+        have["coef"] = coef
+        have["out"] = torch.full_like(u[0], torch.nan)
+        return have | parameters | {"shape": tuple(u[0].shape)} | COUNTER
 
     def operands(self, name):
         """The names of a function's operands."""
@@ -87,42 +125,38 @@ class UserKernels:
             return OPS[name].operands
         return ("s",) if name == "dsm_loss" else ("x",)
 
-    def renew(self, call, name, u, step):
-        """Other operands, and noise of another step, in the very arrays of a call."""
-        have, given = dict(zip(self.operands(name), u)), call.keywords
-        if "z" in given:
-            have["z"] = normals(tuple(u[0].shape), **COUNTER | {"step": step})
-        if "out" in given:
-            have["out"] = torch.full_like(u[0], torch.nan)
-        for n, v in have.items():
-            array = given.get(n)
-            if isinstance(array, np.ndarray):
-                array[...] = v.cpu().numpy()
-            elif array is not None:
-                array.copy_(v)
-        if "step" in given:
-            given["step"] = step
+    def give(self, value):
+        """An array in the kind that the file asks for. Other values stay as they are."""
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.ascontiguousarray(value))
+        if not isinstance(value, torch.Tensor):
+            return value
+        if self.arrays == "torch":
+            return value.to(self.device)
+        return value.cpu().numpy()
 
     def results(self, call, count):
-        """What a call returns, as `count` CPU tensors."""
+        """What a call returns, as `count` CPU tensors. TypeError where it is not that."""
         got = as_tuple(call())
-        for v in got:
-            if not isinstance(v, (np.ndarray, np.generic, torch.Tensor)):
-                raise TypeError(f"returned a {type(v).__name__}, not an array or a tensor")
+        for value in got:
+            if not isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+                kind = type(value).__name__
+                raise TypeError(f"returned a {kind}, not an array or a tensor")
         if len(got) != count:
             raise TypeError(f"returned {len(got)} results, not {count}")
-        return tuple(v.detach().cpu() if isinstance(v, torch.Tensor) else
-                     torch.from_numpy(np.asarray(v)) for v in got)
+        return tuple(to_cpu(value) for value in got)
 
-    def renewed(self, call, name, u, step):
-        """What a call returns after `renew`, as CPU tensors; it raises as `timed` does."""
-        self.renew(call, name, u, step)
-        count = 2 if name == "dsm_loss" else 1
-        return self.timed(partial(self.results, call, count))()
+    # ---- how fast is it ----
+
+    def takes_z(self, name):
+        """Whether a function is handed its noise, rather than drawing it."""
+        return "z" in inspect.signature(self.functions[name]).parameters
 
     def timed(self, call):
-        """A call for the clock: what it raises becomes a RuntimeError that names the
-        file."""
+        """A call for the clock.
+
+        What it raises becomes a RuntimeError that names the file.
+        """
         def f():
             try:
                 return call()
@@ -130,30 +164,38 @@ class UserKernels:
                 raise RuntimeError(f"{self.file}: {short(e)}") from e
         return f
 
-    def check(self, dtypes=("float32",), seed=0):
-        """Rows as check's: each function on every case of its op."""
-        if self.arrays == "numpy" and "bfloat16" in dtypes:
-            raise ValueError(f"{self.file}: NumPy has no bfloat16; put ARRAYS = 'torch' into it")
-        for name in self.functions:
-            for dtype, shape, u, coef, p, want, rows in self._cases(name, dtypes, seed):
-                try:
-                    call = self.bind(name, [v.clone() for v in u], coef, p)
-                    got = self.results(call, len(want))
-                except (Exception, SystemExit) as e:
-                    yield row_of(name, self.file, dtype, shape, False, short(e))
-                else:
-                    yield from rows(got)
+    def renewed(self, call, name, u, step):
+        """What a call returns after `renew`, as CPU tensors; it raises as `timed` does."""
+        self.renew(call, name, u, step)
+        count = 2 if name == "dsm_loss" else 1
+        return self.timed(partial(self.results, call, count))()
 
-    def _cases(self, name, dtypes, seed):
-        """dtype, shape, operands, coef, parameters, NumPy's results, what compares with
-        them."""
-        if name in OPS:
-            for dtype, shape, how, u, p, coef, want in cases(OPS[name], dtypes, SHAPES, seed):
-                yield dtype, shape, u or [want], coef, p, (want,), \
-                    lambda got, a=(dtype, shape), b=(want, how): [
-                        compare(name, self.file, *a, *got, *b)]
-        else:
-            for dtype, shape, s, coef in sum_cases(dtypes, SHAPES):
-                want = sums_of(name, s, coef, "numpy", **COUNTER)
-                yield dtype, shape, [s], coef, {}, want, partial(
-                    sum_rows, name, self.file, dtype, shape, want)
+    def renew(self, call, name, u, step):
+        """Other operands, and noise of another step, in the very arrays of a call."""
+        given = call.keywords
+        have = dict(zip(self.operands(name), u))
+        if "z" in given:
+            counter = COUNTER | {"step": step}
+            have["z"] = normals(tuple(u[0].shape), **counter)
+        if "out" in given:
+            have["out"] = torch.full_like(u[0], torch.nan)
+        for argument, value in have.items():
+            array = given.get(argument)
+            if isinstance(array, np.ndarray):
+                array[...] = value.cpu().numpy()
+            elif array is not None:
+                array.copy_(value)
+        if "step" in given:
+            given["step"] = step
+
+
+def to_cpu(value):
+    """An array, a NumPy number or a tensor as a CPU tensor, without its graph."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    return torch.from_numpy(np.asarray(value))
+
+
+def short(e):
+    """An exception in one line."""
+    return f"{type(e).__name__}: {e}".splitlines()[0]

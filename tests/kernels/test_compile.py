@@ -153,7 +153,8 @@ def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, o
     if u and sums != Result.SQUARES:
         backend.prepare(case._replace(out=u[0]))(counter)
     for out in [got, *u[:1] * (sums != Result.SQUARES)]:
-        found = compare("update", backend.NAME, dtype, shape, out, want, f"{rows}, shift {shift}")
+        found = compare("update", backend.NAME, dtype, shape, out, want,
+                        part=f"{rows}, shift {shift}")
         lines += [] if found["passed"] else [found["reason"]]
     return lines
 
