@@ -581,11 +581,12 @@ def peak_bytes(f):
 
 
 def test_an_update_holds_its_output_alone():
-    """Within 2 % of 2^22 elements' 16 MiB: pages and the interpreter's own."""
+    """Within 2 % of 2^22 elements' 16 MiB: pages and the interpreter's own. The least of some
+    calls: other threads of the process may take memory meanwhile."""
     u = [torch.randn(4096, 1024) for _ in "xs"]
     f = lambda: update(u, [.5, 2., .25], backend="host")
     f()
-    peak = peak_bytes(f)
-    if peak is None:
+    peaks = [peak_bytes(f) for _ in range(5)]
+    if None in peaks:
         pytest.skip("the system does not tell the process's peak memory")
-    assert abs(peak / u[0].nbytes - 1) < .02
+    assert abs(min(peaks) / u[0].nbytes - 1) < .02
