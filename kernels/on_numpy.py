@@ -41,7 +41,7 @@ def composed(launch, coef, u, step, xp=np, device="cpu"):
     c = coef.T[..., None]
     if launch.draws:
         counter = launch.seed, launch.sample, step, launch.tag
-        u = [*u, noise.normal(launch.out.shape, *counter, xp, device)]
+        u = [*u, noise.normal(launch.out.shape, *counter, xp=xp, device=device)]
     e = affine(c, u, launch.clips, xp.where)
     squares = quad_squares(e, xp) if launch.result else None
     if launch.result == Result.GRADIENT:

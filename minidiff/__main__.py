@@ -368,7 +368,7 @@ def run_bench(args):
         default = list(user.functions) if user else [MAIN_OP.name]
         dtype = args.dtype or "float32"
         rows = bench(args.op or default, args.backend, args.elements, dtype, device(args),
-                     args.seed, user)
+                     seed=args.seed, user_kernels=user)
     else:
         rows = suite(device(args), args.seed)
     print(show_all(rows))

@@ -89,7 +89,7 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-def words(shape, seed=0, sample=0, step=0, tag=PRIOR, xp=np, device="cpu"):
+def words(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
     """The words behind an array of `shape`, its first axis the samples.
 
     sample: global id of the first sample, so that a shard or a batch draws its own part.
@@ -184,12 +184,12 @@ def to_normal(w, xp=np):
     return xp.stack((r * cos, r * sin), -1).reshape(w.shape)
 
 
-def normal(shape, seed=0, sample=0, step=0, tag=PRIOR, xp=np, device="cpu"):
+def normal(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
     """z ~ N(0, I), float32 of `shape`, its first axis the samples. |z| < 6.77.
 
     tag: what the draw is for, by default a prior. xp, device: as in `words`.
     """
-    drawn = words(shape, seed, sample, step, tag, xp, device)
+    drawn = words(shape, seed, sample, step, tag, xp=xp, device=device)
     return elements(to_normal(drawn, xp), shape)
 
 

@@ -129,8 +129,8 @@ def update_race(op, names, elements, *, user_kernels, **options):
     return race
 
 
-def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", seed=0,
-          user_kernels=None, *, width=1024, seconds=SECONDS):
+def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", *, seed=0,
+          user_kernels=None, width=1024, seconds=SECONDS):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
     fraction_of_copy, matches_reference, speedup over each peer; of a peer also its
     predicted seconds.

@@ -63,8 +63,8 @@ def test_a_check_passes_where_the_bits_are_the_same(no_gpu, part):
 
 @CHECKS
 def test_a_check_fails_where_the_noise_is_another(no_gpu, monkeypatch, part):
-    def another(shape, seed, sample, step, tag, *where):
-        return noise.normal(shape, seed, sample, step, tag ^ 1, *where)
+    def another(shape, seed, sample, step, tag, **where):
+        return noise.normal(shape, seed, sample, step, tag ^ 1, **where)
     monkeypatch.setattr(kernels.backend("numpy"), "noise",
                         SimpleNamespace(normal=another, cast=noise.cast))
     monkeypatch.setattr(correct, "normals_at", lambda *a, tag: normals_at(*a, tag=tag ^ 1))
