@@ -1,7 +1,7 @@
 """Distributions known exactly at every noise level: the oracles.
 
-If x0 ~ p is a mixture of Gaussians, so is x_t = a x0 + sigma z; `at(a, sigma)` returns it,
-whatever SDE the two numbers came from. Points are (..., D) arrays.
+If x0 ~ p is a mixture of Gaussians, so is x_t = a x0 + sigma z. `noised(a, sigma)` returns
+it, whatever SDE the two numbers came from. Points are (..., D) arrays.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Mixture:
         weights = weights / weights.sum()
         self.__dict__.update(weights=weights, means=means, variances=variances)
 
-    def at(self, a, sigma):
+    def noised(self, a, sigma):
         """The distribution of a x0 + sigma z: sum_k w_k N(a m_k, a^2 v_k + sigma^2)."""
         a = np.asarray(a, np.float64)
         sigma = np.asarray(sigma, np.float64)

@@ -235,7 +235,7 @@ def test_a_corrected_loop_follows_the_reference():
     2^-24 a step and operand stay below 1e-4."""
     target = Gaussian([0., 0., 0.], 1.)
     def score(x, t):
-        return target.at(*VP().marginal(t)).score(x)
+        return target.noised(*VP().marginal(t)).score(x)
     z, times = samplers.prior((16, 3)), np.linspace(1, .01, 21)
     *_, exact = samplers.predictor_corrector(score, z.astype(float), VP(), times,
                                            samplers.Reference(seed=1))

@@ -28,8 +28,8 @@ def target(d):
 
 def exact(p, sde):
     """(x, t) -> (s, trace) of the noised target."""
-    return lambda x, t: (p.at(*sde.marginal(t)).score(x),
-                         p.at(*sde.marginal(t)).jacobian_trace(x))
+    return lambda x, t: (p.noised(*sde.marginal(t)).score(x),
+                         p.noised(*sde.marginal(t)).jacobian_trace(x))
 
 
 def linearized(p, sde):
@@ -38,7 +38,7 @@ def linearized(p, sde):
     calls = []
 
     def linearize(x, t):
-        q = p.at(*sde.marginal(t))
+        q = p.noised(*sde.marginal(t))
 
         def vjp(v):
             calls.append(t)
@@ -53,9 +53,9 @@ def test_log_likelihood_is_the_log_density(sde, d):
     # tolerances of 1e-8 a step, some 300 steps: 3e-6 at most; measured 5e-7
     p = target(d)
     x = p.sample(64, seed=1)
-    prior = p.at(*sde.marginal(sde.T)).log_density
+    prior = p.noised(*sde.marginal(sde.T)).log_density
     log_p, _, _ = log_likelihood(exact(p, sde), x, sde, prior, rtol=1e-8, atol=1e-8)
-    assert np.abs(log_p - p.at(*sde.marginal(1e-5)).log_density(x)).max() < 1e-5
+    assert np.abs(log_p - p.noised(*sde.marginal(1e-5)).log_density(x)).max() < 1e-5
 
 
 @SDES
@@ -67,7 +67,7 @@ def test_a_normal_prior_costs_what_the_data_still_shows_at_t_1(sde):
     (a, sigma), normal = sde.marginal(sde.T), Gaussian([0., 0.], prior_std(sde)**2).log_density
     for m in (1, 5):
         p = Mixture([1, 4], np.outer([-m, m], np.ones(2)), [.3, .5])
-        x, q = p.sample(2**12, seed=1), p.at(a, sigma)
+        x, q = p.sample(2**12, seed=1), p.noised(a, sigma)
         ours, *_ = log_likelihood(exact(p, sde), x, sde, q.log_density)
         theirs, *_ = log_likelihood(exact(p, sde), x, sde, normal)
         gap = a * .6 * m * 2**.5 / sigma * (2 / np.pi)**.5
@@ -84,7 +84,7 @@ def test_a_gaussian_in_eight_dimensions_costs_44_evaluations_and_8e_5_nats():
         log_p, _, evaluations = log_likelihood(exact(p, sde), x, sde,
                                                Gaussian(np.zeros(8), 1.).log_density)
         assert evaluations == 44
-        errors.append(abs(log_p - p.at(*sde.marginal(1e-5)).log_density(x)).mean())
+        errors.append(abs(log_p - p.noised(*sde.marginal(1e-5)).log_density(x)).mean())
     assert round(np.mean(errors[:20]), 5) == 8e-5
     assert round(errors[20], 6) == 7.2e-5
 
@@ -114,7 +114,7 @@ def test_hutchinsons_mean_is_the_exact_likelihood_within_its_standard_error(prob
     trajectory and costs one product an evaluation."""
     p, sde, n = target(4), VP(), 2**12
     x = np.repeat(p.sample(1, seed=4), n, 0)
-    prior = p.at(*sde.marginal(sde.T)).log_density
+    prior = p.noised(*sde.marginal(sde.T)).log_density
     linearize, calls = linearized(p, sde)
     v = probe(x.shape, seed=5, tag=noise.PROBE).astype(np.float64)
     log_p, _, evaluations = log_likelihood(with_trace(linearize, [v]), x, sde, prior)
@@ -130,7 +130,7 @@ def test_the_adaptive_sampler_undoes_the_flow_that_measured_the_likelihood(sde):
     p = target(2)
     x = p.sample(16, seed=6)
     _, x_T, _ = log_likelihood(exact(p, sde), x, sde, lambda x: 0 * x[:, 0], rtol=1e-8, atol=1e-8)
-    score = lambda x, t: p.at(*sde.marginal(t)).score(x)
+    score = lambda x, t: p.noised(*sde.marginal(t)).score(x)
     states = list(pf_ode_adaptive(score, x_T, sde, [sde.T, sde.T / 2, 1e-5], 1e-8, 1e-8))
     assert len(states) == 2 and states[0].shape == x.shape
     np.testing.assert_allclose(states[-1], x, rtol=0, atol=1e-5)
@@ -139,13 +139,13 @@ def test_the_adaptive_sampler_undoes_the_flow_that_measured_the_likelihood(sde):
 def test_the_adaptive_sampler_scales_a_gaussian_by_the_ratio_of_its_stds():
     p, sde = Gaussian(np.zeros(3), .25), VP()
     x = np.array([[1., -2., .3]])
-    *_, end = pf_ode_adaptive(lambda x, t: p.at(*sde.marginal(t)).score(x), x, sde, [1., 1e-5],
+    *_, end = pf_ode_adaptive(lambda x, t: p.noised(*sde.marginal(t)).score(x), x, sde, [1., 1e-5],
                               1e-9, 1e-9)
-    stds = [p.at(*sde.marginal(t)).variances[0]**.5 for t in (1e-5, 1.)]
+    stds = [p.noised(*sde.marginal(t)).variances[0]**.5 for t in (1e-5, 1.)]
     np.testing.assert_allclose(end, x * stds[0] / stds[1], rtol=1e-6)
-    halfway, = pf_ode_adaptive(lambda x, t: p.at(*sde.marginal(t)).score(x), x, sde, [.5, 1e-5],
+    halfway, = pf_ode_adaptive(lambda x, t: p.noised(*sde.marginal(t)).score(x), x, sde, [.5, 1e-5],
                                1e-9, 1e-9)
-    std = p.at(*sde.marginal(.5)).variances[0]**.5
+    std = p.noised(*sde.marginal(.5)).variances[0]**.5
     np.testing.assert_allclose(halfway, x * stds[0] / std, rtol=1e-6)
 
 
@@ -154,8 +154,8 @@ def test_the_adaptive_sampler_reaches_the_modes(d):
     """2^14 samples: weight within 4.9 standard errors, mean and variance of the modes too; RK45
     at 1e-5 adds nothing that shows."""
     p, sde, n = target(d), VP(), 2**14
-    x = p.at(*sde.marginal(1.)).sample(n, seed=7)
-    *_, x = pf_ode_adaptive(lambda x, t: p.at(*sde.marginal(t)).score(x), x, sde, [1., 1e-5])
+    x = p.noised(*sde.marginal(1.)).sample(n, seed=7)
+    *_, x = pf_ode_adaptive(lambda x, t: p.noised(*sde.marginal(t)).score(x), x, sde, [1., 1e-5])
     q, moment = p.sample(n, seed=8), (lambda x: (x.sum(1) < 0, x.mean(1), x[:, 0]**2))
     for one, other in zip(moment(x), moment(q)):
         assert abs(one.mean() - other.mean()) < 4.9 * (2 / n)**.5 * other.std()

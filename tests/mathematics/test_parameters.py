@@ -157,7 +157,7 @@ VP, TWO = sde.VP(np.float32(.1), np.float32(20.)), np.array([.3, .7], np.float32
     (sde.EDM().marginal, (TWO,)), (sde.EDM().time, (TWO,)), (sde.EDM().diffusion, (TWO,)),
     (lambda *p: sde.VP(*p).marginal(.3), (.13, 19.)), (sde.VP().marginal, (TWO,)),
     (lambda *p: sde.SubVP(*p).marginal(.3), (.13, 19.)), (sde.SubVP().time, (TWO,)),
-    (lambda *p: targets.Gaussian([0.], 1.).at(*p).variances, (.3, .7))], ids=str)
+    (lambda *p: targets.Gaussian([0.], 1.).noised(*p).variances, (.3, .7))], ids=str)
 def test_functions_of_numbers_compute_in_float64(f, arguments):
     given = [np.float32(v) if np.ndim(v) == 0 else v for v in arguments]
     wide = [np.float64(v) if np.ndim(v) == 0 else v.astype(float) for v in given]

@@ -43,12 +43,12 @@ def directions(d):
 
 def at_time(sde):
     """The exact score of a continuous process, a function of t."""
-    return lambda x, t: target(x.shape[1]).at(*sde.marginal(t)).score(x)
+    return lambda x, t: target(x.shape[1]).noised(*sde.marginal(t)).score(x)
 
 
 def at_sigma(x, sigma):
     """The exact score of x0 + sigma z."""
-    return target(x.shape[1]).at(1., sigma).score(x)
+    return target(x.shape[1]).noised(1., sigma).score(x)
 
 
 def process(loop, sde, times, *bias):
@@ -59,8 +59,8 @@ def process(loop, sde, times, *bias):
 def chain(loop, alpha_bar, argument, *bias):
     """A row of SAMPLERS in discrete time, score(x, i)."""
     level = np.stack((alpha_bar**.5, (1 - alpha_bar)**.5), 1)
-    return (loop, lambda x, i: target(x.shape[1]).at(*level[i]).score(x), level[-1], (argument,),
-            bias)
+    score = lambda x, i: target(x.shape[1]).noised(*level[i]).score(x)
+    return loop, score, level[-1], (argument,), bias
 
 
 def corrected(name, corrector, *bias, **kw):
@@ -141,7 +141,7 @@ def lines(name):
     alone: so both are independent, and the same in all dimensions."""
     loop, score, start, arguments, *_ = SAMPLERS.get(name, (
         lambda _, x, engine: [x], None, (1., 0.), ()))
-    return [law(u, loop, score, TARGET.at(*start), arguments) for u in (ACROSS, ALONG)]
+    return [law(u, loop, score, TARGET.noised(*start), arguments) for u in (ACROSS, ALONG)]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -161,7 +161,7 @@ def reached(request):
     modes, along them, on an axis, as (nodes, weights); and what they may differ by beyond
     chance: nothing but for CORRECTED, whose law is the target's."""
     (name, d), (loop, score, start, arguments, bias) = request.param
-    x = target(d).at(*start).sample(N, seed=1)
+    x = target(d).noised(*start).sample(N, seed=1)
     def fast(shape, k, tag):  # the contract's noise, by a kernel
         return kernels.normal(shape, seed=1, step=k, tag=tag)
     *_, x = loop(score, x, *arguments, samplers.Reference(normal=fast))
@@ -193,7 +193,7 @@ def test_a_clip_of_the_prediction():
     # It acts on coordinates, in two dimensions 4 standard deviations off: where it acts, only one
     # dimension has a law on a line. The last noise, .032, spreads .8 P(z > 9 - 50^.5) at the clip.
     loop, score, start, arguments, _ = SAMPLERS["ancestral, clipped"]
-    loop, p = partial(loop, last_noise=True), target(1).at(*start)
+    loop, p = partial(loop, last_noise=True), target(1).noised(*start)
     t, w = law(np.ones(1), loop, score, p, arguments)
     assert .02 < w[t > 8.9].sum() < .03 and w[t > 9.3].sum() < 1e-12
     *_, x = loop(score, p.sample(2**16, seed=1), *arguments, samplers.Reference(seed=1))
@@ -231,7 +231,7 @@ def test_annealed_langevin_recovers_the_weights():
 @EVERY_LOOP
 def test_a_shard_of_the_batch_gets_the_bits_of_the_whole(name):
     loop, score, start, arguments = LOOPS[name]
-    x = TARGET.at(*start).sample(9, seed=3)
+    x = TARGET.noised(*start).sample(9, seed=3)
     whole = loop(score, x, *arguments, samplers.Reference(seed=3))
     shard = loop(score, x[5:], *arguments, samplers.Reference(seed=3, sample=5))
     for x, rows in islice(zip(whole, shard), 20):

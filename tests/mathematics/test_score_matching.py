@@ -187,7 +187,7 @@ NOISE = pytest.mark.parametrize("a, sigma", [(1., .5), (.6, .8)])
 @NOISE
 def test_denoising_minus_explicit_on_the_noised_data_is_the_same_for_every_model(a, sigma):
     x, z, weight = over_noised_line(a, sigma)
-    q, nodes = LINE.at(a, sigma), np.linspace(-15, 15, 301)[:, None]
+    q, nodes = LINE.noised(a, sigma), np.linspace(-15, 15, 301)[:, None]
     w, score = np.exp(q.log_density(nodes)) * .1, q.score(nodes)
     # E|z / sigma|^2 = 1 / sigma^2, less the Fisher information of q, halved
     constant = .5 * (1 / sigma**2 - w @ (score**2).sum(-1))
@@ -201,7 +201,7 @@ def test_denoising_minus_explicit_on_the_noised_data_is_the_same_for_every_model
 def test_the_minimiser_of_denoising_is_the_score_of_the_noised_data(a, sigma):
     # in any direction h the loss rises by eps^2 E[h^2] / 2 exactly: no first-order term
     x, z, weight = over_noised_line(a, sigma)
-    s = LINE.at(a, sigma).score(x)
+    s = LINE.noised(a, sigma).score(x)
     for h in (np.tanh(x), x, np.cos(3 * x), np.ones_like(x)):
         for eps in (.1, -.1):
             rise = denoising(s + eps * h, z, sigma, weight) - denoising(s, z, sigma, weight)
@@ -223,7 +223,7 @@ def test_posterior_mean_is_the_gaussian_one(a, sigma):
     x = np.array([[0., 0.], [3., -4.], [-20., 7.]])
     mean, variance = p.means[0], p.variances[0]
     gain = a * variance / (a**2 * variance + sigma**2)
-    np.testing.assert_allclose(posterior_mean(x, p.at(a, sigma).score(x), a, sigma),
+    np.testing.assert_allclose(posterior_mean(x, p.noised(a, sigma).score(x), a, sigma),
                                mean + gain * (x - a * mean), rtol=1e-13)
 
 
@@ -231,7 +231,7 @@ def test_posterior_mean_is_the_gaussian_one(a, sigma):
 def test_posterior_mean_is_the_mixture_one_by_quadrature(a, sigma):
     x0, x = np.linspace(-9, 9, 289), np.array([[-3.], [0.], [.4], [5.]])
     p = np.exp(LINE.log_density(x0[:, None]) - (x - a * x0)**2 / (2 * sigma**2))
-    np.testing.assert_allclose(posterior_mean(x, LINE.at(a, sigma).score(x), a, sigma)[:, 0],
+    np.testing.assert_allclose(posterior_mean(x, LINE.noised(a, sigma).score(x), a, sigma)[:, 0],
                                (p * x0).sum(-1) / p.sum(-1), rtol=1e-12)
 
 
@@ -303,7 +303,7 @@ def test_every_parametrisation_gives_one_trajectory(loop):
         "dpmpp_2m": (lambda s, x, engine: samplers.dpmpp_2m(s, x, sigmas, engine),
                      EDM().marginal, 80.),
     }[loop]
-    score = lambda x, level: PLANE.at(*marginal(level)).score(x)
+    score = lambda x, level: PLANE.noised(*marginal(level)).score(x)
     x = scale * noise.normal((16, 2), seed=3).astype(np.float64)
     own = list(run(score, x, samplers.Reference(seed=4)))
     for prediction in (posterior_mean, noise_prediction, velocity, preconditioned):
@@ -317,7 +317,7 @@ def test_vp_and_ve_are_one_trajectory_in_two_forms():
     """DDIM from a x0 + sigma z, divided by a, is Euler in EDM's time from x0 + (sigma / a) z."""
     alpha_bar = ddpm.alpha_bars(ddpm.linear_betas())[::20]
     a, sigma = alpha_bar**.5, (1 - alpha_bar)**.5
-    ve = lambda x, level: PLANE.at(1., level).score(x)
+    ve = lambda x, level: PLANE.noised(1., level).score(x)
     x = noise.normal((16, 2), seed=3).astype(np.float64)
     vp = samplers.ddim(rescaled(ve, lambda i: (a[i], sigma[i])), x, alpha_bar, samplers.Reference())
     edm = samplers.pf_ode(ve, x / a[-1], EDM(200.), [*(sigma / a)[::-1], 0.], samplers.Reference())

@@ -51,21 +51,21 @@ def test_at_is_the_density_of_a_x0_plus_sigma_z(p, a, sigma):
     x0, x = np.linspace(-12, 12, 2001), np.array([[-2.], [0.], [.9], [3.]])
     kernel = np.exp(-(x - a * x0)**2 / (2 * sigma**2)) / (2 * np.pi * sigma**2)**.5
     convolution = kernel @ np.exp(p.log_density(x0[:, None])) * .012
-    np.testing.assert_allclose(np.exp(p.at(a, sigma).log_density(x)), convolution, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(p.noised(a, sigma).log_density(x)), convolution, rtol=1e-12)
 
 
 @TARGETS
 def test_at_composes(p):
-    twice = p.at(.9, .3).at(.5, .7)  # a = .9 * .5, sigma^2 = (.5 * .3)^2 + .7^2
-    once = p.at(.45, (.15**2 + .49)**.5)
+    twice = p.noised(.9, .3).noised(.5, .7)  # a = .9 * .5, sigma^2 = (.5 * .3)^2 + .7^2
+    once = p.noised(.45, (.15**2 + .49)**.5)
     np.testing.assert_allclose(twice.score(X), once.score(X), rtol=1e-12)
 
 
 @TARGETS
 def test_rescaled_turns_a_ve_score_into_that_of_any_a_and_sigma(p):
     for a, sigma in ((.6, .8), (.01, 1.)):
-        score = rescaled(lambda x, level: p.at(1., level).score(x), lambda level: level)
-        np.testing.assert_allclose(score(X, (a, sigma)), p.at(a, sigma).score(X), rtol=1e-12,
+        score = rescaled(lambda x, level: p.noised(1., level).score(x), lambda level: level)
+        np.testing.assert_allclose(score(X, (a, sigma)), p.noised(a, sigma).score(X), rtol=1e-12,
                                    atol=1e-15)  # the components' scores may cancel
 
 

@@ -144,7 +144,7 @@ def test_every_family_reaches_an_exact_mixture(family):
     mode plus .02."""
     target = targets.Mixture([.3, .7], [[-.6, -.3], [.6, .3]], .01)
     def score(x, sigma):
-        return target.at(1., sigma).score(x)
+        return target.noised(1., sigma).score(x)
     z = noise.normal((4096, 2), tag=noise.PRIOR)
     *_, x = families.FAMILIES[family](score, z, 600, samplers.Reference(seed=1))
     left = x[:, 0] < 0
@@ -174,7 +174,7 @@ def test_a_familys_law_on_a_gaussian_at_the_demos_evaluations(family):
 
     def score(x, sigma):
         calls.append(sigma)
-        return targets.Gaussian([0.], .01).at(1., float(sigma)).score(x)
+        return targets.Gaussian([0.], .01).noised(1., float(sigma)).score(x)
     *_, x = families.FAMILIES[family](score, np.eye(256)[:, :1], EVALUATIONS.get(family, 80),
                                       samplers.Reference(normal=impulse))
     bias = (x**2).sum()**.5 / .1 - 1
@@ -188,7 +188,7 @@ def test_ves_chain_is_scored_at_its_own_levels(family):
     bias; scores of the level one step on would make it .018."""
     target = targets.Gaussian([.3, -.2], .01)
     z = noise.normal((4096, 2), tag=noise.PRIOR)
-    *_, x = families.FAMILIES[family](lambda x, sigma: target.at(1., sigma).score(x), z, 80,
+    *_, x = families.FAMILIES[family](lambda x, sigma: target.noised(1., sigma).score(x), z, 80,
                                       samplers.Reference(seed=1))
     assert np.abs(x.std(0) - .1).max() < .009
 
@@ -198,7 +198,7 @@ def test_ves_chain_is_scored_at_its_own_levels(family):
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_family_of_few_evaluations_ends(family, n):
     target = targets.Gaussian([.3, -.2], .01)
-    *_, x = families.FAMILIES[family](lambda x, sigma: target.at(1., sigma).score(x),
+    *_, x = families.FAMILIES[family](lambda x, sigma: target.noised(1., sigma).score(x),
                                       noise.normal((8, 2)), n, samplers.Reference(seed=1))
     assert np.isfinite(x).all()
 
@@ -208,7 +208,7 @@ def test_families_on_kernels_follow_the_reference():
     data here, so one rounding a step stays below 1e-4 of the data's scale."""
     target = targets.Gaussian([.2, -.1], .04)
     def score(x, sigma):
-        return target.at(1., sigma).score(x).astype(x.dtype)
+        return target.noised(1., sigma).score(x).astype(x.dtype)
     z = noise.normal((64, 2), tag=noise.PRIOR)
     *_, fused = families.FAMILIES["ddim"](score, z, 40, kernels.Fused(backend="host"))
     *_, exact = families.FAMILIES["ddim"](score, z.astype(float), 40, samplers.Reference())
