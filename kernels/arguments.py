@@ -4,7 +4,6 @@ What is refused is one clear line that names the argument. torch is imported at 
 call.
 """
 
-from functools import cache
 from operator import index
 from typing import Any, NamedTuple
 
@@ -17,13 +16,12 @@ from .launch import dtype_name
 FLOATS = "float32", "bfloat16", "float16"
 ROWS = None, "sample", "step"  # what the rows of coef may be said to be
 NAMES = "operands[0]", "operands[1]", "operands[2]", "operands[3]"  # four at most
-# what a row of coef holds after one number for each operand: does it draw, does it clip
-HOLDS = {
-    0: (False, False),
-    1: (True, False),
-    4: (False, True),
-    5: (True, True),
-}
+# what a row of coef may hold after one number for each of 0, 1, 2, 3 or 4 operands: how many
+# numbers more -> (does it draw, does it clip)
+DRAWN = {1: (True, False)}
+PLAIN = {0: (False, False)} | DRAWN
+CLIPPED = PLAIN | {4: (False, True), 5: (True, True)}  # what is clipped is of two
+HOLDS = DRAWN, PLAIN, CLIPPED, CLIPPED, CLIPPED
 
 
 def as_tensor(name, u):
@@ -180,19 +178,11 @@ class Rows(NamedTuple):
     clips: bool = False
 
 
-@cache
-def widths(operands):
-    """How long a row of an update's coef may be."""
-    if operands < 2:  # noise alone; and a clip stage needs two
-        return (1, 2)[:operands + 1]
-    return tuple(operands + more for more in HOLDS)
+def rows_of(coef, operands, holds, like, rows=None, step=0):
+    """The Rows of an update of so many operands, or ValueError.
 
-
-def rows_of(coef, widths, like, rows=None, step=0):
-    """(coef as (rows, width), what the rows are), or ValueError.
-
-    rows: "step" for a table, of which the step chooses a row; else two axes are one row a
-    sample. Beside a step that is a counter it must be said.
+    holds: of HOLDS. rows: "step" for a table, of which the step chooses a row; else two axes
+    are one row a sample. Beside a step that is a counter it must be said.
     """
     if rows not in ROWS:
         raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")
@@ -205,23 +195,18 @@ def rows_of(coef, widths, like, rows=None, step=0):
             'coef has rows and step is a counter: say rows="step" where it chooses one of '
             'them, rows="sample" where each sample has its own')
     coef = table(coef, like)
-    if not shape or shape[-1] not in widths:
-        raise ValueError(f"coef has shape {shape}: its last axis must be "
-                         f"{' or '.join(map(str, widths))} long")
+    more = shape[-1] - operands if shape else None
+    if more not in holds:
+        widths = " or ".join(str(operands + known) for known in holds)
+        raise ValueError(f"coef has shape {shape}: its last axis must be {widths} long")
     if batch and 0 in shape:
         raise ValueError(f"coef has shape {shape}: it holds no row")
     if len(shape) == 1:
-        return coef, "all"
+        return Rows(coef, "all", *holds[more])
     if len(shape) > 2 or rows != "step" and shape[0] != batch:
         raise ValueError(f"coef has shape {shape}: one row a sample needs {batch} rows for "
                          f"operands of shape {tuple(like.shape)}")
-    return coef, rows or "sample"
-
-
-def update_rows(coef, operands, like, rows, step):
-    """The Rows of an update of so many operands, whose step has been looked at."""
-    coef, kind = rows_of(coef, widths(operands), like, rows, step)
-    return Rows(coef, kind, *HOLDS[coef.shape[1] - operands])
+    return Rows(coef, rows or "sample", *holds[more])
 
 
 def is_counter(step):

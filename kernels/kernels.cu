@@ -299,12 +299,12 @@ enum { QUADS = 256 };
 
 struct Job {
     STORAGE *out;
-    const STORAGE *u[4];
     double *sums;
     const float *coef;
     i64 per_sample, batch, size;
     u64 seed;
     i64 sample, step, tag, threads;
+    const STORAGE *u[4];
 };
 
 FN float at(float c, i64) { return c; }

@@ -83,7 +83,8 @@ def launched(module, out, operands, rows, counter, result=Result.STATE):
     if out.dim() != 2:
         out = out.view(len(out), -1)
         operands = [u.view(len(out), -1) for u in operands]
-    seed, sample, tag = map(index, counter)
-    launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK)
+    seed, sample, tag = counter
+    launch = Launch(out, operands, *rows, result, index(seed) & SEEDS, index(sample) & MASK,
+                    index(tag) & MASK)
     prepare = getattr(module, "prepare", None)
     return prepare(launch) if prepare else partial(module.update, launch)

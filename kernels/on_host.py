@@ -133,7 +133,7 @@ def has_fma():
     return bool(library(NOISE, native()).minidiff_has_fma())
 
 
-JOB = "out u0 u1 u2 u3 sums coef per_sample batch size seed sample step tag threads"
+JOB = "out sums coef per_sample batch size seed sample step tag threads u0 u1 u2 u3"
 
 
 class Job(ctypes.Structure):
@@ -150,11 +150,9 @@ def prepare(launch):
     blocks = -(-size // 1024)  # of a row
     sums = np.empty((batch, blocks)) if launch.result else None
     sums_at = sums.ctypes.data if launch.result else 0
-    u = [v.data_ptr() for v in operands]
-    u += [0] * (4 - len(u))
     first_row = coef.data_ptr()
-    job = Job(out.data_ptr(), *u, sums_at, first_row, launch.rows == "sample", batch, size,
-              launch.seed, launch.sample, 0, launch.tag, 1)
+    job = Job(out.data_ptr(), sums_at, first_row, launch.rows == "sample", batch, size,
+              launch.seed, launch.sample, 0, launch.tag, 1, *(v.data_ptr() for v in operands))
     given = ctypes.byref(job)
 
     def run(step):  # holds the launch, and so the memory that the job points to

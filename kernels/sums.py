@@ -16,6 +16,7 @@ from .arguments import (
 from .launch import Result, launched
 
 ONE = np.ones(1)
+LOSS = {2: (True, False)}  # noise, and a weight
 
 
 def norms(x, *, backend="auto"):
@@ -54,9 +55,8 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="au
     (u,), module = accept([s], ["s"], backend)
     gradient = u.new_empty(u.shape)
     step = noise_step(step, u)
-    coef, kind = rows_of(coef, (3,), u)
-    rows = Rows(coef, kind, draws=True)
+    rows = rows_of(coef, 1, LOSS, u)
     run = launched(module, gradient, [u], rows, (seed, sample, tag), Result.GRADIENT)
-    w = coef[:, 2].double()
+    w = rows.coef[:, 2].double()
     value = (w * run(step)).sum().float()
     return as_given(s, value)[()], as_given(s, gradient)

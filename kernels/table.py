@@ -47,7 +47,7 @@ class Op:
         """Whether the step draws z."""
         return "z" in operands(self.step)
 
-    @property
+    @cached_property
     def tag(self):
         """The noise's tag unless a caller names one."""
         return TAGS.get(self.step, noise.PREDICTOR)
@@ -129,7 +129,7 @@ def seen(op, clip, parameters):
     The key is the row's name, never a function: that would keep alive whatever it holds.
     """
     name = ROWS.get(op.step)
-    simple = all(type(v) in NUMBERS for v in parameters.values())
+    simple = NUMBERS.issuperset(map(type, parameters.values()))
     if name is None or op.denoise or clip is not None or not simple:
         return op.coefficients(clip, **parameters)
     # 1 equals 1.0 and 0.0 equals -0.0, so how they are written is in the key

@@ -5,13 +5,14 @@ import numpy as np
 from ..noise import PREDICTOR, PRIOR
 from .arguments import (
     FLOATS,
+    HOLDS,
     NAMES,
     Rows,
     accept_update,
     is_dense,
     noise_step,
+    rows_of,
     tell_autograd,
-    update_rows,
 )
 from .launch import launched
 from .table import lookup, seen
@@ -47,7 +48,8 @@ def _looked_at(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=
     module, inputs, target, result = accept_update(operands, out, names, backend)
     step = noise_step(step, target, rows)
     if not isinstance(coef, Rows):
-        coef = update_rows(coef, len(inputs), target, rows, step)
+        k = len(inputs)
+        coef = rows_of(coef, k, HOLDS[k], target, rows, step)
     run = launched(module, target, inputs, coef, (seed, sample, tag))
     return run, step, result, [*inputs, target]
 
