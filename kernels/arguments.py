@@ -28,14 +28,15 @@ def as_tensor(name, u):
     """An array or tensor as a dense tensor, a copy only where it must be."""
     import torch
     if (type(u) is torch.Tensor
+            and torch.autograd.forward_ad._current_level < 0
             and (u.is_cpu or u.is_cuda)
+            and u.layout is torch.strided
             and dtype_name(u.dtype) in FLOATS
             and u.ndim
             and u.is_contiguous()
             and u.data_ptr()
             and not u.is_neg()
-            and not u.requires_grad
-            and torch.autograd.forward_ad._current_level < 0):
+            and not u.requires_grad):
         return u  # what most calls pass, looked at in a microsecond
     is_array = isinstance(u, np.ndarray)
     if not is_array and not isinstance(u, torch.Tensor):
@@ -65,8 +66,7 @@ def has_tangent(u):
 def require_real(name, u):
     """TypeError or RuntimeError where a tensor has no memory to read, or a gradient."""
     import torch
-    here = u.is_cpu or u.is_cuda
-    if not here or u.layout is not torch.strided or u.is_complex():
+    if not (u.is_cpu or u.is_cuda) or u.layout is not torch.strided or u.is_complex():
         raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
                         f"{u.device}, {u.layout}")
     if has_tangent(u):
@@ -115,9 +115,11 @@ def accept_update(operands, out, names, chosen):
         raise ValueError(f"at most {len(NAMES)} operands, got {k}")
     if out is None and not k:
         raise ValueError("out is needed where there is no operand")
+    if len(names or ()) < k:
+        names = NAMES
     if out is None:
         inputs, module = accept(operands, names, chosen)
-        target = torch.empty_like(inputs[0])
+        target = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
         return module, inputs, target, as_given(operands[0], target)
     inputs, module = accept([*operands, out], [*names[:k], "out"], chosen)
     target = inputs.pop()
@@ -186,7 +188,7 @@ def rows_of(coef, operands, holds, like, rows=None, step=0):
     """
     if rows not in ROWS:
         raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")
-    if not hasattr(coef, "ndim"):
+    if not hasattr(coef, "data_ptr"):
         coef = np.asarray(coef)
     shape = tuple(coef.shape)
     batch = like.shape[0]  # len() of a tensor takes a microsecond
@@ -221,11 +223,13 @@ def noise_step(step, like, rows=None):
         if rows != "step":
             return step & MASK
         if abs(step) >> 62:  # beyond int64: as far out, and the same noise
-            step = (1 << 62 if step > 0 else -1 << 62) + (step & MASK)
-        step = np.asarray(step)
+            far = 1 << 62 if step > 0 else -1 << 62
+            step = far + (step & MASK)
     import torch
-    if not isinstance(step, torch.Tensor):
-        step = torch.from_numpy(step).to(like.device)
+    if isinstance(step, int):
+        step = torch.tensor(step, device=like.device)
+    elif not isinstance(step, torch.Tensor):
+        step = torch.from_numpy(step)
     if step.shape or step.dtype != torch.int64 or step.device != like.device:
         raise ValueError(
             "a step counter must be a 0-d int64 array or tensor on the operands' device, "

@@ -71,13 +71,13 @@ def load(device, cubin, name, threads, shared):
 
 
 def packed(argument):
-    """An argument as C takes it: a tensor's address, null for None, an int, of which the
-    driver reads the bytes that the parameter has, or a number of ctypes."""
+    """An argument as C takes it: a tensor's address, null for None, or an int, of which the
+    driver reads the bytes that the parameter has."""
     if argument is None:
         return ctypes.c_void_p()
     if hasattr(argument, "data_ptr"):
         return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_int64(argument) if isinstance(argument, int) else argument
+    return ctypes.c_int64(argument)
 
 
 def prepare(device, kernel, blocks, arguments):

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from .arguments import Rows, as_tensor, is_counter, table
+from .arguments import HOLDS, Rows, as_tensor, is_counter, rows_of
 from .sums import noise_norms, norms
 from .table import lookup
 from .updates import update
@@ -25,23 +25,25 @@ class Fused:
 
     def __init__(self, seed=0, sample=0, backend="auto", normal=None):
         self.draw = {"seed": seed, "sample": sample, "backend": backend}
+        self.backend = backend
         self.normal = normal
         self.kept = threading.local()
         self.tables = {}
 
-    def _uploaded(self, given, like):
-        """A schedule's coefficients where `like` is, whole and row by row.
+    def _uploaded(self, given, u):
+        """The Rows of a schedule where its operands u are.
 
         The last SCHEDULES of an engine are kept: a loop that has run before uploads
         nothing, so that a CUDA graph can capture it whole. The graph reads them for as long
         as it is replayed: keep the engine, and use it for no more than that.
         """
-        key = str(like.device), given.shape, given.tobytes()
+        k = len(u)
+        like = as_tensor("x", u[0])
+        key = str(like.device), k, given.shape, given.tobytes()
         if key not in self.tables:
             while len(self.tables) >= SCHEDULES:
                 self.tables.pop(next(iter(self.tables)))
-            whole = table(given, as_tensor("x", like))
-            self.tables[key] = whole, whole.split(1)
+            self.tables[key] = rows_of(given, k, HOLDS[k], like, "step")
         return self.tables[key]
 
     def __call__(self, step, tag, denoise=None, clip=None, **parameters):
@@ -49,23 +51,19 @@ class Fused:
         op = lookup(step, denoise)
         given = op.coefficients(clip, **parameters)
         names = (*op.operands, "z")
-        draws = op.noise and not self.normal
-        kept = None
+        known = None
 
         def move(k, *u):
-            nonlocal kept
-            if kept is None:
-                kept = self._uploaded(given, u[0])
+            nonlocal known
+            op.require(u)
             if op.noise and self.normal:
                 u = (*u, self.normal(tuple(u[0].shape), k, tag))
-            whole, rows = kept
-            coef, kind = whole, "all"
-            if given.ndim > 1 and is_counter(k):
-                kind = "step"
-            elif given.ndim > 1:
-                coef = rows[k]
-            known = Rows(coef, kind, draws, denoise is not None)
-            return update(u, known, step=k, tag=tag, names=names, **self.draw)
+            if known is None:
+                known = self._uploaded(given, u)
+            rows = known
+            if known.kind == "step" and not is_counter(k):
+                rows = Rows(known.coef[k], "all", known.draws, known.clips)
+            return update(u, rows, step=k, tag=tag, names=names, **self.draw)
         return move
 
     def correct(self, step, rule, x, s, k, tag):
@@ -77,24 +75,23 @@ class Fused:
         """
         import torch
         draw = self.draw | {"step": k, "tag": tag}
-        backend = draw["backend"]
         if self.normal:
             z = self.normal(tuple(x.shape), k, tag)
-            z_norm = norms(z, backend=backend)
+            z_norm = norms(z, backend=self.backend)
         else:
             z = self._buffer(x)
             z_norm = noise_norms(x, out=z, **draw)
-        s_norm = norms(s, backend=backend)
+        s_norm = norms(s, backend=self.backend)
         if getattr(x, "is_cuda", False):
             xp = torch
-            eps = rule(z_norm.double(), s_norm.double())
+            eps = xp.asarray(rule(z_norm.double(), s_norm.double()), device=x.device)
         else:
             xp = np  # its steps are short, on a CPU
-            eps = rule(np.asarray(z_norm, np.float64), np.asarray(s_norm, np.float64))
+            eps = xp.asarray(rule(np.float64(z_norm), np.float64(s_norm)))
         units = np.eye(3).tolist()
         rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in units], -1)
         u = [x, s] if z is None else [x, s, z]
-        return update(u, rows, out=x, names="xsz", rows="sample", **draw)
+        return update(u, rows, out=x, names=("x", "s", "z"), rows="sample", **draw)
 
     def _buffer(self, x):
         """Memory for noise like x, kept by each thread; None on a GPU and for 16 bits."""

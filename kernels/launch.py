@@ -34,9 +34,9 @@ class Launch(NamedTuple):
 
     out: (batch, size), dense, where to write; it may be an operand.
     operands: up to four tensors like out.
-    coef: float32 (rows, width) on their device. A row holds c0, c1, ..., one for each
-      operand; cz where it draws; p0, p1, lo, hi where it clips; w where the result is a
-      gradient.
+    coef: float32 (rows, width) on their device, or (width,) for all. A row holds c0, c1,
+      ..., one for each operand; cz where it draws; p0, p1, lo, hi where it clips; w where
+      the result is a gradient.
     rows: what the rows are. "all": there is one. "sample": one a sample. "step": a table,
       of which the step chooses one, held to the first and the last.
     draws: whether noise is added. clips: whether u1 first becomes min(max(p0*u0 + p1*u1,
@@ -67,7 +67,7 @@ class Launch(NamedTuple):
         return not any(n % 16 for n in (row_bytes, *starts))
 
     def row(self, step):
-        """Which row of coef a step chooses, a number; of rows "all" the only one."""
+        """Which row of coef a step chooses, a number."""
         return max(0, min(step, len(self.coef) - 1))
 
 
@@ -77,14 +77,13 @@ def launched(module, out, operands, rows, counter, result=Result.STATE):
     out, operands: tensors (batch, ...). rows: the coefficients, `arguments.Rows`. counter:
     seed, sample, tag.
     """
+    seed, sample, tag = map(index, counter)
     if not out.numel():
         nothing = out.new_zeros(len(out)).double() if result else None
         return lambda step: nothing
     if out.dim() != 2:
         out = out.view(len(out), -1)
         operands = [u.view(len(out), -1) for u in operands]
-    seed, sample, tag = counter
-    launch = Launch(out, operands, *rows, result, index(seed) & SEEDS, index(sample) & MASK,
-                    index(tag) & MASK)
+    launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK)
     prepare = getattr(module, "prepare", None)
     return prepare(launch) if prepare else partial(module.update, launch)

@@ -54,7 +54,7 @@ def update(launch, step):
     """Run a `launch.Launch`."""
     from torch import from_numpy
     coef = launch.coef.numpy()
-    if launch.rows != "sample":
+    if launch.rows == "step":
         coef = coef[[launch.row(int(step))]]
     u = [v.float().numpy() for v in launch.operands]
     e, squares = composed(launch, coef, u, int(step))

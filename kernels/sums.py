@@ -1,7 +1,5 @@
 """What adds up squares: norms of arrays and of noise, the denoising loss."""
 
-import numpy as np
-
 from ..noise import PERTURBATION, PREDICTOR
 from .arguments import (
     Rows,
@@ -10,19 +8,22 @@ from .arguments import (
     noise_step,
     require_writable,
     rows_of,
-    table,
     tell_autograd,
 )
 from .launch import Result, launched
 
-ONE = np.ones(1)
 LOSS = {2: (True, False)}  # noise, and a weight
+
+
+def _one(like):
+    """The coefficient 1, made where `like` is: nothing is copied there, nothing waits."""
+    return like.new_ones((1, 1)).float()
 
 
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64."""
     (u,), module = accept([x], ["x"], backend)
-    rows = Rows(table(ONE, u), "all", draws=False)
+    rows = Rows(_one(u), "all", draws=False)
     run = launched(module, u, [u], rows, (0, 0, 0), Result.SQUARES)
     return as_given(x, run(0).sqrt().float())
 
@@ -34,7 +35,7 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
     tensors, module = accept(given, ["like", "out"], backend)
     if out is not None:
         require_writable(out, tensors[1], (), ())
-    rows = Rows(table(ONE, tensors[0]), "all", draws=True)
+    rows = Rows(_one(tensors[0]), "all", draws=True)
     result = Result.SQUARES if out is None else Result.BOTH
     run = launched(module, tensors[-1], [], rows, (seed, sample, tag), result)
     squares = run(noise_step(step, tensors[0]))

@@ -47,6 +47,12 @@ class Op:
         """Whether the step draws z."""
         return "z" in operands(self.step)
 
+    def require(self, u):
+        """TypeError unless u are as many operands as the step takes, z apart."""
+        if len(u) != len(self.operands):
+            raise TypeError(f"{self.name} takes {', '.join(self.operands) or 'no operand'}, "
+                            f"got {len(u)} operands")
+
     @cached_property
     def tag(self):
         """The noise's tag unless a caller names one."""
@@ -117,9 +123,9 @@ NUMBERS = {int, float, np.float64, VE, VP, SubVP, EDM}  # an SDE is what its num
 KEPT = 256
 
 
-@lru_cache(KEPT)
-def _kept(name, *numbers):
-    given = {parameter: value for parameter, value, _ in numbers}
+@lru_cache(KEPT, typed=True)  # 1 equals 1.0, which is no index
+def _kept(name, parameters, *values):
+    given = dict(zip(parameters, values))
     return OPS[name].coefficients(**given).astype(np.float32)
 
 
@@ -129,8 +135,8 @@ def seen(op, clip, parameters):
     The key is the row's name, never a function: that would keep alive whatever it holds.
     """
     name = ROWS.get(op.step)
-    simple = NUMBERS.issuperset(map(type, parameters.values()))
+    values = parameters.values()
+    simple = NUMBERS.issuperset(map(type, values)) and 0 not in values  # 0.0 equals -0.0
     if name is None or op.denoise or clip is not None or not simple:
         return op.coefficients(clip, **parameters)
-    # 1 equals 1.0 and 0.0 equals -0.0, so how they are written is in the key
-    return _kept(name, *((n, v, repr(v)) for n, v in parameters.items()))
+    return _kept(name, tuple(parameters), *values)

@@ -113,9 +113,7 @@ def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=None, out=None
     Example: apply("perturb", x0, a=a, sigma=sigma, seed=0, step=iteration)
     """
     op = lookup(op)
-    if len(operands) != len(op.operands):
-        raise TypeError(f"{op.name} takes {', '.join(op.operands) or 'no operand'}, "
-                        f"got {len(operands)} operands")
+    op.require(operands)
     return update(operands, seen(op, clip, parameters), rows="sample", names=op.operands,
                   seed=seed, sample=sample, step=step, tag=op.tag if tag is None else tag,
                   out=out, backend=backend)

@@ -1,6 +1,5 @@
 """How fast: parts of the device check that measure a GPU."""
 
-import ctypes
 from functools import partial
 
 import torch
@@ -47,7 +46,7 @@ def rates():
     blocks, n = 132 * 16, 4096
     out = torch.empty(blocks * on_cupy.THREADS, dtype=torch.int64, device="cuda")
     for name, each in (("products", 2), ("specials", 4)):
-        time_ = seconds(lambda name=name: raw(COUNTED, name, blocks, out, ctypes.c_int(n)))
+        time_ = seconds(lambda name=name: raw(COUNTED, name, blocks, out, n))
         found[f"{name}_per_s"] = each * n * len(out) / time_
     return {"passed": True, **found}
 

@@ -187,7 +187,7 @@ def by_cupy(name, given, width, *numbers):
     tensor, out = words_and_room(on_cupy, given, width)
     n = len(out)
     blocks = -(-n // on_cupy.THREADS)
-    raw(SOURCE, name, blocks, tensor, out, ctypes.c_int64(n), *numbers)
+    raw(SOURCE, name, blocks, tensor, out, n, *(number.value for number in numbers))
     return from_device(out)
 
 

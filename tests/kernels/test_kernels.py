@@ -465,10 +465,10 @@ def test_an_engine_uploads_a_schedule_once():
     """So a loop that has run before copies nothing, and a CUDA graph can capture it whole."""
     engine, x, times = Fused(backend="torch"), torch.ones(3, 4), [1., .6, .2]
     first = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
-    before = {key: table.data_ptr() for key, (table, _) in engine.tables.items()}
+    before = {key: rows.coef.data_ptr() for key, rows in engine.tables.items()}
     again = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
-    assert before and before == {k: table.data_ptr()
-                                 for k, (table, _) in engine.tables.items()}
+    assert before and before == {k: rows.coef.data_ptr()
+                                 for k, rows in engine.tables.items()}
     assert torch.equal(first, again)
     many = engine(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 5))
     for eps in np.linspace(.1, .2, 2 * fused.SCHEDULES):  # bounded, and each its own
