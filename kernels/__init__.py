@@ -14,12 +14,12 @@ Example: apply("langevin", x, s, eps=1e-3, seed=0, step=7)
 from ..affine import coefficients
 from . import threads  # noqa: F401, here before any fork
 from .arguments import FLOATS
-from .backends import BACKENDS, backend, missing
+from .backends import BACKENDS, backend, why_not
 from .fused import Fused
 from .sums import dsm_loss, noise_norms, norms
 from .table import OPS, Op
 from .updates import apply, bind, normal, update
 
 __all__ = ["BACKENDS", "FLOATS", "OPS", "Fused", "Op", "apply", "backend", "bind",
-           "coefficients", "dsm_loss", "missing", "noise_norms", "normal", "norms",
-           "update"]
+           "coefficients", "dsm_loss", "noise_norms", "normal", "norms", "update",
+           "why_not"]

@@ -16,8 +16,8 @@ from .launch import dtype_name
 FLOATS = "float32", "bfloat16", "float16"
 ROWS = None, "sample", "step"  # what the rows of coef may be said to be
 NAMES = "operands[0]", "operands[1]", "operands[2]", "operands[3]"  # four at most
-# what a row of coef may hold after one number for each of 0, 1, 2, 3 or 4 operands: how many
-# numbers more -> (does it draw, does it clip)
+# what a row of coef may hold after one number for each of 0, 1, 2, 3 or 4 operands: how
+# many numbers more -> (does it draw, does it clip)
 DRAWN = {1: (True, False)}
 PLAIN = {0: (False, False)} | DRAWN
 CLIPPED = PLAIN | {4: (False, True), 5: (True, True)}  # what is clipped is of two
@@ -183,8 +183,8 @@ class Rows(NamedTuple):
 def rows_of(coef, operands, holds, like, rows=None, step=0):
     """The Rows of an update of so many operands, or ValueError.
 
-    holds: of HOLDS. rows: "step" for a table, of which the step chooses a row; else two axes
-    are one row a sample. Beside a step that is a counter it must be said.
+    holds: of HOLDS. rows: "step" for a table, of which the step chooses a row; else two
+    axes are one row a sample. Beside a step that is a counter it must be said.
     """
     if rows not in ROWS:
         raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")

@@ -14,9 +14,9 @@ def _module(name):
     return import_module(f".on_{name}", __package__)
 
 
-def missing(name):
+def why_not(name):
     """Why a backend cannot run on this machine and how to mend it, or None."""
-    return _module(name).missing()
+    return _module(name).why_not()
 
 
 def backend(name="auto", device="cpu"):
@@ -26,13 +26,13 @@ def backend(name="auto", device="cpu"):
     """
     if name != "auto":
         module = _module(name)
-        if reason := module.missing():
+        if reason := module.why_not():
             raise RuntimeError(f"backend {name!r}: {reason}")
         return module
     fast = ("triton", "cupy") if device == "cuda" else ("host",)
     for name in fast:
         module = _module(name)
-        if not module.missing():
+        if not module.why_not():
             return module
-    warnings.warn(f"backend 'torch' instead of {fast[0]}: {missing(fast[0])}", stacklevel=2)
+    warnings.warn(f"backend 'torch' instead of {fast[0]}: {why_not(fast[0])}", stacklevel=2)
     return backend("torch")  # right, not fast

@@ -17,8 +17,8 @@ THREADS = 256
 
 
 @cache
-def missing():
-    """None, or what CuPy lacks here."""
+def why_not():
+    """Why CuPy cannot run here, or None."""
     try:
         import cupy
         import torch  # noqa: F401

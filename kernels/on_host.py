@@ -118,7 +118,7 @@ def native():
     return _native()[0]
 
 
-def missing():
+def why_not():
     """None, or why nothing could be compiled."""
     return _native()[1]
 
@@ -151,8 +151,9 @@ def prepare(launch):
     sums = np.empty((batch, blocks)) if launch.result else None
     sums_at = sums.ctypes.data if launch.result else 0
     first_row = coef.data_ptr()
+    u = [v.data_ptr() for v in operands]
     job = Job(out.data_ptr(), sums_at, first_row, launch.rows == "sample", batch, size,
-              launch.seed, launch.sample, 0, launch.tag, 1, *(v.data_ptr() for v in operands))
+              launch.seed, launch.sample, 0, launch.tag, 1, *u)
     given = ctypes.byref(job)
 
     def run(step):  # holds the launch, and so the memory that the job points to

@@ -9,7 +9,7 @@ NAME = "numpy"
 TAKES = "cpu"
 
 
-def missing():
+def why_not():
     """NumPy is always there."""
     return None
 

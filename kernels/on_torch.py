@@ -16,7 +16,7 @@ NAME = "torch"
 TAKES = "cpu, cuda"
 
 
-def missing():
+def why_not():
     """None, or how to get torch."""
     return None if torch else "torch is not installed: pip install torch"
 

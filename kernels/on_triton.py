@@ -14,7 +14,7 @@ try:
     import triton.language as tl
 except ImportError as e:
     triton = None
-    LACKING = e.name
+    ABSENT = e.name
 
 from .. import noise
 from . import driver
@@ -27,10 +27,10 @@ WARPS = 4
 
 
 @cache
-def missing():
-    """None, or what Triton lacks here."""
+def why_not():
+    """Why Triton cannot run here, or None."""
     if not triton:
-        return f"{LACKING} is not installed: pip install {LACKING}"
+        return f"{ABSENT} is not installed: pip install {ABSENT}"
     if INTERPRET or torch.cuda.is_available():
         return None
     return "no CUDA device; TRITON_INTERPRET=1 runs it in Triton's interpreter, slowly"

@@ -50,8 +50,9 @@ class Op:
     def require(self, u):
         """TypeError unless u are as many operands as the step takes, z apart."""
         if len(u) != len(self.operands):
-            raise TypeError(f"{self.name} takes {', '.join(self.operands) or 'no operand'}, "
-                            f"got {len(u)} operands")
+            raise TypeError(
+                f"{self.name} takes {', '.join(self.operands) or 'no operand'}, got "
+                f"{len(u)} operands")
 
     @cached_property
     def tag(self):

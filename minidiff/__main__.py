@@ -388,11 +388,11 @@ def info_options(add):
 
 def run_info(args):
     """Versions, devices, backends."""
-    from .kernels import BACKENDS, missing, on_host
+    from .kernels import BACKENDS, on_host, why_not
     from .machine import machine
     found = machine() | {"device": device(args)}
     for name in args.backend or BACKENDS:
-        found[name] = missing(name) or "runs"
+        found[name] = why_not(name) or "runs"
     if found.get("host") == "runs" and not on_host.has_fma():
         found["host"] = ("runs, its noise by float64 and so at less than half the speed: "
                          "this CPU has no fused multiply-add")

@@ -15,7 +15,7 @@ from minidiff import kernels  # noqa: E402
 from minidiff.__main__ import main  # noqa: E402
 from minidiff.kernels import driver, on_cupy  # noqa: E402
 
-if kernels.missing("triton") is None and not CUDA:
+if kernels.why_not("triton") is None and not CUDA:
     from triton.runtime import interpreter
 
     def patch_a_module_once():
@@ -49,9 +49,9 @@ PLACES = [("torch", "cpu"), ("host", "cpu"), ("triton", GPU), ("cupy", GPU)]
 @pytest.fixture
 def cupy_here(monkeypatch):
     """on_cupy takes CPU tensors, and NumPy runs what NVRTC compiles."""
-    if reason := launch.lacking("cupy"):
+    if reason := launch.why_not("cupy"):
         pytest.skip(f"cupy: {reason}")
-    for name, value in (("TAKES", "cpu"), ("missing", lambda: None),
+    for name, value in (("TAKES", "cpu"), ("why_not", lambda: None),
                         ("compiled", launch.compiled)):
         monkeypatch.setattr(on_cupy, name, value)
     monkeypatch.setattr(driver, "prepare", launch.prepare)
@@ -62,7 +62,7 @@ def place(request):
     """(backend, device), for each backend but the oracle."""
     if request.param == ("cupy", "cpu"):
         request.getfixturevalue("cupy_here")
-    reason = kernels.missing(request.param[0])
+    reason = kernels.why_not(request.param[0])
     if reason:
         pytest.skip(f"{request.param[0]}: {reason}")
     return request.param

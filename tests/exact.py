@@ -1,30 +1,15 @@
-"""Whole arrays, bit for bit, and what lies around them.
+"""Whole arrays, bit for bit.
 
 A kernel whose values are right may still write a few elements too far, or leave some
-unwritten. `guarded` puts an array into a larger buffer that is full of sevens, off its
-alignment if asked; a test fills it with NaN, lets a kernel write, and asks whether the
-sevens are still there. `difference` says where two tensors first differ, so that a failing
-test names an element.
+unwritten. `kernels.check.compare.guarded` puts an array into a larger buffer that is full of
+sevens, off its alignment if asked; a test fills it with NaN, lets a kernel write, and asks
+whether the sevens are still there. `difference` says where two tensors first differ, so that
+a failing test names an element.
 """
 
 import torch
 
 FLOATS = "float32", "bfloat16", "float16"
-EDGE = 1 << 16  # guard elements either side of an array: more than a block of any kernel
-
-
-def guarded(values, dtype, device="cpu", shift=0):
-    """values as an array of this dtype between two guards, and a call that says whether
-    both are whole."""
-    start = EDGE + shift
-    end = start + values.numel()
-    buffer = torch.full((end + EDGE,), 7., dtype=dtype, device=device)
-    array = buffer[start:end].view(values.shape).copy_(values)
-
-    def whole():
-        guards = torch.cat((buffer[:start], buffer[end:]))
-        return bool((guards == 7).all())
-    return array, whole
 
 
 def difference(got, want):

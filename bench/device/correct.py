@@ -20,7 +20,7 @@ import torch
 from ...data import load
 from ...kernels import FLOATS, OPS, Fused, apply, bind, coefficients, dsm_loss, update
 from ...kernels.check import SHAPES, check_op, check_sums
-from ...kernels.check.compare import normals_at, oracle
+from ...kernels.check.compare import guarded, normals_at, oracle
 from ...kernels.check.words import check_words, every_word, raw, stages
 from ...solvers import snr_step_size
 from ...train import Trainer
@@ -86,15 +86,6 @@ def all_stages():
     return {"passed": not any(wrong.values()), "words": len(words), "wrong": wrong}
 
 
-def guarded(like, shift):
-    """A view in the middle of a buffer of sevens, `shift` elements off alignment, and what
-    tells whether the rest still holds them."""
-    edge = 4096 + shift
-    buffer = torch.nn.functional.pad(like.flatten().to(DEVICE), (edge, edge), value=7.)
-    view = buffer[edge:-edge].view(like.shape)
-    return view, lambda: bool((buffer[:edge] == 7).all() and (buffer[-edge:] == 7).all())
-
-
 # shapes, and by how many elements they are out of alignment
 LAYOUTS = ((64, 1024), 0), ((64, 1024), 1), ((5, 33), 1), ((300, 2), 0)
 
@@ -111,9 +102,9 @@ def counters():
     for name, dtype, (shape, shift) in product(NAMES, FLOATS, LAYOUTS):
         u = pair(shape, dtype)
         want = oracle(u, table[2], u[0], step=2, **DRAW)
-        x, x_is_clean = guarded(u[0], shift)
-        s, _ = guarded(u[1], shift)
-        out, out_is_clean = guarded(torch.full_like(x, torch.nan), shift)
+        x, x_is_clean = guarded(u[0], u[0].dtype, DEVICE, shift)
+        s, _ = guarded(u[1], u[1].dtype, DEVICE, shift)
+        out, out_is_clean = guarded(torch.full_like(x, torch.nan), x.dtype, DEVICE, shift)
         found = [same(update([x, s], table, out=where, rows="step", step=step, backend=name,
                              **DRAW), want) for where in (out, x)]
         good[f"{name} {dtype} {shape} {shift}"] = all(found) and out_is_clean() and x_is_clean()

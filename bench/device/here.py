@@ -4,7 +4,7 @@ from statistics import median
 
 import torch
 
-from ...kernels import missing
+from ... import kernels
 from ...kernels.check import COUNTER
 from ...kernels.check.compare import same_bits
 
@@ -19,7 +19,8 @@ def why_not(*names):
     """Why backends cannot run on this machine's GPU, or None."""
     if not CUDA:
         return "no CUDA device"
-    return "; ".join(f"{name}: {missing(name)}" for name in names if missing(name)) or None
+    absent = filter(kernels.why_not, names)
+    return "; ".join(f"{name}: {kernels.why_not(name)}" for name in absent) or None
 
 
 def same(a, b):

@@ -6,7 +6,7 @@ import torch
 
 from ...demo import EVALUATIONS, NetScore
 from ...families import FAMILIES
-from ...kernels import Fused, missing, normal, on_cupy
+from ...kernels import Fused, normal, on_cupy, why_not
 from ...kernels.check.words import raw
 from ...net import ScoreNet
 from ..speed.clock import once
@@ -41,8 +41,8 @@ def rates():
     b = torch.empty_like(a)
     found = {"copy_gb_per_s": 2 * a.nbytes / seconds(lambda: b.copy_(a)) / 1e9,
              "fill_gb_per_s": a.nbytes / seconds(lambda: b.fill_(1.)) / 1e9}
-    if missing("cupy"):
-        return {"passed": None, "reason": f"cupy: {missing('cupy')}", **found}
+    if why_not("cupy"):
+        return {"passed": None, "reason": f"cupy: {why_not('cupy')}", **found}
     blocks, n = 132 * 16, 4096
     out = torch.empty(blocks * on_cupy.THREADS, dtype=torch.int64, device="cuda")
     for name, each in (("products", 2), ("specials", 4)):

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from ...kernels import BACKENDS, OPS, bind, missing
+from ... import kernels
+from ...kernels import BACKENDS, OPS, bind
 from ...kernels.check import CLIP, COUNTER, check_op, check_sums
 from ...kernels.check.compare import expected_update
 from ..peers import PEERS
@@ -34,14 +35,14 @@ def candidates(names, device):
     """Contract backends and peers by name; by default the compiled ones and every peer."""
     if not names:
         fast = ("triton", "cupy") if is_cuda(device) else ("host",)
-        here = [name for name in fast if not missing(name)]
+        here = [name for name in fast if not kernels.why_not(name)]
         return [*(here or ["torch"]), *PEERS]
     known = [*BACKENDS, *PEERS]
     for name in names:
         if name not in known:
             raise ValueError(f"--backend {name}: none of {', '.join(known)}")
-        if name in BACKENDS and missing(name):
-            raise RuntimeError(f"backend {name!r}: {missing(name)}")
+        if name in BACKENDS and kernels.why_not(name):
+            raise RuntimeError(f"backend {name!r}: {kernels.why_not(name)}")
     return list(names)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from ... import noise
 from ...affine import accepted_by
-from .. import BACKENDS, FLOATS, OPS, dsm_loss, missing, noise_norms, norms, update
+from .. import BACKENDS, FLOATS, OPS, dsm_loss, noise_norms, norms, update, why_not
 from .compare import compare, oracle, row_of
 from .words import check_words
 
@@ -56,7 +56,7 @@ def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
     for op in ops:
         yield from check_equation(op)
     for backend in backends or BACKENDS:
-        reason = missing(backend)
+        reason = why_not(backend)
         if reason and backends:
             raise RuntimeError(f"backend {backend!r}: {reason}")
         if reason:

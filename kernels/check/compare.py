@@ -17,6 +17,7 @@ from ...noise import PREDICTOR
 from .. import dsm_loss, norms, update
 
 CHUNK = 1 << 16  # elements that NumPy computes at once, a core
+EDGE = 1 << 16  # guard elements either side of an array: more than any kernel's block
 
 # How far each result of large sums may be off, in ulp. The contract allows a sum one. A
 # loss that is added up from parts may be one more off: each part is rounded to float32 by
@@ -127,6 +128,20 @@ def same_bits(a, b):
 def as_tuple(results):
     """One result, or several, as a tuple."""
     return results if isinstance(results, tuple) else (results,)
+
+
+def guarded(values, dtype, device="cpu", shift=0):
+    """values as an array of this dtype between two guards, and a call that says whether
+    both are whole."""
+    start = EDGE + shift
+    end = start + values.numel()
+    buffer = torch.full((end + EDGE,), 7., dtype=dtype, device=device)
+    array = buffer[start:end].view(values.shape).copy_(values)
+
+    def whole():
+        guards = torch.cat((buffer[:start], buffer[end:]))
+        return bool((guards == 7).all())
+    return array, whole
 
 
 # ---- NumPy's results ----

@@ -29,14 +29,14 @@ def test_with_no_gpu_each_part_says_so(tmp_path):
 def test_one_backend_does_not_pass_for_the_other(monkeypatch):
     monkeypatch.setattr(here, "CUDA", True)
     for name in here.NAMES:
-        monkeypatch.setattr(here, "missing", lambda n, name=name: "gone" if n == name else None)
+        monkeypatch.setattr(kernels, "why_not", lambda n, name=name: "gone" if n == name else None)
         assert here.why_not(*here.NAMES) == f"{name}: gone"
 
 
 @pytest.fixture
 def no_gpu(monkeypatch):
     """A GPU that is the CPU: graphs are calls, streams nothing."""
-    names = [n for n in ("host", "torch") if not kernels.missing(n)]
+    names = [n for n in ("host", "torch") if not kernels.why_not(n)]
     for name, value in (("DEVICE", "cpu"), ("NAMES", names),
                         ("captured", lambda f, calls=1: (f(), f)[1])):
         monkeypatch.setattr(correct, name, value)

@@ -109,8 +109,8 @@ def compiled(device, variant, name="update", more=""):
 
 
 @cache
-def lacking(name):
-    """None, or what `triton` or `cupy` lacks to be compiled here."""
+def why_not(name):
+    """Why `triton` or `cupy` cannot be compiled here, or None."""
     if name == "triton":
         return "TRITON_INTERPRET is set" if on_triton.INTERPRET else \
             None if on_triton.triton else "triton is not installed: pip install triton"
@@ -129,10 +129,10 @@ def emulate():
     if torch.cuda.is_available():
         raise RuntimeError("there is a GPU to run the kernels")
     for name, module in (("triton", on_triton), ("cupy", on_cupy)):
-        if not lacking(name):
-            module.TAKES, module.missing = "cpu", lambda: None
+        if not why_not(name):
+            module.TAKES, module.why_not = "cpu", lambda: None
     on_cupy.compiled, on_triton.loaded, driver.prepare = compiled, load, prepare
-    if not lacking("triton"):
+    if not why_not("triton"):
         from triton.backends.compiler import GPUTarget
         from triton.runtime import driver as of_triton
         none = lambda *_: 0

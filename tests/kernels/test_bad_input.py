@@ -20,8 +20,8 @@ from minidiff.kernels import (
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 T = torch.from_numpy(X.copy())
-CPU = [name for name in ("numpy", "host") if kernels.missing(name) is None]
-MISSING = [name for name in kernels.BACKENDS if kernels.missing(name)]
+CPU = [name for name in ("numpy", "host") if kernels.why_not(name) is None]
+MISSING = [name for name in kernels.BACKENDS if kernels.why_not(name)]
 
 
 # ---- arrays ----
@@ -213,7 +213,7 @@ def test_a_backend_misspelt():
         with pytest.raises(ValueError, match="is none of auto, numpy, torch, host, triton, cupy"):
             update([X], [1.], backend=name)
         with pytest.raises(ValueError, match="is none of auto"):
-            kernels.missing(name)
+            kernels.why_not(name)
 
 
 def test_the_hosts_cache_is_mended_or_done_without(monkeypatch, tmp_path):
@@ -247,7 +247,7 @@ def test_a_missing_backend_named_never_falls_back(name):
 
 def test_a_package_that_is_not_there_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(on_cupy, "missing", on_cupy.missing.__wrapped__)  # not the cached answer
+    monkeypatch.setattr(on_cupy, "why_not", on_cupy.why_not.__wrapped__)  # not the cached answer
     monkeypatch.setattr(on_torch, "torch", None)
     for name, line in (("cupy", r"pip install -e '\.\[cuda13\]'"), ("torch", "pip install torch")):
         with pytest.raises(RuntimeError, match=f"backend '{name}'.*{line}"):
@@ -267,7 +267,7 @@ def test_no_compiler_says_what_to_install(monkeypatch):
 
 def test_numpy_arrays_are_refused_where_they_cannot_go(monkeypatch):
     """Also by a backend that could run."""
-    monkeypatch.setattr(on_cupy, "missing", lambda: None)
+    monkeypatch.setattr(on_cupy, "why_not", lambda: None)
     with pytest.raises(ValueError, match="backend 'cupy' takes arrays on cuda, not cpu"):
         update([X], [1.], backend="cupy")
 

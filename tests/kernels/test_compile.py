@@ -35,7 +35,7 @@ try:
 except ImportError:
     TOOL = None
 needs_triton = pytest.mark.skipif(TOOL is None, reason="triton is not installed")
-no_nvrtc = launch.lacking("cupy")
+no_nvrtc = launch.why_not("cupy")
 needs_nvrtc = pytest.mark.skipif(no_nvrtc is not None, reason=str(no_nvrtc))
 # dtype, operands, draws, clip or sums, coefficients, elements of a row, aligned
 VARIANTS = [

@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exact import FLOATS, difference, guarded
+from exact import FLOATS, difference
 from folded import LARGE, last_normals
 from minidiff import ddpm, kernels, langevin, noise, samplers, sde
 from minidiff.kernels import OPS, Fused, Op, coefficients, fused, on_host, on_triton, update
+from minidiff.kernels.check.compare import guarded
 from minidiff.samplers import Reference
 
 COUNTER = {"seed": 0x123456789ABCDEF, "sample": 2**32 - 3, "step": 5, "tag": 2}
@@ -385,7 +386,7 @@ def test_noise_of_one_seed_is_used_once():
 def test_a_step_counter_in_numpy():
     x, table = np.ones((2, 3), np.float32), [[1., 2.], [3., 4.]]
     for name in ("numpy", "host"):
-        if kernels.missing(name) is None:
+        if kernels.why_not(name) is None:
             for k in range(4):
                 got = update([x], table, step=np.array(k), rows="step", backend=name)
                 want = update([x], table[min(k, 1)], step=k, backend="numpy")
@@ -437,7 +438,7 @@ def test_fused_takes_a_step_counter(place):
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_host_is_numpy_whatever_is_drawn(data):
-    reason = kernels.missing("host")
+    reason = kernels.why_not("host")
     if reason:
         pytest.skip(f"host: {reason}")
     integers = st.integers
@@ -480,7 +481,7 @@ def test_an_engine_uploads_a_schedule_once():
 
 # ---- blocks, threads, instruction sets, sizes ----
 
-@pytest.mark.skipif(kernels.missing("triton") is not None, reason="triton cannot run here")
+@pytest.mark.skipif(kernels.why_not("triton") is not None, reason="triton cannot run here")
 @pytest.mark.parametrize("quads", [8, 64, 512])
 def test_triton_block_sizes_change_nothing(monkeypatch, quads):
     monkeypatch.setattr(on_triton, "QUADS", quads)
@@ -498,7 +499,7 @@ def cpu_has(flag):
     return platform.machine() == "x86_64" and info.exists() and f" {flag} " in info.read_text()
 
 
-@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+@pytest.mark.skipif(kernels.why_not("host") is not None, reason="no C++ compiler")
 @pytest.mark.parametrize("flags", [
     ("-march=haswell", "-fopenmp"), ("-march=x86-64", "-fopenmp"), ("-march=native",),
     ("-march=native", "-O0")], ids=" ".join)
@@ -519,7 +520,7 @@ def test_host_instruction_sets_change_nothing(monkeypatch, flags):
                       np.outer(np.ones(rows), coef) if rows else coef, shape, str(flags), **COUNTER)
 
 
-@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+@pytest.mark.skipif(kernels.why_not("host") is not None, reason="no C++ compiler")
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_host_threads_change_nothing(monkeypatch, threads):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -530,7 +531,7 @@ def test_host_threads_change_nothing(monkeypatch, threads):
               f"{threads} threads", **COUNTER)
 
 
-@pytest.mark.skipif(kernels.missing("host") is not None, reason="no C++ compiler")
+@pytest.mark.skipif(kernels.why_not("host") is not None, reason="no C++ compiler")
 def test_host_beyond_2_31_elements(monkeypatch, folded):
     """Row b becomes b mod 251; in one thread the rows written last are the ones that stay."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -543,7 +544,7 @@ def test_host_beyond_2_31_elements(monkeypatch, folded):
     assert torch.equal(out[-held:], rows[-held:].bfloat16().expand(held, size))
 
 
-@pytest.mark.skipif(kernels.missing("triton") is not None or not on_triton.INTERPRET,
+@pytest.mark.skipif(kernels.why_not("triton") is not None or not on_triton.INTERPRET,
                     reason="runs one program of many: Triton's interpreter only")
 def test_triton_beyond_2_31_elements(monkeypatch, folded):
     """The last program alone: the tile that ends a tensor of LARGE."""

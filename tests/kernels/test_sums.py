@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from exact import FLOATS, difference, guarded
+from exact import FLOATS, difference
 from minidiff import data, kernels, noise, samplers, score_matching, train
 from minidiff.affine import coefficients
+from minidiff.kernels.check.compare import guarded
 from minidiff.sde import VP
 from minidiff.solvers import snr_step_size
 from minidiff.targets import Gaussian

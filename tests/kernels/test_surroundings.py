@@ -109,7 +109,7 @@ print("same", mine[-1], theirs[-1])
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork") or kernels.missing("host") is not None,
+@pytest.mark.skipif(not hasattr(os, "fork") or kernels.why_not("host") is not None,
                     reason="needs fork and a C++ compiler")
 def test_a_forked_child_returns_the_same_bits():
     """OpenMP's threads stay behind: a child that called on them would wait for ever."""

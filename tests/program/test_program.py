@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 # ---- the package ----
 
 def test_info_says_where_a_cpu_has_no_fused_multiply_add(monkeypatch, capsys):
-    if reason := kernels.missing("host"):
+    if reason := kernels.why_not("host"):
         pytest.skip(f"host: {reason}")
     for has, words in ((True, "host          runs\n"), (False, "no fused multiply-add\n")):
         monkeypatch.setattr(kernels.backend("host"), "has_fma", lambda has=has: has)
@@ -596,7 +596,7 @@ def test_check_counts_what_cannot_run_as_not_passed(tmp_path, capsys, monkeypatc
     file = tmp_path / "rows.json"
     for name in ("triton", "cupy"):
         module = import_module(f"minidiff.kernels.on_{name}")
-        monkeypatch.setattr(module, "missing", lambda: "not here")
+        monkeypatch.setattr(module, "why_not", lambda: "not here")
     assert main(["check", "--op", "langevin", "--dtype", "float32", "--json", str(file)]) == 0
     rows = {r["backend"]: r for r in json.loads(file.read_text())}
     for name in ("triton", "cupy"):
@@ -606,7 +606,7 @@ def test_check_counts_what_cannot_run_as_not_passed(tmp_path, capsys, monkeypatc
 
 @pytest.mark.parametrize("command", ["check", "bench"])
 def test_a_backend_that_is_missing_is_named(command, refused, monkeypatch):
-    monkeypatch.setattr(kernels.on_cupy, "missing", lambda: "no GPU of this kind")
+    monkeypatch.setattr(kernels.on_cupy, "why_not", lambda: "no GPU of this kind")
     refused("cupy", "no GPU of this kind", argv=[command, "--backend", "cupy"])
 
 
