@@ -1,6 +1,12 @@
-"""Which room may import which, read off the sources: arrows point one way, and none in a circle."""
+"""The rooms, read off their sources: which may import which, and how much a reader finds."""
 
 import ast
+import io
+import re
+import statistics
+import token
+import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,6 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"minidiff": ROOT / "minidiff", "minidiff.kernels": ROOT / "kernels",
            "minidiff.bench": ROOT / "bench"}
+
+
+MATHEMATICS = ("targets", "score_matching", "predictions", "langevin", "ddpm", "sde", "solvers",
+               "samplers", "likelihood", "noise", "affine", "arguments", "families")
 
 
 def modules():
@@ -60,6 +70,12 @@ def test_no_import_goes_in_a_circle():
     assert len(done) > 40
 
 
+def test_the_mathematics_never_imports_kernels_or_torch():
+    for name in MATHEMATICS:
+        source = (ROOT / "minidiff" / f"{name}.py").read_text()
+        assert not re.search(r"^\s*(import|from) (torch|\.kernels|\.net|\.train)", source, re.M)
+
+
 @pytest.mark.parametrize("room, never", [
     ("minidiff.kernels.check", "minidiff.bench"),
     ("minidiff.kernels", "minidiff.bench"),
@@ -71,3 +87,51 @@ def test_a_room_never_imports_another(room, never):
     assert names
     for name in names:
         assert not [other for other in GRAPH[name] if f"{other}.".startswith(f"{never}.")]
+
+
+def tokens_a_line(text):
+    """How many tokens of code each line has; docstrings and comments have none."""
+    free = {token.NEWLINE, token.NL, token.INDENT, token.DEDENT, token.ENDMARKER, token.COMMENT}
+    said = set()
+    for node in ast.walk(ast.parse(text)):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if documented and ast.get_docstring(node):
+            said.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    found, inside = Counter(), 0
+    for t in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = token.tok_name[t.type]  # an f-string is one token, as it is before Python 3.12
+        if not (t.type in free or t.start[0] in said or inside):
+            found[t.start[0]] += 1
+        inside += (kind == "FSTRING_START") - (kind == "FSTRING_END")
+    return found
+
+
+ROOMS = {
+    "mathematics": [ROOT / "minidiff" / f"{name}.py" for name in ("__init__", *MATHEMATICS)],
+    "program": [f for f in (ROOT / "minidiff").glob("*.py")
+                if f.stem not in ("__init__", *MATHEMATICS)],
+    "kernels": [*(ROOT / "kernels").glob("*.py")],
+    "kernels/check": [*(ROOT / "kernels/check").glob("*.py")],
+    "bench": [*(ROOT / "bench").rglob("*.py")]}
+
+
+@pytest.mark.parametrize("room, ceiling", [
+    ("mathematics", 12_500), ("program", 15_000), ("kernels", 11_500), ("kernels/check", 8_500),
+    ("bench", 19_000)])
+def test_a_room_can_be_read_in_one_sitting(room, ceiling):
+    """A ceiling in tokens of code; sentences are free."""
+    assert sum(tokens_a_line(f.read_text()).total() for f in ROOMS[room]) <= ceiling
+
+
+def test_the_cuda_c_can_be_read_in_one_sitting():
+    assert len((ROOT / "kernels/kernels.cu").read_text().splitlines()) <= 470
+
+
+@pytest.mark.parametrize("room, most", [
+    ("mathematics", 20), ("program", 20), ("kernels", 20), ("kernels/check", 20), ("bench", 24)])
+def test_a_page_has_air(room, most):
+    """Nine lines in ten have at most so many tokens; those of minidiff and kernels 92 columns."""
+    lines = [n for f in ROOMS[room] for n in tokens_a_line(f.read_text()).values()]
+    assert statistics.quantiles(lines, n=10)[8] <= most
+    if room != "bench":
+        assert all(len(line) <= 92 for f in ROOMS[room] for line in f.read_text().splitlines())
