@@ -93,9 +93,8 @@ def prepare(device, kernel, blocks, arguments):
     context = _context(index)
     address = ctypes.c_void_p()
     number = ctypes.c_uint32()
-    null = ctypes.c_void_p()
     values = [*map(packed, arguments), address, number]
-    values += [null, null]  # Triton's own two
+    values += [ctypes.c_void_p()] * 2  # Triton's own two, null
     places = [ctypes.addressof(value) for value in values]
     pointers = (ctypes.c_void_p * len(places))(*places)
     shape = blocks, 1, 1, kernel.threads, 1, 1, kernel.shared

@@ -34,9 +34,9 @@ class Launch(NamedTuple):
 
     out: (batch, size), dense, where to write; it may be an operand.
     operands: up to four tensors like out.
-    coef: float32 (rows, width) on their device, or (width,) for all. A row holds c0, c1,
-      ..., one for each operand; cz where it draws; p0, p1, lo, hi where it clips; w where
-      the result is a gradient.
+    coef: float32 (rows, width) on their device, or (width,) for all where steps are
+      numbers. A row holds c0, c1, ..., one for each operand; cz where it draws; p0, p1, lo,
+      hi where it clips; w where the result is a gradient.
     rows: what the rows are. "all": there is one. "sample": one a sample. "step": a table,
       of which the step chooses one, held to the first and the last.
     draws: whether noise is added. clips: whether u1 first becomes min(max(p0*u0 + p1*u1,
@@ -57,8 +57,8 @@ class Launch(NamedTuple):
 
     def variant(self):
         """What a kernel is compiled for: dtype, operands, draws, clips, result."""
-        dtype = dtype_name(self.out.dtype)
-        return dtype, len(self.operands), self.draws, self.clips, self.result
+        return (dtype_name(self.out.dtype), len(self.operands), self.draws, self.clips,
+                self.result)
 
     def aligned(self):
         """Whether every row of every array starts and ends at a multiple of 16 bytes."""

@@ -61,9 +61,8 @@ def prepare(launch):
     blocks = -(-batch // (THREADS >> columns)) * column_tiles
     squares = out.new_empty(batch, dtype=torch.float64) if launch.result else None
     variant = launch.aligned(), *launch.variant()
-    nothing = [None] * (4 - len(operands))
     arguments = [
-        out, *operands, *nothing, squares, coef, launch.rows == "sample", len(coef), batch,
+        out, *operands, *[None] * (4 - len(operands)), squares, coef, launch.rows == "sample", len(coef), batch,
         size, launch.seed, launch.sample, launch.tag, columns, packs, column_tiles]
     kernel = compiled(out.device, variant)
     start = driver.prepare(out.device, kernel, blocks, arguments)

@@ -472,3 +472,11 @@ def test_a_forward_mode_tangent_is_refused_in_words():
             update([dual], [1.])
     with pytest.raises(RuntimeError, match="carries a forward-mode tangent"):
         torch.func.jvp(lambda x: update([x], [1.]), (T,), (T,))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["torch", *CPU])
+def test_a_loop_warns_of_nothing(backend):
+    move = Fused(backend=backend)(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 4))
+    for x in (X, T):
+        assert move(3, x, x).shape == x.shape
