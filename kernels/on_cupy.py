@@ -62,10 +62,10 @@ def prepare(launch):
     squares = out.new_empty(batch, dtype=torch.float64) if launch.result else None
     variant = launch.aligned(), *launch.variant()
     arguments = [
-        out, *operands, *[None] * (4 - len(operands)), squares, coef, launch.rows == "sample", len(coef), batch,
-        size, launch.seed, launch.sample, launch.tag, columns, packs, column_tiles]
-    kernel = compiled(out.device, variant)
-    start = driver.prepare(out.device, kernel, blocks, arguments)
+        out, *operands, *[None] * (4 - len(operands)), squares, coef,
+        launch.rows == "sample", len(coef), batch, size,
+        launch.seed, launch.sample, launch.tag, columns, packs, column_tiles]
+    start = driver.prepare(out.device, compiled(out.device, variant), blocks, arguments)
 
     def run(step):
         if launch.result:
