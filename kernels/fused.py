@@ -62,7 +62,7 @@ class Fused:
                 known = self._uploaded(given, u)
             rows = known
             if known.kind == "step" and not is_counter(k):
-                rows = Rows(known.coef[k], "all", known.draws, known.clips)
+                rows = Rows(known.coef[k].unsqueeze(0), "all", known.draws, known.clips)
             return update(u, rows, step=k, tag=tag, names=names, **self.draw)
         return move
 

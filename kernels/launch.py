@@ -34,9 +34,9 @@ class Launch(NamedTuple):
 
     out: (batch, size), dense, where to write; it may be an operand.
     operands: up to four tensors like out.
-    coef: float32 (rows, width) on their device, or (width,) for all where steps are
-      numbers. A row holds c0, c1, ..., one for each operand; cz where it draws; p0, p1, lo,
-      hi where it clips; w where the result is a gradient.
+    coef: float32 (rows, width) on their device. A row holds c0, c1, ..., one for each
+      operand; cz where it draws; p0, p1, lo, hi where it clips; w where the result is a
+      gradient.
     rows: what the rows are. "all": there is one. "sample": one a sample. "step": a table,
       of which the step chooses one, held to the first and the last.
     draws: whether noise is added. clips: whether u1 first becomes min(max(p0*u0 + p1*u1,

@@ -38,7 +38,7 @@ def quad_squares(e, xp=np):
 
 def composed(launch, coef, u, step, xp=np, device="cpu"):
     """(what a launch leaves in out, its sums of squares or None) of operands in float32."""
-    c = xp.moveaxis(coef, -1, 0)[..., None]
+    c = coef.T[..., None]
     if launch.draws:
         counter = launch.seed, launch.sample, step, launch.tag
         u = [*u, noise.normal(launch.out.shape, *counter, xp=xp, device=device)]
