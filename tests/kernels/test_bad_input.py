@@ -403,41 +403,6 @@ def test_an_unknown_op_or_parameter():
         apply("langevin", X, X)
 
 
-# ---- engines ----
-
-@pytest.mark.parametrize("backend", CPU)
-def test_an_engine_counts_operands_at_every_move(backend):
-    """One too few would take the score's coefficient for the noise's."""
-    move = Fused(backend=backend)(langevin.langevin_step, 2, eps=.1)
-    for _ in range(2):
-        for u in ((X,), (X, X, X)):
-            with pytest.raises(TypeError, match=f"langevin_step takes x, s, got {len(u)}"):
-                move(0, *u)
-        assert move(0, X, X).shape == X.shape
-    given = Fused(backend=backend, normal=lambda shape, k, tag: np.zeros(shape, np.float32))
-    with pytest.raises(TypeError, match="takes x, s, got 1"):
-        given(langevin.langevin_step, 2, eps=.1)(0, X)
-
-
-def test_a_schedule_has_one_axis_and_a_step_is_in_it():
-    with pytest.raises(ValueError, match="coef has shape"):
-        Fused()(langevin.langevin_step, 2, eps=np.full((2, 3), .1))(0, X, X)
-    move = Fused()(langevin.langevin_step, 2, eps=np.full(3, .1))
-    with pytest.raises(IndexError, match="index 3"):
-        move(3, X, X)
-    with pytest.raises(TypeError, match="x must be a NumPy array or a torch tensor, got list"):
-        move(0, [1.], [1.])
-
-
-def test_a_rule_may_return_a_list():
-    op = Fused(backend="numpy")
-    rule = lambda z_norm, s_norm: [.1] * len(z_norm)
-    got = op.correct(langevin.langevin_step, rule, X.copy(), X, 3, 4)
-    want = kernels.apply("langevin", X, X, eps=np.full(len(X), .1), step=3, tag=4,
-                         backend="numpy")
-    np.testing.assert_array_equal(got, want)
-
-
 def test_names_that_are_too_few_drop_no_operand():
     for names in ((), None, ["a"], ("a", "b", "c")):
         assert np.array_equal(update([X, X], [1., 2.], names=names), 3 * X)
@@ -472,11 +437,3 @@ def test_a_forward_mode_tangent_is_refused_in_words():
             update([dual], [1.])
     with pytest.raises(RuntimeError, match="carries a forward-mode tangent"):
         torch.func.jvp(lambda x: update([x], [1.]), (T,), (T,))
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("backend", ["torch", *CPU])
-def test_a_loop_warns_of_nothing(backend):
-    move = Fused(backend=backend)(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 4))
-    for x in (X, T):
-        assert move(3, x, x).shape == x.shape

@@ -3,7 +3,6 @@
 Triton compiles only outside its interpreter, so in another process: this file, run.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from emulator import launch
 from folded import LARGE, last_normals
 from minidiff.bench.device.correct import ROOTS
 from minidiff.bench.device.speed import COUNTED
-from minidiff.kernels import driver, on_cupy, on_host, on_numpy, on_triton
+from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton
 from minidiff.kernels.check import words
 from minidiff.kernels.check.compare import compare, ulps
 from minidiff.kernels.check.words import check_words
@@ -334,73 +333,6 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     with pytest.raises(RuntimeError, match=r"^(add|mul)\.f32 .*not written"):
         differs(*case)
     launch.compiled_by_nvrtc.cache_clear()
-
-
-class Driver:
-    """A driver that notes what it was asked for, what each argument of a launch held included."""
-
-    def __init__(self, kinds, error=0):
-        self.kinds, self.error, self.seen = kinds, error, []
-
-    def cuLaunchKernel(self, function, *more):
-        *shape, stream, pointers, extra = more
-        held = [ctypes.cast(at, ctypes.POINTER(kind))[0] for at, kind in zip(pointers, self.kinds)]
-        self.seen.append(("launched", function, shape, stream, held, extra))
-        return self.error
-
-    def cuCtxPushCurrent_v2(self, context):
-        self.seen.append(("entered", context.value))
-
-    def cuCtxPopCurrent_v2(self, context):
-        self.seen.append(("left",))
-
-    def cuDeviceGet(self, device, index):
-        device._obj.value = index
-
-    def cuDevicePrimaryCtxRetain(self, context, device):
-        context._obj.value = 100 + device.value
-
-    def cuGetErrorString(self, error, words):
-        words._obj.value = b"out of luck"
-
-
-@pytest.fixture
-def nvidia(monkeypatch):
-    """nvidia(kinds, error=0): a Driver in the place of NVIDIA's."""
-    def make(*given):
-        found = Driver(*given)
-        monkeypatch.setattr(driver, "_library", lambda: found)
-        monkeypatch.setattr(driver, "_context", driver._context.__wrapped__)  # not a kept one
-        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7 + index,
-                            raising=False)
-        return found
-    return make
-
-
-def test_a_launch_is_on_the_tensors_device_and_stream(nvidia):
-    """Grid, block, shared memory and every argument; the context that was current is again."""
-    pointer, step = ctypes.c_void_p, ctypes.c_uint32
-    found = nvidia([pointer, pointer, ctypes.c_uint64, ctypes.c_int32, pointer, step, pointer])
-    x, counter = torch.zeros(3), torch.zeros((), dtype=torch.int64)
-    launch = driver.prepare(torch.device("cuda:1"), driver.Kernel(42, 256, 16), 9,
-                            (x, None, 2**64 - 1, -5))
-    for last, held in (((), (None, 0)), ((2**32 - 1,), (None, 2**32 - 1)),
-                       ((counter,), (counter.data_ptr(), 0))):
-        found.seen.clear()
-        launch(*last)
-        assert found.seen == [
-            ("entered", 101),
-            ("launched", 42, [9, 1, 1, 256, 1, 1, 16], 8,
-             [x.data_ptr(), None, 2**64 - 1, -5, *held, None], None),
-            ("left",)]
-
-
-def test_a_launch_that_fails_says_so_in_the_drivers_words(nvidia):
-    found = nvidia([ctypes.c_void_p], 2)
-    launch = driver.prepare(torch.device("cuda:0"), driver.Kernel(1, 32), 1, (torch.zeros(1),))
-    with pytest.raises(RuntimeError, match="^cuLaunchKernel: out of luck$"):
-        launch()
-    assert found.seen[-1] == ("left",)
 
 
 def test_contraction_is_off_in_cupys_kernels(monkeypatch):

@@ -1,11 +1,7 @@
 """Every backend returns the oracle's bits, and the oracle the equation's value."""
 
-import ctypes
 import math
-import platform
 from inspect import signature
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,42 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exact import FLOATS, difference
-from folded import LARGE, last_normals
-from minidiff import ddpm, kernels, langevin, noise, samplers, sde
-from minidiff.kernels import OPS, Fused, Op, coefficients, fused, on_host, on_triton, update
+from exact import FLOATS, check, difference, oracle
+from minidiff import ddpm, kernels, langevin, noise, sde
+from minidiff.kernels import OPS, Op, coefficients, update
 from minidiff.kernels.check.compare import guarded
-from minidiff.samplers import Reference
 
 COUNTER = {"seed": 0x123456789ABCDEF, "sample": 2**32 - 3, "step": 5, "tag": 2}
 SHAPES = [(5, d) for d in range(1, 10)] + [
     (0,), (0, 3), (4, 0), (1,), (1, 1), (7,), (13, 101), (2, 3, 1, 5, 7), (8, 64), (9, 2, 12),
     (300, 2), (3, 4099)]
 SPECIAL = [math.nan, math.inf, -math.inf, -0., 0., 1e-40, -1e-45, 6e-8, 3e38, -65504., 1., .1]
-
-
-def oracle(operands, coef, dtype, shape, **kw):
-    """The float32 result of the NumPy backend on the operands as stored, then rounded."""
-    operands = [u.to(dtype).float() for u in operands]
-    return update(operands, coef, out=torch.empty(shape), backend="numpy", **kw).to(dtype)
-
-
-def check(place, dtype, operands, coef, shape, message, shift=0, **kw):
-    """Bits and guards: into a poisoned array out of place, then in place onto an operand."""
-    backend, device = place
-    want = oracle(operands, coef, dtype, shape, **kw)
-    for alias in (-1, sum(shape) % len(operands)) if operands else (-1,):
-        placed = [guarded(u, dtype, device, shift) for u in operands]
-        out = guarded(torch.full(shape, math.nan), dtype, device, shift) \
-            if alias < 0 else placed[alias]
-        update([u for u, _ in placed], coef, out=out[0], backend=backend, **kw)
-        at = difference(out[0], want)
-        assert at is None, (f"{message}, dtype {dtype}, shape {shape}, out={alias}: differs first "
-                            f"at {at}: {out[0][at]} instead of {want[at]}")
-        assert out[1](), f"{message}, dtype {dtype}, shape {shape}, out={alias}: wrote outside"
-        for k, (u, whole) in enumerate(placed):
-            assert whole() and (k == alias or difference(u, operands[k].to(dtype)) is None), \
-                f"{message}, dtype {dtype}, shape {shape}: changed operand {k}"
 
 
 # ---- every op ----
@@ -327,62 +297,6 @@ def test_a_step_counter_never_changes_what_parameters_mean(place):
         assert np.array_equal(a, b)
 
 
-# ---- what is drawn for different purposes is different ----
-
-def test_default_tags():
-    """Each op's draw is that of its purpose; the streams that meet in one run have other tags."""
-    x = np.zeros((5, 7), np.float32)
-    tags = {"normal": noise.PRIOR, "perturb": noise.PERTURBATION, "forward_sde": noise.FORWARD,
-            "ddpm_forward": noise.FORWARD}
-    rng = np.random.default_rng(0)
-    for op in OPS.values():
-        if op.noise:
-            coef, u = op.coefficients(**op.parameters(rng)), [x] * len(op.operands)
-            how = {"backend": "numpy"} | ({} if u else {"out": x.copy()})
-            tag = tags.get(op.name, noise.PREDICTOR)
-            want = update(u, coef, tag=tag, **how)
-            for named in (op.name, op, *([] if op.denoise else [op.step])):
-                p = op.parameters(np.random.default_rng(1))
-                got = kernels.apply(named, *u, **p, **how)
-                want = update(u, op.coefficients(**p), tag=tag, **how)
-                assert np.array_equal(got, want), op.name
-    plain = {kernels.normal: noise.PRIOR, noise.normal: noise.PRIOR, noise.uniform: noise.TIME,
-             noise.rademacher: noise.PROBE}
-    for f, tag in plain.items():
-        assert np.array_equal(f((4, 6), seed=3), f((4, 6), seed=3, tag=tag))
-    for f in (kernels.update, kernels.noise_norms):
-        arguments = ([x], [0., 1.]) if f is kernels.update else (x,)
-        assert np.array_equal(f(*arguments), f(*arguments, tag=noise.PREDICTOR))
-    assert len({noise.PRIOR, noise.PERTURBATION, noise.PREDICTOR, noise.TIME, noise.PROBE,
-                noise.FORWARD, noise.CORRECTOR, noise.KNOWN, noise.LABEL}) == 9
-
-
-def test_the_losss_noise_is_the_perturbations(place):
-    """By default as well: at s = -z the residual s + z / 1 is 0."""
-    backend, device = place
-    zero = torch.zeros(6, 9, device=device)
-    z = kernels.apply("perturb", zero, a=1., sigma=1., seed=3, step=4, backend=backend)
-    value, _ = kernels.dsm_loss(-z, [1., 1., 1.], seed=3, step=4, backend=backend)
-    assert value == 0
-
-
-def test_noise_of_one_seed_is_used_once():
-    """What is drawn, noised and brought back with one seed has the variance of fresh noise, to six
-    standard errors of n squares; the same noise twice gave 1.98 and 1.64 where 1 is right. Euler's
-    step of beta dt = b, either way, makes of a variance v (1 - b / 2)^2 v + b."""
-    n = 1 << 14
-    z = kernels.normal((n, 1), seed=0)
-    x = kernels.apply("perturb", z, a=.6, sigma=.8, seed=0)
-    op, vp, up = Reference(0), sde.VP(), np.linspace(1e-3, .3, 101)
-    *_, xt = samplers.forward_sde(z.astype(float), vp, up, op)
-    *_, y = samplers.reverse_sde(lambda x, t: -x, xt, vp, up[::-1], op)
-    v, dt = 1., np.diff(up)
-    for b in (*vp.beta(up[:-1]) * dt, *(vp.beta(up[1:]) * dt)[::-1]):
-        v = (1 - b / 2)**2 * v + b
-    assert abs(x.var() - 1) < 6 * (2 / n)**.5
-    assert abs(y.var() - v) < 6 * v * (2 / n)**.5
-
-
 def test_a_step_counter_in_numpy():
     x, table = np.ones((2, 3), np.float32), [[1., 2.], [3., 4.]]
     for name in ("numpy", "host"):
@@ -391,47 +305,6 @@ def test_a_step_counter_in_numpy():
                 got = update([x], table, step=np.array(k), rows="step", backend=name)
                 want = update([x], table[min(k, 1)], step=k, backend="numpy")
                 assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
-
-
-def test_fused_is_each_step_of_the_reference(place):
-    """Whole loops: bits equal to NumPy's, and each step within its rounding bound
-    (test_rows_are_their_equation) of the equation in float64 at the same state."""
-    backend, device = place
-
-    def both(step, tag, **p):
-        op = Op(step.__name__, step)
-        table, m = coefficients(step, **p), 4 * 2.**-24
-        fused, same, exact = (Fused(3, 5, backend)(step, tag, **p),
-                              Fused(3, 5, "numpy")(step, tag, **p),
-                              Reference(3, 5)(step, tag, **p))
-
-        def move(k, *u):
-            got, host = fused(k, *u), [v.cpu() for v in u]
-            assert difference(got, same(k, *host)) is None
-            host = [v.numpy().astype(np.float64) for v in host]
-            z = [noise.normal(host[0].shape, 3, 5, k, tag)] * op.noise
-            size = sum(abs(c * v) for c, v in zip(table[k], host + z, strict=True))
-            assert (abs(got.cpu().numpy() - exact(k, *host)) <= m / (1 - m) * size).all()
-            return got
-        return move
-
-    x = torch.from_numpy(samplers.prior((4, 5), seed=3)).to(device)
-    times, betas = np.linspace(1, .1, 6), ddpm.linear_betas(5)
-    for loop, *arguments in ((samplers.reverse_sde, sde.VP(), times),
-                             (samplers.pf_ode, sde.SubVP(), times),
-                             (samplers.reverse_diffusion, sde.VP(), 30),
-                             (samplers.ancestral, betas), (samplers.ddim, ddpm.alpha_bars(betas))):
-        *_, end = islice(loop(lambda x, level: -x, x, *arguments, both), 5)
-        assert bool(end.isfinite().all())
-
-
-def test_fused_takes_a_step_counter(place):
-    backend, device = place
-    p = {"beta": np.linspace(.1, .2, 4), "variance": np.linspace(.2, .3, 4)}
-    move = Fused(3, 5, backend)(ddpm.ancestral_step, noise.PREDICTOR, **p)
-    x = torch.from_numpy(noise.normal((3, 6), seed=9)).to(device)
-    for k in range(4):
-        assert difference(move(torch.tensor(k, device=device), x, -x), move(k, x, -x).cpu()) is None
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -458,136 +331,3 @@ def test_host_is_numpy_whatever_is_drawn(data):
           "hypothesis", shift=data.draw(integers(0, 3)),
           seed=data.draw(integers(-2**63, 2**64 - 1)), sample=data.draw(integers(0, 2**40)),
           step=data.draw(integers(0, 2**40)), tag=data.draw(integers(0, 2**32 - 1)))
-
-
-# ---- an engine ----
-
-def test_an_engine_uploads_a_schedule_once():
-    """So a loop that has run before copies nothing, and a CUDA graph can capture it whole."""
-    engine, x, times = Fused(backend="torch"), torch.ones(3, 4), [1., .6, .2]
-    first = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
-    before = {key: rows.coef.data_ptr() for key, rows in engine.tables.items()}
-    again = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
-    assert before and before == {k: rows.coef.data_ptr()
-                                 for k, rows in engine.tables.items()}
-    assert torch.equal(first, again)
-    many = engine(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 5))
-    for eps in np.linspace(.1, .2, 2 * fused.SCHEDULES):  # bounded, and each its own
-        one = engine(langevin.langevin_step, 2, eps=eps)(0, x, -x)
-        assert torch.equal(one, update([x, -x], coefficients(langevin.langevin_step, eps=eps),
-                                       tag=2, backend="torch"))
-    assert len(engine.tables) == fused.SCHEDULES and many(4, x, -x).isfinite().all()
-
-
-# ---- blocks, threads, instruction sets, sizes ----
-
-@pytest.mark.skipif(kernels.why_not("triton") is not None, reason="triton cannot run here")
-@pytest.mark.parametrize("quads", [8, 64, 512])
-def test_triton_block_sizes_change_nothing(monkeypatch, quads):
-    monkeypatch.setattr(on_triton, "QUADS", quads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rng = np.random.default_rng(8)
-    for dtype in FLOATS:
-        for shape in ((5, 3), (3, 41), (2, 64)):
-            u = [torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(2)]
-            check(("triton", device), getattr(torch, dtype), u,
-                  rng.standard_normal((shape[0], 3)), shape, f"QUADS {quads}", **COUNTER)
-
-
-def cpu_has(flag):
-    info = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and info.exists() and f" {flag} " in info.read_text()
-
-
-@pytest.mark.skipif(kernels.why_not("host") is not None, reason="no C++ compiler")
-@pytest.mark.parametrize("flags", [
-    ("-march=haswell", "-fopenmp"), ("-march=x86-64", "-fopenmp"), ("-march=native",),
-    ("-march=native", "-O0")], ids=" ".join)
-def test_host_instruction_sets_change_nothing(monkeypatch, flags):
-    """AVX2 and SSE2; and this CPU's own without OpenMP, and without optimisation."""
-    needs = {"-march=haswell": "avx2", "-march=x86-64": "sse2"}.get(flags[0])
-    if needs and not cpu_has(needs):
-        pytest.skip(f"the CPU has no {needs}")
-    monkeypatch.setattr(on_host, "native", lambda: flags)
-    monkeypatch.setattr(on_host, "_function", on_host._function.__wrapped__)  # not a kept one
-    rng = np.random.default_rng(9)
-    for dtype in FLOATS:
-        for shape in ((5, 3), (700, 2), (3, 1031), (2, 4096)):
-            for rows in (None, shape[0]):
-                u = [torch.from_numpy(rng.standard_normal(shape, np.float32)) for _ in range(3)]
-                coef = np.r_[rng.standard_normal(4), .9, .1, -1., 1.]
-                check(("host", "cpu"), getattr(torch, dtype), u,
-                      np.outer(np.ones(rows), coef) if rows else coef, shape, str(flags), **COUNTER)
-
-
-@pytest.mark.skipif(kernels.why_not("host") is not None, reason="no C++ compiler")
-@pytest.mark.parametrize("threads", [1, 2, 7])
-def test_host_threads_change_nothing(monkeypatch, threads):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    rng = np.random.default_rng(10)
-    for shape in ((20_001, 3), (3, 20_001), (2, 1 << 15)):
-        u = [torch.from_numpy(rng.standard_normal(shape, np.float32))]
-        check(("host", "cpu"), torch.float32, u, rng.standard_normal((shape[0], 2)), shape,
-              f"{threads} threads", **COUNTER)
-
-
-@pytest.mark.skipif(kernels.why_not("host") is not None, reason="no C++ compiler")
-def test_host_beyond_2_31_elements(monkeypatch, folded):
-    """Row b becomes b mod 251; in one thread the rows written last are the ones that stay."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    batch, size = (1 << 16) + 1, 1 << 15
-    u, out = folded((batch, size)), folded((batch, size))
-    held = folded.period // size  # rows the memory holds
-    u[:held] = 1.
-    rows = torch.arange(batch)[:, None] % 251.
-    update([u], rows, out=out, backend="host")
-    assert torch.equal(out[-held:], rows[-held:].bfloat16().expand(held, size))
-
-
-@pytest.mark.skipif(kernels.why_not("triton") is not None or not on_triton.INTERPRET,
-                    reason="runs one program of many: Triton's interpreter only")
-def test_triton_beyond_2_31_elements(monkeypatch, folded):
-    """The last program alone: the tile that ends a tensor of LARGE."""
-    from triton.runtime.interpreter import interpreter_builder as builder
-    plain, last = on_triton.kernel, []
-
-    class Last:
-        def __getitem__(self, grid):
-            last.append(grid[0] - 1)
-            return plain[(1,)]
-    monkeypatch.setattr(on_triton, "kernel", Last())
-    monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: setattr(
-        builder, "grid_idx", (last[-1], y, z)))
-    for shape in LARGE:
-        out = folded(shape, torch.float16)  # bfloat16 is widened whole in the interpreter
-        kernels.normal(shape, out=out, backend="triton", seed=7, sample=1)
-        got, want = last_normals(out, seed=7, sample=1)
-        assert last[-1] > 0 and torch.equal(got, want.half()), shape
-
-
-def peak_bytes(f):
-    """How far the process's memory rose inside f, whoever allocated; None where the system does
-    not tell."""
-    def status(key):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again, unseen
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = status("VmRSS")
-        f()
-        return status("VmHWM") - before
-    except (OSError, AttributeError):
-        return None
-
-
-def test_an_update_holds_its_output_alone():
-    """2^24 elements, 64 MiB, within two huge pages of 2 MiB, one at either end. The least of
-    some calls: other threads of the process may take memory meanwhile."""
-    u = [torch.randn(1 << 14, 1024) for _ in "xs"]
-    f = lambda: update(u, [.5, 2., .25], backend="host")
-    f()
-    peaks = [peak_bytes(f) for _ in range(5)]
-    if None in peaks:
-        pytest.skip("the system does not tell the process's peak memory")
-    assert abs(min(peaks) - u[0].nbytes) <= 2 * 2**21

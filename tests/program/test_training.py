@@ -136,8 +136,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert file.read_bytes() == old and list(tmp_path.iterdir()) == [file]
 
 
-
-
 @pytest.mark.parametrize("objective", ["denoising", "sliced", "implicit"])
 def test_a_users_defaults_change_no_bit_of_training_or_sampling(objective):
     """A default device without memory, a default dtype of more digits."""

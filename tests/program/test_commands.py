@@ -1,0 +1,228 @@
+"""The commands as a user meets them: help, the demo, measures, refusals, check and bench."""
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minidiff import data, demo, families, kernels, noise, targets
+from minidiff.__main__ import main
+from minidiff.demo import Measured, NetScore
+from minidiff.demo import sample as draw
+from minidiff.quality import nearest_distance, svm_accuracy
+
+ROOT = Path(__file__).parents[2]
+
+
+# ---- help and info ----
+
+def test_info_says_where_a_cpu_has_no_fused_multiply_add(monkeypatch, capsys):
+    if reason := kernels.why_not("host"):
+        pytest.skip(f"host: {reason}")
+    for has, words in ((True, "host          runs\n"), (False, "no fused multiply-add\n")):
+        monkeypatch.setattr(kernels.backend("host"), "has_fma", lambda has=has: has)
+        assert main(["info"]) == 0
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "sample", "eval", "check", "bench", "info"])
+def test_help_has_an_example_and_the_common_options(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and f"example: python -m minidiff {command}" in text
+    assert "--seed" in text and "--device" in text
+
+
+# ---- demo and eval ----
+
+def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypatch):
+    measured, plain = [], demo.measure
+
+    def measure(*arguments, **options):
+        found = plain(*arguments, **options)
+        measured.append(found[0][:2])
+        return found
+    monkeypatch.setattr(demo, "measure", measure)
+    assert main(["demo", "--data", "moons", "--steps", "30", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for family in families.FAMILIES:
+        assert re.search(rf"^{family} +\d+ +[\d.]+ +0?[.\d]+ \+- [.\d]+ +[\d.]+$", out, re.M)
+    assert "train | held-out" in out
+    solvers = [m for m in measured if m[0] != "pf_ode_adaptive"]  # which takes what it needs
+    assert len(solvers) == len(set(solvers)) and {f for f, n in measured if n <= 24} >= {
+        f for f in families.FAMILIES if f != "pc_vp"}  # at least 39
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["sample", "--model", str(tmp_path / "model.safetensors"), "--n", "5",
+                 "--evaluations", "4", "--out", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["x"].shape == (5, 2)
+
+
+def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
+    """Bits/dim of a mixture of known density: the model is worse by its KL divergence, up to the
+    spread of the difference over 64 points, some .3 / 8.
+
+    An untrained network misses 2.1 bits/dim, the best Gaussian 2.0, and the mixture's ring with
+    its modes smeared out .80: a network that found the modes misses less than that.
+    """
+    argv = ["train", "--data", "mixture", "--steps", "600", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    model, out = str(tmp_path / "model.safetensors"), tmp_path / "bits.json"
+    capsys.readouterr()
+    assert main(["eval", "--likelihood", "--model", model, "--n", "64", "--out", str(out)]) == 0
+    assert re.search(r"^bits/dim -?[.\d]+ \+- [.\d]+ on 64 held-out samples; \d+ evaluations$",
+                     capsys.readouterr().out, re.M)
+    found = json.loads(out.read_text())
+    angle = 2 * np.pi * np.arange(8) / 8
+    target = targets.Mixture(np.ones(8), .8 * np.stack((np.cos(angle), np.sin(angle)), 1), .05**2)
+    exact = -target.log_density(data.load("mixture").held[:64].astype(float)) / (2 * np.log(2))
+    gap = found["bits_per_dim"] - exact.mean()
+    # along the ring the data are one of 8 modes and a normal of std .05, the ring is even
+    entropy = np.log(8) + np.log(2 * np.pi * np.e * .05**2) / 2
+    ring = (np.log(2 * np.pi * .8) - entropy) / (2 * np.log(2))
+    assert round(ring, 2) == .8
+    assert -.15 < gap < ring - 4.9 * found["error"]
+    assert main(["eval", "--model", model, "--n", "100", "--evaluations", "10"]) == 0
+    assert "SVM accuracy" in capsys.readouterr().out
+    refused("--data digits", "levels", argv=["eval", "--model", model, "--data", "digits"])
+    refused("RK45", "--family", argv=["eval", "--model", model, "--likelihood", "--family", "ddim"])
+
+
+def test_evaluations_are_drawn(tmp_path, monkeypatch):
+    """A labelled line for every family, through its points; fresh noise apart from the flow."""
+    from minidiff import plot
+    rows = [Measured(f, n, 1., .5 + n / 100, .01, 2.)
+            for f in families.FAMILIES for n in (20, 10)]
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    plot.curves(tmp_path / "e.png", rows, .5)
+    axes = plot.plt.gcf().axes
+    shown = [[bar.get_label() for bar in axis.containers] for axis in axes]
+    assert sorted(sum(shown, [])) == sorted(f.replace("_", " ") for f in families.FAMILIES)
+    assert set(shown[0]) == {f.replace("_", " ") for f in plot.FLOWS}
+    for axis in axes:
+        colors = [bar[0].get_color() for bar in axis.containers]
+        assert len(set(colors)) == len(colors)
+        for bar in axis.containers:
+            np.testing.assert_allclose(bar[0].get_xydata(), [[10, .6], [20, .7]])
+    plot.plt.gcf().clear()
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_draws_images(tmp_path):
+    from minidiff.plot import picture
+    digits = data.load("digits")
+    picture(tmp_path / "p.png", digits, {"ddim": digits.train[:20]}, digits.train[:30])
+    assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_quality_figures_know_good_from_bad():
+    digits = data.load("digits")
+    good, _ = svm_accuracy(digits.train[:360], digits.held)
+    bad, _ = svm_accuracy(noise.normal((360, 1, 8, 8)), digits.held)
+    assert good < .58 and bad > .95
+    assert nearest_distance(digits.train[:50], digits.train) == 0
+    assert nearest_distance(digits.held, digits.train) > 1
+
+
+# ---- refused: one clear line, exit 2, nothing overwritten ----
+
+def test_options_are_refused_in_one_line(tmp_path, refused):
+    out = str(tmp_path / "o")
+    refused("--lr", argv=["train", "--lr", "-1", "--out", out])
+    refused("--device", argv=["train", "--device", "cuda:99", "--out", out])
+    refused("neither", argv=["demo", "--data", "nothing", "--out", out])
+    refused("no such file", argv=["train", "--resume", "--data", "moons", "--out", out])
+    refused("nothing_such", argv=["bench", "--backend", "nothing_such"])
+    refused("--elements 1500", argv=["bench", "--elements", "1500"])
+    refused("--batch 9999", argv=["train", "--data", "moons", "--batch", "9999", "--out", out])
+    refused("--json", "folder", argv=["check", "--json", f"{out}/no/such.json"])
+    refused("--json", ".json", argv=["eval", "--json", "model.safetensors"])
+    refused("--json", "folder", argv=["bench", "--json", f"{out}/no/such.json"])
+    refused("--out", "folder", argv=["sample", "--out", f"{out}/no/such.npz"])
+    refused("--out .", "folder", argv=["sample", "--out", "."])
+    for argv in (["demo", "--steps", "0"], ["sample", "--family", "x"], ["check", "--op", "x"], []):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2
+
+
+def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path, capsys, refused):
+    argv = ["train", "--data", "moons", "--steps", "3", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    kept = (tmp_path / "state.safetensors").read_bytes()
+    capsys.readouterr()
+    refused("exists", "--resume", argv=argv)
+    refused("another run", argv=[*argv, "--resume", "--seed", "1"])
+    refused("holds a training run", argv=["demo", "--data", "moons", "--out", str(tmp_path)])
+    assert (tmp_path / "state.safetensors").read_bytes() == kept
+
+
+def test_a_network_that_diverges_is_never_masked():
+    class Broken(torch.nn.Module):
+        def forward(self, x, sigma):
+            return x * float("nan")
+    *_, x = draw(NetScore(Broken()), (2,), "ddim", 3, kernels, 4)
+    assert x.isnan().all()
+
+
+# ---- check and bench ----
+
+CHECKED = {"op", "backend", "dtype", "shape", "max_ulp", "passed", "reason"}
+
+
+def test_check_writes_a_row_for_all_that_it_compared(tmp_path):
+    file = tmp_path / "rows.json"
+    assert main(["check", "--backend", "host", "--op", "langevin", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert {"langevin"} <= {r["op"] for r in rows}
+    for r in rows:
+        assert r.keys() == CHECKED and r["passed"] and not r["max_ulp"]
+
+
+def test_check_counts_what_cannot_run_as_not_passed(tmp_path, capsys, monkeypatch):
+    """Where no backend is named, all are asked for."""
+    file = tmp_path / "rows.json"
+    for name in ("triton", "cupy"):
+        module = import_module(f"minidiff.kernels.on_{name}")
+        monkeypatch.setattr(module, "why_not", lambda: "not here")
+    assert main(["check", "--op", "langevin", "--dtype", "float32", "--json", str(file)]) == 0
+    rows = {r["backend"]: r for r in json.loads(file.read_text())}
+    for name in ("triton", "cupy"):
+        assert rows[name]["passed"] is None and rows[name]["reason"] == "not here"
+    assert "0 failed, 2 not run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["check", "bench"])
+def test_a_backend_that_is_missing_is_named(command, refused, monkeypatch):
+    monkeypatch.setattr(kernels.on_cupy, "why_not", lambda: "no GPU of this kind")
+    refused("cupy", "no GPU of this kind", argv=[command, "--backend", "cupy"])
+
+
+def test_bench_gates_and_reports(tmp_path, uncompiled):
+    rows = tmp_path / "rows.json"
+    assert main(["bench", "--device", "cpu", "--elements", "4096", "--json", str(rows)]) == 0
+    rows = {r["backend"]: r for r in json.loads(rows.read_text())}
+    assert {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s",
+            "fraction_of_copy", "matches_reference"} <= set(rows["host"])
+    assert rows["host"]["matches_reference"] is True
+    assert rows["torch_eager"]["matches_reference"] is None
+    assert set(rows["host"]["speedup"]) >= {"torch_eager", "torch_inplace"}
+    assert rows["torch_eager"]["speedup"] == {}
+
+
+def test_bench_times_nothing_on_a_red_gate(monkeypatch):
+    from minidiff.bench.speed import run, timed
+    monkeypatch.setattr(run, "check_op", lambda *a: [{"passed": False}])
+    monkeypatch.setattr(timed, "clock", lambda *a: pytest.fail("timed on a red gate"))
+    with pytest.raises(RuntimeError, match="nothing was timed"):
+        run.bench(["langevin"], ["host"], [64])
+
+
+def test_info_names_every_backend(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*kernels.BACKENDS, "processor", "torch", "numpy"))
