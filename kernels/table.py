@@ -124,7 +124,7 @@ NUMBERS = {int, float, np.float64, VE, VP, SubVP, EDM}  # an SDE is what its num
 KEPT = 256
 
 
-@lru_cache(KEPT, typed=True)  # 1 equals 1.0, which is no index
+@lru_cache(KEPT, typed=True)  # 1 equals 1.0, which is no index; -0.0 and 0.0 give one row
 def _kept(name, parameters, *values):
     given = dict(zip(parameters, values))
     return OPS[name].coefficients(**given).astype(np.float32)
@@ -137,7 +137,7 @@ def seen(op, clip, parameters):
     """
     name = ROWS.get(op.step)
     values = parameters.values()
-    simple = NUMBERS.issuperset(map(type, values)) and 0 not in values  # 0.0 equals -0.0
+    simple = NUMBERS.issuperset(map(type, values))
     if name is None or op.denoise or clip is not None or not simple:
         return op.coefficients(clip, **parameters)
     return _kept(name, tuple(parameters), *values)

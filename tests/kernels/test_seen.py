@@ -46,6 +46,17 @@ def test_equal_numbers_that_are_others_have_their_own():
     assert (vp != sub_vp).any()
 
 
+@pytest.mark.parametrize("name, zero", [
+    ("ddim", "eta"), ("ddpm_ancestral", "variance"), ("ddpm_clipped", "variance"),
+    ("forward_sde", "t"), ("reverse_sde", "t"), ("pf_ode", "t")])
+def test_either_zero_gives_the_same_row(name, zero):
+    """So one may stand for the other, bit for bit."""
+    op = OPS[name]
+    parameters = op.parameters(np.random.default_rng(4))
+    plus, minus = (op.coefficients(**parameters | {zero: v}).tobytes() for v in (0., -0.))
+    assert plus == minus
+
+
 def test_what_is_not_a_number_is_not_kept():
     op = OPS["langevin"]
     for eps in (np.array([.1, .2]), np.float32(.1)):
