@@ -22,7 +22,6 @@ try:
 except ImportError:
     triton = None
 
-# Random123's known answers: counter, key, words
 # Philox inverted: counters whose words are the ends, quadrant edges and binade edges
 # (seed, sample, step, tag, quad): words
 EDGES = {
