@@ -1,5 +1,6 @@
 """How fast: parts of the device check that measure a GPU."""
 
+import time
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from ...net import ScoreNet
 from ..speed.clock import once
 from ..speed.rows import MAIN_OP
 from ..speed.run import bench, call, case, kernels_of, show
+from ..speed.run import why_not as lacks
 from ..speed.sums import SUMS
 from .here import DEVICE, NAMES, SEED, captured, same, seconds, verdict
 
@@ -51,18 +53,25 @@ def rates():
     return {"passed": True, **found}
 
 
-def timing():
-    """Every kind of update and sum against the peers, gate first."""
-    main, found = ["normal", MAIN_OP.name], []
+def timing(limit=150):
+    """Kinds of update and sums against the peers, gate first; what is not begun within
+    `limit` seconds is named. The largest arrays come last: NumPy takes seconds for each."""
+    main, found, left = ["normal", MAIN_OP.name], [], []
     rest = [name for name in (*kernels_of(), *SUMS) if name not in main]
-    for dtype in ("float32", "bfloat16"):
-        is_float32 = dtype == "float32"
-        names = [*NAMES, *PEERS] + ["cupy_expr"] * is_float32
-        timed = partial(bench, dtype=dtype, device="cuda", seconds=SECONDS)
-        found += timed(main, names + ["curand"] * is_float32, [1 << 20, 1 << 28])
-        found += timed(rest, names, [1 << 28])
-    print(show(found))
-    return {"passed": True, "rows": found}
+    work = [(op, dtype, elements)
+            for ops, sizes in ((main, [1 << 20, 1 << 26]), (rest, [1 << 26]), (main, [1 << 28]))
+            for dtype in ("float32", "bfloat16") for op in ops for elements in sizes]
+    end = time.perf_counter() + limit
+    for op, dtype, elements in work:
+        if time.perf_counter() > end:
+            left.append([op, dtype, elements])
+            continue
+        names = [*NAMES, *(peer for peer in (*PEERS, "cupy_expr", "curand")
+                           if not lacks(peer, op, dtype, "cuda"))]
+        rows = bench([op], names, [elements], dtype, "cuda", seconds=SECONDS)
+        print(show(rows), flush=True)
+        found += rows
+    return {"passed": True, "left": left, "rows": found}
 
 
 def launches(calls=20):

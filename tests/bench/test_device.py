@@ -11,6 +11,7 @@ import torch
 
 from minidiff import kernels, noise
 from minidiff.bench.device import correct, here, speed
+from minidiff.bench.speed.run import bench
 from minidiff.kernels.check.compare import normals_at
 
 
@@ -93,3 +94,12 @@ def test_every_part_that_needs_no_gpu_of_its_own_passes_here(no_gpu, monkeypatch
                         .astype("uint32"))
     assert correct.all_stages()["passed"]
     assert speed.COUNTED.count("__global__") == 2
+
+
+def test_timing_stops_in_time_and_says_what_is_left(no_gpu, monkeypatch):
+    small = lambda ops, names, sizes, dtype, device, seconds: bench(
+        ops, ["torch", "torch_eager"], [1 << 10], dtype, "cpu", seconds=1e-3)
+    monkeypatch.setattr(speed, "bench", small)
+    found = speed.timing()
+    assert not found["left"] and len({row["op"] for row in found["rows"]}) == 13
+    assert len(speed.timing(-1.)["left"]) == 34
