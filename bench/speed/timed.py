@@ -147,8 +147,10 @@ class Race:
         self.check("nothing was timed", COUNTER["step"])
         found = clock(self.functions(), self.out.device, seconds)
         times = {key: summary(rounds) for key, rounds in found.items()}
+        random = torch.Generator(self.out.device)
+        random.seed()  # the default one may have been seeded as the first data were
         for t in self.u:
-            t.normal_()
+            t.normal_(generator=random)
         self.check(AFTER, 1)
         size, rows = self.out.nbytes, []
         if self.user:

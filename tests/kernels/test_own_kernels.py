@@ -16,6 +16,8 @@ from minidiff.bench.speed import clock, run, timed
 from minidiff.kernels import check
 from minidiff.kernels.check.yours import UserKernels
 
+BENCH = "bench", "--device", "cpu", "--kernel"
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,11 +45,11 @@ def test_the_readmes_wrong_kernel_is_located_as_it_says_and_mended_it_passes(tmp
     for part in " ".join(printed.split()).split(" ... "):
         assert part in shown
     refused("langevin", "nothing was timed",
-            argv=["bench", "--kernel", "mine.py", "--elements", "4096"])
+            argv=[*BENCH, "mine.py", "--elements", "4096"])
     Path("mine.py").write_text(wrong.replace("c * c * z", "c * z"))
     assert main(["check", "--kernel", "mine.py", "--json", "rows.json"]) == 0
     assert all(r["passed"] for r in json.loads(Path("rows.json").read_text()))
-    assert main(["bench", "--kernel", "mine.py", "--elements", "4096", "--json", "rows.json"]) == 0
+    assert main([*BENCH, "mine.py", "--elements", "4096", "--json", "rows.json"]) == 0
     row, = [r for r in json.loads(Path("rows.json").read_text()) if r["backend"] == "mine.py"]
     assert row["seconds"] > 0 and row["matches_reference"] and "torch_inplace" in row["speedup"]
 
@@ -77,7 +79,7 @@ def test_norms_and_losses_of_ones_own(tmp_path, capsys):
         assert main(["check", "--kernel", str(file)]) == bool(failed)
         assert {*re.findall(r"FAILED (\w+)", capsys.readouterr().out)} == set(failed)
     file.write_text(SUMS)
-    assert main(["bench", "--kernel", str(file), "--elements", "4096", "--json",
+    assert main([*BENCH, str(file), "--elements", "4096", "--json",
                  str(tmp_path / "rows.json")]) == 0
     timed = {(r["op"], r["backend"]) for r in json.loads((tmp_path / "rows.json").read_text())}
     assert {(op, str(file)) for op in ("norms", "noise_norms", "dsm_loss")} <= timed
@@ -169,7 +171,7 @@ FIRST = "reference's bits at (1024, 1024); nothing was timed"
 def test_what_was_not_computed_is_not_timed(body, words, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(UserKernels.check, "__defaults__", ((), 0))
     (tmp_path / "mine.py").write_text(LANGEVIN + body)
-    refused("mine.py", words, argv=["bench", "--kernel", str(tmp_path / "mine.py"), "--elements",
+    refused("mine.py", words, argv=[*BENCH, str(tmp_path / "mine.py"), "--elements",
                                     "1048576", "--backend", "torch_inplace"])
 
 
@@ -194,7 +196,7 @@ import inspect
 {op} = wrong({op})
 """
     (tmp_path / "mine.py").write_text(wrong)
-    refused("mine.py", op, when, argv=["bench", "--kernel", str(tmp_path / "mine.py"), "--op", op,
+    refused("mine.py", op, when, argv=[*BENCH, str(tmp_path / "mine.py"), "--op", op,
                                        "--elements", str(512 * 1024), "--backend", "torch_eager"])
 
 
@@ -220,7 +222,7 @@ def test_fresh_data_tell_what_was_computed_once(op, tmp_path, refused, monkeypat
     (tmp_path / "mine.py").write_text(STALE + code.replace("quads(e)", "quads(e)").replace(
         "def _quads", "def quads"))
     refused("mine.py", op, "what was timed is not what was checked", argv=[
-        "bench", "--kernel", str(tmp_path / "mine.py"), "--op", op, "--elements", str(1 << 19),
+        *BENCH, str(tmp_path / "mine.py"), "--op", op, "--elements", str(1 << 19),
         "--backend", "torch_eager"])
 
 
@@ -230,6 +232,7 @@ def test_fresh_data_tell_what_ours_computed_once(monkeypatch):
         first = kernels.bind(u, *arguments, **kw)(0).clone()
         return lambda step: kw["out"].copy_(first)
     monkeypatch.setattr(run, "bind", bind)
+    torch.manual_seed(0)  # as the first data are drawn
     with pytest.raises(RuntimeError, match="pf_ode: host .*what was timed"):
         run.bench(["pf_ode"], ["host"], [1 << 18], seconds=0.)
     for name in ("norms", "dsm_loss"):
@@ -251,7 +254,7 @@ def norms(x):
     return honest(x)
 """)
     refused("mine.py", "times the rate of copying", argv=[
-        "bench", "--kernel", str(tmp_path / "mine.py"), "--op", "norms", "--elements", str(1 << 22),
+        *BENCH, str(tmp_path / "mine.py"), "--op", "norms", "--elements", str(1 << 22),
         "--backend", "torch_eager"])
 
 
@@ -315,7 +318,7 @@ def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys):
         "    return").replace("ARRAYS", "import torch\nARRAYS"))
     for text, given in ((code.replace("c * c * z", "c * z"), True), (draws, False)):
         (tmp_path / "mine.py").write_text(text)
-        assert main(["bench", "--kernel", str(tmp_path / "mine.py"), "--elements", "16384",
+        assert main([*BENCH, str(tmp_path / "mine.py"), "--elements", "16384",
                      "--json", str(tmp_path / "rows.json")]) == 0
         rows = json.loads((tmp_path / "rows.json").read_text())
         mine, = [r for r in rows if r["backend"].endswith("mine.py")]
@@ -338,13 +341,13 @@ def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys):
 
 def test_noise_that_is_the_result_cannot_be_given(tmp_path, refused):
     (tmp_path / "mine.py").write_text("def normal(z): return z")
-    refused("normal that is given z", argv=["bench", "--kernel", str(tmp_path / "mine.py"),
+    refused("normal that is given z", argv=[*BENCH, str(tmp_path / "mine.py"),
                                             "--elements", "4096"])
 
 
 def test_sums_that_are_given_z_race_what_is_given_z(tmp_path):
     (tmp_path / "mine.py").write_text(SUMS)
-    assert main(["bench", "--kernel", str(tmp_path / "mine.py"), "--elements", "4096", "--json",
+    assert main([*BENCH, str(tmp_path / "mine.py"), "--elements", "4096", "--json",
                  str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     mine = {r["op"]: r for r in rows if r["backend"].endswith("mine.py")}
