@@ -216,12 +216,13 @@ def is_counter(step):
     return hasattr(step, "shape") and not isinstance(step, np.generic)
 
 
-def noise_step(step, like, rows=None):
-    """The step as an int; as a tensor a step counter, and a number that chooses a row."""
+def noise_step(step, like, rows=None, first_step=0):
+    """The noise's step as an int; as a tensor, that a launch adds first_step to, a step
+    counter and a number that chooses a row."""
     if not is_counter(step):
         step = index(step)
         if rows != "step":
-            return step & MASK
+            return step + first_step & MASK
         if abs(step) >> 62:  # beyond int64: as far out, and the same noise
             far = 1 << 62 if step > 0 else -1 << 62
             step = far + (step & MASK)

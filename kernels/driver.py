@@ -80,11 +80,11 @@ def packed(argument):
     return ctypes.c_int64(argument)
 
 
-def prepare(device, kernel, blocks, arguments):
+def prepare(device, kernel, blocks, arguments, first_step=0):
     """launch(step=0): the kernel on `blocks` blocks, on the device's current stream.
 
     arguments: tensors, None and integers, in the kernel's order, up to its last two: a step
-    counter, null where the step is a number, and that number.
+    counter and what is added to it, first_step; null and the step where that is a number.
     launch holds what it launches.
     """
     import torch
@@ -104,7 +104,7 @@ def prepare(device, kernel, blocks, arguments):
     def launch(step=0):
         counted = not isinstance(step, int)
         address.value = step.data_ptr() if counted else None
-        number.value = 0 if counted else step
+        number.value = first_step if counted else step
         stream = current_stream(index)
         _check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(context))
         error = library.cuLaunchKernel(kernel.function, *shape, stream, pointers, None)

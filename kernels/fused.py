@@ -1,10 +1,13 @@
 """The engine of the sampling loops: the reference's steps, fused, their noise inside."""
 
 import threading
+from functools import partial
 
 import numpy as np
 
+from ..engine import Engine, at, draws
 from .arguments import HOLDS, Rows, as_tensor, is_counter, rows_of
+from .launch import keys_of
 from .sums import noise_norms, norms
 from .table import lookup
 from .updates import update
@@ -12,30 +15,40 @@ from .updates import update
 SCHEDULES = 64  # tables that an engine keeps on its device; a loop has up to four
 
 
-class Fused:
+class Fused(Engine):
     """The engine of minidiff.samplers' loops on a backend.
 
     It computes a step's coefficients once a schedule, and then does one fused update a
     step. k may be a 0-d int64 tensor on the device: nothing waits for it, and a step
     captured in a CUDA graph replays the schedule; the loop adds 1 to it after the step.
-    normal(shape, k, tag), if given, is the noise's source instead: arrays like x.
+    seed, sample, normal: as in `Engine`; normal returns arrays like x.
 
     Example: *_, x = reverse_sde(score, x, VP(), times, Fused(seed=0))
     """
 
     def __init__(self, seed=0, sample=0, backend="auto", normal=None):
-        self.draw = {"seed": seed, "sample": sample, "backend": backend}
+        super().__init__(seed, sample, normal)
         self.backend = backend
-        self.normal = normal
         self.kept = threading.local()
         self.tables = {}
+        self.keys = {}
+
+    def __getstate__(self):
+        return super().__getstate__() | {"backend": self.backend}
+
+    def __copy__(self):
+        """Another run of the same noise, which uploads nothing that this one has."""
+        other = type(self)(**self.__getstate__())
+        other.tables = self.tables
+        other.keys = self.keys
+        return other
 
     def _uploaded(self, given, u):
         """The Rows of a schedule where its operands u are.
 
         The last SCHEDULES of an engine are kept: a loop that has run before uploads
-        nothing, so that a CUDA graph can capture it whole. The graph reads them for as long
-        as it is replayed: keep the engine, and use it for no more than that.
+        nothing, so that a CUDA graph can capture a copy's loop whole. The graph reads them
+        for as long as it is replayed: keep the engine, and use it for no more than that.
         """
         k = len(u)
         like = as_tensor("x", u[0])
@@ -46,52 +59,76 @@ class Fused:
             self.tables[key] = rows_of(given, k, HOLDS[k], like, "step")
         return self.tables[key]
 
-    def __call__(self, step, tag, denoise=None, clip=None, **parameters):
-        """move(k, *operands), step k of N; parameters are numbers or arrays (N,)."""
+    def _draw(self, x):
+        """The seed and sample of noise like x; integers a row are uploaded once."""
+        seed = self.seed
+        if self.by_row:
+            like = as_tensor("x", x)
+            where = like.device
+            if where not in self.keys:
+                self.keys[where] = keys_of(seed, self.sample, like)
+            seed = self.keys[where]
+        return {"seed": seed, "sample": self.sample, "backend": self.backend}
+
+    def __call__(self, step, tag, steps=None, denoise=None, clip=None, **parameters):
+        """move(k, *operands), step k of N; parameters are numbers or arrays (N,).
+
+        steps: a range to claim, as in `samplers.Reference`.
+        """
         op = lookup(step, denoise)
         given = op.coefficients(clip, **parameters)
         names = (*op.operands, "z")
+        first = self.claim(tag, steps) if draws(op.step, given) else 0
         known = None
 
         def move(k, *u):
             nonlocal known
             op.require(u)
+            draw = self._draw(u[0])
             if op.noise and self.normal:
-                u = (*u, self.normal(tuple(u[0].shape), k, tag))
+                z = self.normal(tuple(u[0].shape), first + k, tag)
+                u = (*u, z)
             if known is None:
                 known = self._uploaded(given, u)
             rows = known
             if known.kind == "step" and not is_counter(k):
                 rows = Rows(known.coef[k].unsqueeze(0), "all", known.draws, known.clips)
-            return update(u, rows, step=k, tag=tag, names=names, **self.draw)
+            return update(u, rows, step=k, first_step=first, tag=tag, names=names,
+                          **draw)
         return move
 
-    def correct(self, step, rule, x, s, k, tag):
-        """x becomes step(x, s, z, eps), in place, with eps = rule(|z_b|, |s_b|), one a
-        sample.
+    def corrector(self, step, rule, tag, steps=None, **parameters):
+        """correct(k, x, s): in place, x becomes step(x, s, z, eps), a step size a sample.
 
-        eps is kept on the device. A CPU keeps float32 z for the step. 16 bits would round
-        it, and a GPU makes it sooner than it reads it: there z is drawn again.
+        eps = rule(|z_b|, |s_b|, **parameters), kept on the device. A CPU keeps float32 z
+        for the step. 16 bits would round it, and a GPU makes it sooner than it reads it:
+        there z is drawn again.
         """
-        import torch
-        draw = self.draw | {"step": k, "tag": tag}
-        if self.normal:
-            z = self.normal(tuple(x.shape), k, tag)
-            z_norm = norms(z, backend=self.backend)
-        else:
-            z = self._buffer(x)
-            z_norm = noise_norms(x, out=z, **draw)
-        s_norm = norms(s, backend=self.backend)
-        if getattr(x, "is_cuda", False):
-            xp = torch
-            eps = xp.asarray(rule(z_norm.double(), s_norm.double()), device=x.device)
-        else:
+        first = self.claim(tag, steps)
+
+        def correct(k, x, s):
+            n = first + k if first else k
+            draw = self._draw(x) | {"step": n, "tag": tag}
+            if self.normal:
+                z = self.normal(tuple(x.shape), n, tag)
+                z_norm = norms(z, backend=self.backend)
+            else:
+                z = self._buffer(x)
+                z_norm = noise_norms(x, out=z, **draw)
+            s_norm = norms(s, backend=self.backend)
             xp = np  # its steps are short, on a CPU
-            eps = xp.asarray(rule(np.float64(z_norm), np.float64(s_norm)))
-        units = np.eye(3).tolist()
-        rows = xp.stack([step(*unit, eps=eps) + 0 * eps for unit in units], -1)
-        u = [x, s] if z is None else [x, s, z]
-        return update(u, rows, out=x, names=("x", "s", "z"), rows="sample", **draw)
+            if getattr(x, "is_cuda", False):
+                import torch as xp
+            in_float64 = partial(xp.asarray, dtype=xp.float64)
+            eps = rule(in_float64(z_norm), in_float64(s_norm), **at(k, parameters))
+            eps = xp.asarray(eps)
+            units = np.eye(3).tolist()
+            c = [step(*unit, eps=eps) + 0 * eps for unit in units]
+            rows = xp.stack(c, -1)
+            u = [x, s] if z is None else [x, s, z]
+            names = "x", "s", "z"
+            return update(u, rows, out=x, names=names, rows="sample", **draw)
+        return correct
 
     def _buffer(self, x):
         """Memory for noise like x, kept by each thread; None on a GPU and for 16 bits."""

@@ -2,7 +2,8 @@
 // for the GPU, a C++ compiler for the CPU. Contraction must be off in both.
 //   out = ((c0*u0 + c1*u1) + c2*u2 ...) + cz*z
 //   z = normal(seed, sample, element, step, tag)
-// The macros STORAGE, OPERANDS, DRAWS, CLIP, SUMS, and on a GPU ALIGNED, choose a variant.
+// The macros STORAGE, OPERANDS, DRAWS, CLIP, SUMS, KEYS, and on a GPU ALIGNED, choose a
+// variant. With KEYS each row has a seed and an id of its own.
 // With CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares
 // of the result e are added up a row: 1 stores nothing else, 2 the loss's gradient
 // ((2*w)*e)*c0, 3 e.
@@ -12,7 +13,6 @@ typedef unsigned long long u64;
 typedef long long i64;
 #define FN __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
-#define UNROLL_PACKS _Pragma("unroll 4")
 FN float as_float(u32 i) { return __uint_as_float(i); }
 FN u32 as_uint(float f) { return __float_as_uint(f); }
 FN float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
@@ -50,13 +50,10 @@ FN float root(float x) { return sqrtf(x); }
 FN u32 and_or(u32 w, u32 keep, u32 set) { return (w & keep) | set; }
 // a machine without the instruction: libm's function takes twice as long as float64 does,
 // which rounds the same wherever the noise is
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(LIBM_FMA)
 enum { HAS_FMA = 1 };
 #else
 enum { HAS_FMA = 0 };
-#endif
-#ifdef LIBM_FMA
-#define HAS_FMA 1
 #endif
 FN float fused(float x, float y, float z) {
     return HAS_FMA ? __builtin_fmaf(x, y, z) : (float)((double)x * y + z);
@@ -64,19 +61,16 @@ FN float fused(float x, float y, float z) {
 
 // eight, four or two counters at once: 64-bit products of the low halves. GCC would take
 // three instructions for one if it were left to find them.
-#if defined(__F16C__) && !defined(__AVX2__)
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 #if defined(__AVX512F__)
-#include <immintrin.h>
 enum { LANES = 8 };
 #define MUL_LOW(a, m) _mm512_mul_epu32((__m512i)(a), _mm512_set1_epi64(m))
 #elif defined(__AVX2__)
-#include <immintrin.h>
 enum { LANES = 4 };
 #define MUL_LOW(a, m) _mm256_mul_epu32((__m256i)(a), _mm256_set1_epi64x(m))
 #elif defined(__SSE2__)
-#include <emmintrin.h>
 enum { LANES = 2 };
 #define MUL_LOW(a, m) _mm_mul_epu32((__m128i)(a), _mm_set1_epi64x(m))
 #else
@@ -92,8 +86,10 @@ FN u64 mul32(u64 a, u32 m) { return (u64)(u32)a * m; }
 
 // ---- the noise contract (minidiff/noise.py) ----
 
+struct Key { u64 seed; i64 id; };  // a row's, with KEYS
+
 // W is u64, or on the CPU a vector of them; only the low 32 bits of a word count
-template <class W> FN void philox(W &c0, W &c1, W &c2, W &c3, u32 k0, u32 k1) {
+template <class W, class K> FN void philox(W &c0, W &c1, W &c2, W &c3, K k0, K k1) {
     UNROLL for (int i = 0; i < 10; i++) {
         W p0 = mul32(c0, 0xD2511F53u), p1 = mul32(c2, 0xCD9E8D57u);
         c0 = (p1 >> 32) ^ c1 ^ k0;
@@ -237,17 +233,20 @@ FN void write(STORAGE *x, Pack p, int count) {
 
 // One axis of blocks (grid.y ends at 65,535): block = (row tile, column tile). A block is
 // blockDim.x >> columns rows by 1 << columns threads, each with `packs` packs of its row.
-// coef is [batch, WIDTH] (per_sample) or [rows, WIDTH], whose row is the step's, clamped.
+// coef is [batch, WIDTH] (per_sample) or [rows, WIDTH], whose row is the counter's, held.
 extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE *u1,
         const STORAGE *u2, const STORAGE *u3, double *sums, const float *coef,
-        int per_sample, i64 rows, i64 batch, i64 size, u64 seed, u32 sample, u32 tag,
-        int columns, int packs, u32 column_tiles, const i64 *counter, u32 step) {
+        const Key *keys, int per_sample, i64 rows, i64 batch, i64 size, u64 seed,
+        u32 sample, u32 tag, int columns, int packs, u32 column_tiles, const i64 *counter,
+        u32 step) {
     i64 tile = blockIdx.x / column_tiles;
     i64 b = tile * (blockDim.x >> columns) + (threadIdx.x >> columns);
     i64 pack = ((i64)(blockIdx.x % column_tiles) * packs << columns)
         + (threadIdx.x & ((1 << columns) - 1));
-    i64 now = counter ? *counter : step, row = now < 0 ? 0 : now < rows ? now : rows - 1;
-    if (per_sample) row = b < batch ? b : 0;
+    i64 now = counter ? *counter : 0, mine = b < batch ? b : 0;
+    i64 row = per_sample ? mine : now < 0 ? 0 : now < rows ? now : rows - 1;
+    Key key = KEYS ? keys[mine] : Key{seed, sample + b};
+    step += (u32)now;
     float c[WIDTH];
     UNROLL for (int k = 0; k < WIDTH; k++) c[k] = coef[row * WIDTH + k];
     i64 j = pack * PACK, left = b < batch ? size - j : 0;
@@ -256,17 +255,17 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
     out += b * size + j;
     u32 quad = (u32)(j / 4);
     const int stride = PACK << columns;
-    u64 mine = left > 0 ? (u64)(left + stride - 1) / PACK >> columns : 0;
-    packs = mine < packs ? (int)mine : packs;
+    u64 most = left > 0 ? (u64)(left + stride - 1) / PACK >> columns : 0;
+    packs = most < packs ? (int)most : packs;
     double squares = 0;
-    UNROLL_PACKS for (int n = 0; n < packs; n++) {
+    _Pragma("unroll 4") for (int n = 0; n < packs; n++) {
         int count = left < PACK ? (int)left : PACK;
         Pack in[OPERANDS + 1], result;
         UNROLL for (int k = 0; k < OPERANDS; k++) in[k] = read(u[k], count);
         float z[PACK], q[PACK];
         UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++) {
-            u64 w0 = quad + v, w1 = sample + b, w2 = now, w3 = tag;
-            philox(w0, w1, w2, w3, (u32)seed, (u32)(seed >> 32));
+            u64 w0 = quad + v, w1 = (u32)key.id, w2 = step, w3 = tag;
+            philox(w0, w1, w2, w3, (u32)key.seed, (u32)(key.seed >> 32));
             pair((u32)w0, (u32)w1, z[4 * v], z[4 * v + 1]);
             pair((u32)w2, (u32)w3, z[4 * v + 2], z[4 * v + 3]);
         }
@@ -301,6 +300,7 @@ struct Job {
     STORAGE *out;
     double *sums;
     const float *coef;
+    const Key *keys;
     i64 per_sample, batch, size;
     u64 seed;
     i64 sample, step, tag, threads;
@@ -352,10 +352,10 @@ static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n, f
 
 // The words of LANES counters from i on: w0 w2 of one after the other in `even`, w1 w3 in
 // `odd`; of half a quad w0 alone, and w1.
-FN void draw(const Job &job, Lanes quad, Lanes sample, u32 *even, u32 *odd, i64 i,
-             bool half) {
+template <class K> FN void draw(const Job &job, Lanes quad, Lanes sample, K k0, K k1,
+                                u32 *even, u32 *odd, i64 i, bool half) {
     Lanes c2 = quad * 0 + (u32)job.step, c3 = quad * 0 + (u32)job.tag;
-    philox(quad, sample, c2, c3, (u32)job.seed, (u32)(job.seed >> 32));
+    philox(quad, sample, c2, c3, k0, k1);
     if (half) {
         *(Words *)(even + i) = __builtin_convertvector(quad, Words);
         *(Words *)(odd + i) = __builtin_convertvector(sample, Words);
@@ -375,36 +375,38 @@ FN void fetch(const Job &job, i64 start) {
     }
 }
 
+FN u64 seed_of(const Job &job, i64 b) { return KEYS ? job.keys[b].seed : job.seed; }
+FN u32 id_of(const Job &job, i64 b) { return KEYS ? job.keys[b].id : job.sample + b; }
+FN Lanes lanes(const u32 *x) { return __builtin_convertvector(*(const Words *)x, Lanes); }
+
 // z for `rows` rows from b, elements j ... j+n of each
 static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
-    u32 quad[QUADS], sample[QUADS], even[2 * QUADS], odd[2 * QUADS];
+    u32 quad[QUADS], sample[QUADS], k0[QUADS], k1[QUADS], even[2 * QUADS], odd[2 * QUADS];
     const i64 quads = (n + 3) / 4, total = rows * quads, start = b * job.size + j;
+    const u64 seed = seed_of(job, b);
     if (rows == 1) {
-        Lanes c0, c1;
-        for (int l = 0; l < LANES; l++) {
-            c0[l] = (u64)(j / 4 + l);
-            c1[l] = (u32)(job.sample + b);
-        }
+        Lanes c0 = {}, c1 = c0 + id_of(job, b);
+        for (int l = 0; l < LANES; l++) c0[l] = (u64)(j / 4 + l);
         for (i64 i = 0; i < total; i += LANES, c0 += (u64)LANES) {
             fetch(job, start + 4 * i);
-            draw(job, c0, c1, even, odd, i, n == 2);
+            draw(job, c0, c1, (u32)seed, (u32)(seed >> 32), even, odd, i, n == 2);
         }
     } else {
+        auto put = [&](i64 i, i64 r, i64 q) {
+            quad[i] = (u32)(j / 4 + q);
+            sample[i] = id_of(job, b + r);
+            u64 key = seed_of(job, b + r);
+            k0[i] = (u32)key, k1[i] = (u32)(key >> 32);
+        };
         if (quads == 1)  // a loop that the compiler makes vectors of
-            for (i64 r = 0; r < rows; r++) {
-                quad[r] = (u32)(j / 4);
-                sample[r] = (u32)(job.sample + b + r);
-            }
+            for (i64 r = 0; r < rows; r++) put(r, r, 0);
         else for (i64 r = 0; r < rows; r++)
-            for (i64 q = 0; q < quads; q++) {
-                quad[r * quads + q] = (u32)(j / 4 + q);
-                sample[r * quads + q] = (u32)(job.sample + b + r);
-            }
+            for (i64 q = 0; q < quads; q++) put(r * quads + q, r, q);
         for (i64 i = 0; i < total; i += LANES) {
             fetch(job, start + 4 * i);
-            draw(job, __builtin_convertvector(*(const Words *)(quad + i), Lanes),
-                 __builtin_convertvector(*(const Words *)(sample + i), Lanes), even, odd, i,
-                 n == 2);
+            Lanes c0 = lanes(quad + i), c1 = lanes(sample + i);
+            if (KEYS) draw(job, c0, c1, lanes(k0 + i), lanes(k1 + i), even, odd, i, n == 2);
+            else draw(job, c0, c1, (u32)seed, (u32)(seed >> 32), even, odd, i, n == 2);
         }
     }
     const i64 pairs = n == 2 ? total : 2 * total;  // half of each quad leaves no gap

@@ -4,7 +4,7 @@ from functools import cache, partial
 from operator import index
 from typing import Any, NamedTuple
 
-from ..noise import MASK
+from ..noise import MASK, is_number, rows_of
 
 SEEDS = 2**64 - 1
 
@@ -24,6 +24,32 @@ class Result:
     BOTH = 3      # e in out, and the squares
 
 
+class Keys(NamedTuple):
+    """A seed and an id a row: int64 (batch, 2), where the rows are."""
+
+    table: Any
+
+
+def keys_of(seed, sample, like):
+    """The Keys of seeds or ids a row, or None of two numbers.
+
+    Keys in the seed's place are taken as they are, for rows as many as like's.
+    """
+    if is_number(seed) and is_number(sample):
+        return None
+    import torch
+    batch = like.shape[0]
+    if isinstance(seed, Keys):
+        table = seed.table
+        if table.shape != (batch, 2) or table.dtype != torch.int64:
+            raise ValueError(
+                f"keys must be int64 {(batch, 2)}, a seed and an id a row, got "
+                f"{table.dtype} {tuple(table.shape)}")
+        return Keys(table.to(like.device).contiguous())
+    seed, ids = rows_of(seed, sample, batch, torch, like.device)
+    return Keys(torch.cat([0 * ids + seed, ids], 1))
+
+
 class Launch(NamedTuple):
     """An update as backends take it.
 
@@ -41,7 +67,9 @@ class Launch(NamedTuple):
       of which the step chooses one, held to the first and the last.
     draws: whether noise is added. clips: whether u1 first becomes min(max(p0*u0 + p1*u1,
     lo), hi). result: one of Result. seed, sample, tag: the noise's counter, beside the
-    step; unsigned.
+    step; unsigned. keys: None, or in place of seed and sample int64 (batch, 2), the two of
+    each row, of which the low 64 and 32 bits count. first_step: what is added to a tensor
+    step's value for the noise, and not for the row of coef.
     """
 
     out: Any
@@ -54,11 +82,22 @@ class Launch(NamedTuple):
     seed: int
     sample: int
     tag: int
+    first_step: int = 0
+    keys: Any = None
 
     def variant(self):
-        """What a kernel is compiled for: dtype, operands, draws, clips, result."""
+        """What a kernel is compiled for: dtype, operands, draws, clips, result, keys."""
         return (dtype_name(self.out.dtype), len(self.operands), self.draws, self.clips,
-                self.result)
+                self.result, self.keys is not None)
+
+    def counter(self, step):
+        """seed, sample, step and tag of minidiff.noise, at a step."""
+        seed, sample = self.seed, self.sample
+        if self.keys is not None:
+            seed, sample = self.keys.unbind(1)
+        if not isinstance(step, int):
+            step = step + self.first_step
+        return seed, sample, step, self.tag
 
     def aligned(self):
         """Whether every row of every array starts and ends at a multiple of 16 bytes."""
@@ -75,15 +114,21 @@ def launched(module, out, operands, rows, counter, result=Result.STATE):
     """run(step) of a Launch on a backend's module.
 
     out, operands: tensors (batch, ...). rows: the coefficients, `arguments.Rows`. counter:
-    seed, sample, tag.
+    seed, sample, tag, first_step; the seed may be Keys.
     """
-    seed, sample, tag = map(index, counter)
+    seed, sample, tag, first_step = counter
+    keys = keys_of(seed, sample, out)
+    if keys:
+        seed = sample = 0
+    seed, sample, tag = map(index, (seed, sample, tag))
     if not out.numel():
         nothing = out.new_zeros(len(out)).double() if result else None
         return lambda step: nothing
     if out.dim() != 2:
         out = out.view(len(out), -1)
         operands = [u.view(len(out), -1) for u in operands]
-    launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK)
+    table = keys.table if keys and rows.draws else None
+    launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK,
+                    first_step & MASK, table)
     prepare = getattr(module, "prepare", None)
     return prepare(launch) if prepare else partial(module.update, launch)

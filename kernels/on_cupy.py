@@ -63,9 +63,10 @@ def prepare(launch):
     variant = launch.aligned(), *launch.variant()
     arguments = [
         out, *operands, *[None] * (4 - len(operands)), squares, coef,
-        launch.rows == "sample", len(coef), batch, size,
+        launch.keys, launch.rows == "sample", len(coef), batch, size,
         launch.seed, launch.sample, launch.tag, columns, packs, column_tiles]
-    start = driver.prepare(out.device, compiled(out.device, variant), blocks, arguments)
+    kernel = compiled(out.device, variant)
+    start = driver.prepare(out.device, kernel, blocks, arguments, launch.first_step)
 
     def run(step):
         if launch.result:

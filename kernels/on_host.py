@@ -30,13 +30,14 @@ STORAGE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SMALL = 1 << 15  # elements below which one thread is faster than waking two
 
 
-def macros(dtype, operands, draws, clips, sums=0):
+def macros(dtype, operands, draws, clips, sums=0, keys=False):
     """The definitions that choose a variant of kernels.cu."""
     return (f"-DSTORAGE={STORAGE[dtype]}",
             f"-DOPERANDS={operands}",
             f"-DDRAWS={int(draws)}",
             f"-DCLIP={int(clips)}",
-            f"-DSUMS={sums}")
+            f"-DSUMS={sums}",
+            f"-DKEYS={int(keys)}")
 
 
 NOISE = macros("float32", 0, True, False)  # the smallest variant
@@ -133,7 +134,7 @@ def has_fma():
     return bool(library(NOISE, native()).minidiff_has_fma())
 
 
-JOB = "out sums coef per_sample batch size seed sample step tag threads u0 u1 u2 u3"
+JOB = "out sums coef keys per_sample batch size seed sample step tag threads u0 u1 u2 u3"
 
 
 class Job(ctypes.Structure):
@@ -152,13 +153,15 @@ def prepare(launch):
     sums_at = sums.ctypes.data if launch.result else 0
     first_row = coef.data_ptr()
     u = [v.data_ptr() for v in operands]
-    job = Job(out.data_ptr(), sums_at, first_row, launch.rows == "sample", batch, size,
-              launch.seed, launch.sample, 0, launch.tag, 1, *u)
+    keys_at = 0 if launch.keys is None else launch.keys.data_ptr()
+    job = Job(out.data_ptr(), sums_at, first_row, keys_at, launch.rows == "sample", batch,
+              size, launch.seed, launch.sample, 0, launch.tag, 1, *u)
     given = ctypes.byref(job)
 
     def run(step):  # holds the launch, and so the memory that the job points to
+        first_step = 0 if isinstance(step, int) else launch.first_step
         step = int(step)
-        job.step = step
+        job.step = step + first_step
         if batch * size > SMALL:
             job.threads = threads.count()
         if launch.rows == "step":

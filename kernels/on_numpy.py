@@ -40,8 +40,8 @@ def composed(launch, coef, u, step, xp=np, device="cpu"):
     """(what a launch leaves in out, its sums of squares or None) of operands in float32."""
     c = coef.T[..., None]
     if launch.draws:
-        counter = launch.seed, launch.sample, step, launch.tag
-        u = [*u, noise.normal(launch.out.shape, *counter, xp=xp, device=device)]
+        z = noise.normal(launch.out.shape, *launch.counter(step), xp=xp, device=device)
+        u = [*u, z]
     e = affine(c, u, launch.clips, xp.where)
     squares = quad_squares(e, xp) if launch.result else None
     if launch.result == Result.GRADIENT:
@@ -57,7 +57,7 @@ def update(launch, step):
     if launch.rows == "step":
         coef = coef[[launch.row(int(step))]]
     u = [v.float().numpy() for v in launch.operands]
-    e, squares = composed(launch, coef, u, int(step))
+    e, squares = composed(launch, coef, u, step)
     if launch.result != Result.SQUARES:
         launch.out.copy_(from_numpy(e))
     return from_numpy(squares) if launch.result else None

@@ -130,7 +130,7 @@ if triton:
 
     @triton.jit
     def normal4(quad, sample, step, tag, k0, k1):
-        """[rows, quads, 2, 2]: z0 z1 z2 z3 of each quad."""
+        """[rows, quads, 2, 2]: z0 z1 z2 z3 of each quad; a key may be one a row."""
         quad, sample = tl.broadcast(quad, sample)
         w0, w1, w2, w3 = philox(quad, sample, step, tag, k0, k1)
         z0, z1 = pair(w0, w1)
@@ -150,13 +150,13 @@ if triton:
 
     @triton.jit(do_not_specialize=INTEGERS.split(),
                 do_not_specialize_on_alignment=["counter"])
-    def kernel(out, u0, u1, u2, u3, sums, coef,
+    def kernel(out, u0, u1, u2, u3, sums, coef, keys,
                rows, batch, size, packs, tiles,
                k0, k1, sample, tag, counter, step,
                OPERANDS: tl.constexpr, DRAWS: tl.constexpr, CLIP: tl.constexpr,
-               SUMS: tl.constexpr, PER_SAMPLE: tl.constexpr, COUNTED: tl.constexpr,
-               ALIGNED: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
-               COLUMNS: tl.constexpr):
+               SUMS: tl.constexpr, KEYS: tl.constexpr, PER_SAMPLE: tl.constexpr,
+               COUNTED: tl.constexpr, ALIGNED: tl.constexpr, V: tl.constexpr,
+               ROWS: tl.constexpr, COLUMNS: tl.constexpr):
         """A launch: Result is SUMS; V packs of 16 bytes hold so many quads."""
         WIDTH: tl.constexpr = OPERANDS + DRAWS + 4 * CLIP + (SUMS == 2)
         PACK: tl.constexpr = 4 * V
@@ -174,14 +174,13 @@ if triton:
         mask = (b < batch) & (j < length)
 
         # the coefficients: one row, one a sample, or the one that the counter chooses
-        now = tl.load(counter) if COUNTED else step.to(tl.int64)
         c = coef
         c_mask = None
         if PER_SAMPLE:
             c += b * WIDTH
             c_mask = b < batch
         elif COUNTED:
-            chosen = tl.maximum(tl.minimum(now, rows - 1), 0)
+            chosen = tl.maximum(tl.minimum(tl.load(counter), rows - 1), 0)
             c += chosen * WIDTH
 
         if OPERANDS > 0:
@@ -203,12 +202,20 @@ if triton:
             total += coefficient(c, k, c_mask) * u
 
         if DRAWS:
-            ids = (b + sample).to(tl.uint32)
+            if KEYS:  # read once a row
+                key = tl.load(keys + 2 * b, mask=b < batch)
+                key0 = key.to(tl.uint32)
+                key1 = (key >> 32).to(tl.uint32)
+                ids = tl.load(keys + 2 * b + 1, mask=b < batch).to(tl.uint32)
+            else:
+                key0 = k0.to(tl.uint32)
+                key1 = k1.to(tl.uint32)
+                ids = (b + sample).to(tl.uint32)
             t = tl.zeros_like(ids) + tag.to(tl.uint32)
             quad = (column * V).to(tl.uint32)
-            n = now.to(tl.uint32)
-            key0 = k0.to(tl.uint32)
-            key1 = k1.to(tl.uint32)
+            n = step.to(tl.uint32)
+            if COUNTED:
+                n += tl.load(counter).to(tl.uint32)
             z = normal4(quad, ids, n, t, key0, key1)
             if V == 2:
                 z1 = normal4(quad + 1, ids, n, t, key0, key1)
@@ -240,12 +247,6 @@ def tile(size, v, quads):
     return quads // v // columns, columns, -(-packs // columns)
 
 
-def signed(word):
-    """The low 32 bits as a signed integer."""
-    half = 1 << 31
-    return (word + half) % (2 * half) - half
-
-
 def loaded(device, found):
     """What Triton compiled, as the driver's kernel."""
     of = found.metadata
@@ -259,7 +260,7 @@ def kind(argument):
     """What Triton tells apart: a tensor's dtype and alignment, whether a number is long."""
     if hasattr(argument, "data_ptr"):
         return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument != signed(argument)
+    return argument != noise.signed(argument, 32)
 
 
 kept = {}
@@ -294,13 +295,16 @@ def prepare(launch):
     u = [out, *operands]
     u += [out] * (5 - len(u))
     numbers = [len(coef), batch, size, size // (4 * v), tiles]
-    numbers += map(signed, (launch.seed, launch.seed >> 32, launch.sample, launch.tag))
-    arguments = [*u, coef if sums is None else sums, coef, *numbers]
+    numbers += [noise.signed(word, 32) for word in (
+        launch.seed, launch.seed >> 32, launch.sample, launch.tag)]
+    tables = [coef if table is None else table for table in (sums, coef, launch.keys)]
+    arguments = [*u, *tables, *numbers]
     options = {
         "OPERANDS": len(operands),
         "DRAWS": int(launch.draws),
         "CLIP": int(launch.clips),
         "SUMS": launch.result,
+        "KEYS": launch.keys is not None,
         "PER_SAMPLE": launch.rows == "sample",
         "ALIGNED": launch.aligned(),
         "V": v,
@@ -313,13 +317,16 @@ def prepare(launch):
 
     def run(step):
         counted = not isinstance(step, int)
-        last = (step, 0) if counted else (coef, signed(step))  # coef stands for none
+        last = step, noise.signed(launch.first_step, 32)
+        if not counted:
+            last = coef, noise.signed(step, 32)  # coef stands for none
         if INTERPRET:
             kernel[blocks,](*arguments, *last, COUNTED=counted, **options)
         elif counted not in launches:  # a number's kernel is another than a counter's
             how = options | {"COUNTED": counted}
             found = compiled(out.device, [*arguments, *last], how)
-            launches[counted] = driver.prepare(out.device, found, blocks, arguments)
+            launches[counted] = driver.prepare(out.device, found, blocks, arguments,
+                                               launch.first_step)
         if not INTERPRET:
             launches[counted](step)
         return sums.sum(1) if launch.result else None

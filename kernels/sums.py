@@ -24,7 +24,7 @@ def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64."""
     (u,), module = accept([x], ["x"], backend)
     rows = Rows(_one(u), "all", draws=False)
-    run = launched(module, u, [u], rows, (0, 0, 0), Result.SQUARES)
+    run = launched(module, u, [u], rows, (0, 0, 0, 0), Result.SQUARES)
     return as_given(x, run(0).sqrt().float())
 
 
@@ -37,7 +37,7 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
         require_writable(out, tensors[1], (), ())
     rows = Rows(_one(tensors[0]), "all", draws=True)
     result = Result.SQUARES if out is None else Result.BOTH
-    run = launched(module, tensors[-1], [], rows, (seed, sample, tag), result)
+    run = launched(module, tensors[-1], [], rows, (seed, sample, tag, 0), result)
     squares = run(noise_step(step, tensors[0]))
     tell_autograd(out)
     return as_given(like, squares.sqrt().float())
@@ -57,7 +57,7 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="au
     gradient = u.new_empty(u.shape)
     step = noise_step(step, u)
     rows = rows_of(coef, 1, LOSS, u)
-    run = launched(module, gradient, [u], rows, (seed, sample, tag), Result.GRADIENT)
+    run = launched(module, gradient, [u], rows, (seed, sample, tag, 0), Result.GRADIENT)
     w = rows.coef[:, 2].double()
     value = (w * run(step)).sum().float()
     return as_given(s, value)[()], as_given(s, gradient)

@@ -13,12 +13,12 @@ from torch._library.autograd import Info, make_autograd_impl
 from torch.utils._pytree import tree_leaves
 
 from .arguments import has_tangent
+from .launch import Keys
 from .on_torch import chosen
 from .sums import dsm_loss, noise_norms, norms
 from .updates import update
 
-DRAW = "seed", "sample", "step", "tag"
-COUNTER = ", ".join(f"SymInt {word}" for word in DRAW)
+COUNTER = "Tensor? keys, SymInt seed, SymInt sample, SymInt step, SymInt tag"
 LIB = torch.library.Library("minidiff", "DEF")
 
 
@@ -70,13 +70,23 @@ def _refuse_gradient(coef):
         raise RuntimeError("coef requires grad, which is not defined: pass it detached")
 
 
+def _drawn(keys, seed, sample, step, tag):
+    """The noise's counter, as keywords; keys (batch, 2) stand for seed and sample."""
+    if keys is not None:
+        if seed or sample:
+            raise ValueError("keys hold every row's seed and sample: pass 0 beside them")
+        seed = Keys(keys)
+    return {"seed": seed, "sample": sample, "step": step, "tag": tag}
+
+
 # ---- update ----
 
-def _update(operands, coef, counter, seed, sample, step, tag, rows=None):
+def _update(operands, coef, counter, keys, seed, sample, step, tag, rows=None):
     operands = [u.detach() for u in operands]
-    step = step if counter is None else counter
-    return update(operands, coef.detach(), seed=seed, sample=sample, step=step, tag=tag,
-                  rows=rows)
+    draw = _drawn(keys, seed, sample, step, tag)
+    if counter is not None:
+        draw |= {"step": counter, "first_step": step}
+    return update(operands, coef.detach(), rows=rows, **draw)
 
 
 def _update_fake(operands, *_):
@@ -84,7 +94,7 @@ def _update_fake(operands, *_):
 
 
 def _update_save(ctx, inputs, output):
-    operands, coef, counter, _, _, step, _, rows = inputs
+    operands, coef, counter, _, _, _, step, _, rows = inputs
     _refuse_gradient(coef)
     ctx.operands = len(operands)
     clips = coef.shape[-1] - ctx.operands > 3  # p0, p1, lo, hi; a SymInt is no key of HOLDS
@@ -118,13 +128,11 @@ register(
 # ---- noise ----
 
 def _normal(like, *draw):
-    draw = dict(zip(DRAW, draw))
-    return update([], [1.], out=_dense(like), **draw)
+    return update([], [1.], out=_dense(like), **_drawn(*draw))
 
 
 def _noise_norms(like, *draw):
-    draw = dict(zip(DRAW, draw))
-    return noise_norms(like.detach(), **draw)
+    return noise_norms(like.detach(), **_drawn(*draw))
 
 
 LIKE = f"(Tensor like, {COUNTER}) -> Tensor"
@@ -155,8 +163,7 @@ register("norms", "(Tensor x) -> Tensor", _norms, _a_number_a_sample, _norms_bac
 # ---- the loss, whose gradient comes with it ----
 
 def _loss(s, coef, *draw):
-    draw = dict(zip(DRAW, draw))
-    return dsm_loss(s.detach(), coef.detach(), **draw)
+    return dsm_loss(s.detach(), coef.detach(), **_drawn(*draw))
 
 
 def _loss_fake(s, *_):
@@ -175,7 +182,7 @@ def _loss_backward(ctx, g, _):
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
             "dsm_loss has no second derivative: backward without create_graph")
-    return g.to(gradient.dtype) * gradient, *[None] * 5
+    return g.to(gradient.dtype) * gradient, *[None] * 6
 
 
 register(

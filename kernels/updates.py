@@ -26,9 +26,10 @@ def update(operands, coef, **keywords):
     coef: (K,), or (K + 1,) where the last multiplies the noise; with four more, p0, p1, lo,
       hi, u1 first becomes min(max(p0*u0 + p1*u1, lo), hi). (batch, ...) for one row a
       sample.
-    seed, sample, step, tag: the noise's counter (minidiff.noise); sample is the first row's
-      id. step is a number or a step counter, a 0-d int64 array or tensor that a GPU reads
-      when it comes to it: nothing waits.
+    seed, sample, step, tag: the noise's counter (minidiff.noise). seed and sample are
+      numbers, sample the first row's id, or arrays with an integer a row. step is a number
+      or a step counter, a 0-d int64 array or tensor that a GPU reads when it comes to it:
+      nothing waits. first_step, a number, is added to it for the noise.
     rows: what the rows of coef are. "sample": one a sample. "step": a table (N, ...) of
       which step chooses one, clamped to 0 ... N - 1. Beside a counter it must be said.
     out: where to write; may be an operand itself (in place), may not overlap one otherwise.
@@ -41,20 +42,21 @@ def update(operands, coef, **keywords):
     return result
 
 
-def _looked_at(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, rows=None,
-               out=None, backend="auto", names=NAMES):
+def _looked_at(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, first_step=0,
+               rows=None, out=None, backend="auto", names=NAMES):
     """(run, step, result, operands and result as tensors) of an update."""
     operands = [*operands]
     module, inputs, target, result = accept_update(operands, out, names, backend)
-    step = noise_step(step, target, rows)
+    step = noise_step(step, target, rows, first_step)
     if not isinstance(coef, Rows):
         k = len(inputs)
         coef = rows_of(coef, k, HOLDS[k], target, rows, step)
-    run = launched(module, target, inputs, coef, (seed, sample, tag))
+    counter = seed, sample, tag, first_step
+    run = launched(module, target, inputs, coef, counter)
     return run, step, result, [*inputs, target]
 
 
-def bind(operands, coef, *, rows=None, names=NAMES, **keywords):
+def bind(operands, coef, *, rows=None, names=NAMES, first_step=0, **keywords):
     """f(step): this `update` on these very arrays, its arguments checked once; f returns
     out.
 
@@ -66,13 +68,13 @@ def bind(operands, coef, *, rows=None, names=NAMES, **keywords):
     if hasattr(coef, "data_ptr"):
         coef = coef.clone()
     run, first, result, tensors = _looked_at(operands, coef, rows=rows, names=names,
-                                             **keywords)
+                                             first_step=first_step, **keywords)
     for name, u, t in zip(names, operands, tensors):
         if not is_dense(u, t):
             raise ValueError(f"{name} must be contiguous and writeable to be bound")
 
     def again(step):
-        step = noise_step(step, tensors[-1], rows)
+        step = noise_step(step, tensors[-1], rows, first_step)
         if isinstance(step, int) != isinstance(first, int):
             raise ValueError(
                 "bound with a number for its step, f takes numbers; with a counter, "

@@ -107,7 +107,10 @@ def _adaptive(score, x, sde, times, engine):
     """RK45, which computes in NumPy, with a score of arrays or tensors like x.
 
     The tolerance is for about as many evaluations as times: 24 a decade, on the digits.
+    ValueError for seeds a row: the step size is the batch's.
     """
+    engine.require_one_seed("pf_ode_adaptive")
+
     def as_given(u):
         return x.new_tensor(u) if hasattr(x, "new_tensor") else u.astype(x.dtype)
 

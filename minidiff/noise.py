@@ -3,6 +3,7 @@
     key     = (seed mod 2^32, seed div 2^32)
     counter = (quad, sample, step, tag),  quad = j div 4, word = j mod 4
               for element j of a flattened sample; a quad never spans two samples
+    rows: row b is (seed, sample + b); or seed and sample are arrays, an integer a row
     words   = Philox4x32-10(counter, key)                                [Philox]
     uniform = float32(word) * 2^-32 + 2^-33, in (0, 1]
     normals: words (w0, w1) -> (z0, z1), (w2, w3) -> (z2, z3)            [Box-Muller]
@@ -52,6 +53,8 @@ FORWARD = 10  # a forward process
 KNOWN = 11  # kept for replaced pixels
 LABEL = 12  # kept for dropped labels
 CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
+TAGS = {tag: name for name, tag in dict(globals()).items()
+        if name.isupper()}  # for messages
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
@@ -63,6 +66,60 @@ SIN = -3.6274606827646494e-05, .0024905067402869463, -.0807456523180008, .785398
 COS = -.0003189094422850758, .015850016847252846, -.30842435359954834, 1.
 LOG_SCALE = 1.6525916635146132e-07  # 2 ln 2 a binary exponent, which e counts in 2^23
 MASK = 0xFFFFFFFF
+
+
+def is_number(v):
+    """Whether a seed or an id is one number for a call, and not an integer a row."""
+    return hasattr(v, "__index__") and not getattr(v, "ndim", 0)
+
+
+def signed(word, bits):
+    """The low bits of an integer in two's complement."""
+    half = 1 << bits - 1
+    return (word + half) % (2 * half) - half
+
+
+def _a_row(name, given, rows, xp, device):
+    """Integers, one a row, as int64 (rows,): their low 64 bits."""
+    values = given
+    if not hasattr(given, "dtype"):
+        try:
+            low_bits = [signed(index(v), 64) for v in given]
+            values = np.array(low_bits, np.int64)
+        except TypeError:
+            values = None
+    if "int" not in str(getattr(values, "dtype", None)):
+        raise TypeError(f"{name} must be an integer, or integers (batch,), got {given!r}")
+    if tuple(values.shape) != (rows,):
+        raise ValueError(f"{name} has shape {tuple(values.shape)}, not {(rows,)}")
+    if hasattr(values, "data_ptr"):
+        if xp is not np:
+            return values.to(device, xp.int64)
+        values = values.cpu().numpy()
+    values = values.astype(np.int64)
+    return values if xp is np else xp.asarray(values, device=device)
+
+
+def rows_of(seed, sample, rows, xp=np, device="cpu"):
+    """(seed, ids) of so many rows: an int or int64 (rows, 1), and int64 (rows, 1).
+
+    Numbers: ids count from `sample` on. A seed a row, (rows,): ids are 0, or `sample`,
+    which must then have one a row too. An id a row beside one seed: as given. Integers
+    count mod 2^64. TypeError for what holds none, and for an id beside seeds a row;
+    ValueError for another shape.
+    """
+    if is_number(seed):
+        seed = signed(index(seed), 64)
+    elif is_number(sample) and index(sample):
+        raise TypeError(f"sample must have an id a row, as seed has one, got {sample}")
+    else:
+        seed = _a_row("seed", seed, rows, xp, device)[:, None]
+        if is_number(sample):
+            return seed, 0 * seed
+    if not is_number(sample):
+        return seed, _a_row("sample", sample, rows, xp, device)[:, None]
+    ids = xp.arange(rows, dtype=xp.int64, device=device)[:, None]
+    return seed, ids + (index(sample) & MASK)
 
 
 def philox(counter, key):
@@ -92,17 +149,16 @@ def philox(counter, key):
 def words(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
     """The words behind an array of `shape`, its first axis the samples.
 
-    sample: global id of the first sample, so that a shard or a batch draws its own part.
+    seed, sample: numbers, or arrays with an integer a row, as in `rows_of`. A number
+    sample is the global id of the first row, so that a shard or a batch draws its own part.
     xp, device: torch for tensors there; step may then be a 0-d int64 tensor.
     Returns int64 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
     size = int(np.prod(shape[1:]))
-    seed, sample, tag = map(index, (seed, sample, tag))
-    step = step if hasattr(step, "data_ptr") else index(step)
-    ids = xp.arange(shape[0], dtype=xp.int64, device=device)[:, None]
-    ids = (sample & MASK) + ids & MASK
+    step = index(step) if xp is np else step
+    seed, ids = rows_of(seed, sample, shape[0], xp, device)
     quads = xp.arange(-(-size // 4), dtype=xp.int64, device=device)
-    counter = quads[None], ids, step & MASK, tag & MASK
+    counter = quads[None], ids & MASK, step & MASK, index(tag) & MASK
     key = seed & MASK, seed >> 32 & MASK
     return xp.stack(philox(counter, key), -1)  # from the fourth round on of all counters
 

@@ -3,11 +3,14 @@
 Each takes `score(x, level)`, a start `x`, its noise levels or times, and an `engine`. An
 engine turns a step into a function that draws its own noise:
 
-    move = engine(step, tag, **parameters)
+    move = engine(step, tag, steps, **parameters)
     x = move(k, x, s)
 
 `Reference(seed)` here runs the step as printed, in NumPy; `kernels.Fused(seed, backend)`
-runs it in one fused kernel with the same noise. `level` is sigma (Langevin, EDM,
+runs it in one fused kernel with the same noise. An engine is one run (minidiff.engine): a
+loop claims the steps whose noise it draws, `first_step` on. So a chain in pieces is the
+chain: the second loop of 100 steps takes first_step=100. Levels and parameters are those
+of the piece and count from 0. `level` is sigma (Langevin, EDM,
 DPM-Solver++), the index i (DDPM, DDIM) or the time t (SDEs). The `times` of an SDE are
 (N+1,) and fall, or a number N of even steps from T to 0.
 
@@ -20,62 +23,72 @@ from . import ddpm, langevin, noise, solvers
 from . import sde as sdes
 from .affine import accepted_by, coefficient_row, operands
 from .arguments import SLACK, check_domain, check_falling, require_shape, schedule
+from .engine import Engine, at, draws
 from .noise import CHURN, CORRECTOR, FORWARD, PREDICTOR, PRIOR
 from .predictions import posterior_mean
 
 
-class Reference:
+class Reference(Engine):
     """An engine: the steps as the papers print them, in NumPy, with the contract's noise.
 
-    seed names the run, sample the first row of x. normal(shape, k, tag), if given, is the
-    source of noise instead.
+    seed, sample, normal: as in `Engine`.
     """
 
-    def __init__(self, seed=0, sample=0, normal=None):
-        def contract(shape, k, tag):
-            return noise.normal(shape, seed, sample, k, tag)
-        self.normal = normal or contract
-
-    def __call__(self, step, tag, denoise=None, clip=None, **parameters):
+    def __call__(self, step, tag, steps=None, denoise=None, clip=None, **parameters):
         """move(k, x, *u), which runs step k of a schedule on x and the other operands u.
 
+        steps: a range to claim for this tag; step k then draws the noise of steps[k]. None
+        claims nothing: step k draws that of k.
         denoise, clip: for a step whose second operand is denoise(x, s) clipped to (lo, hi).
         parameters: the step's own, numbers or arrays (N,).
-        Errors are those of `coefficient_row`. move raises TypeError for a tensor and
-        ValueError for an operand of another shape.
+        Errors are those of `coefficient_row` and `Engine.claim`. move raises TypeError for
+        a tensor and ValueError for an operand of another shape.
         """
-        coefficient_row(step, denoise, clip, **parameters)  # refuses what a kernel would
+        row = coefficient_row(step, denoise, clip, **parameters)
         parameters = check_domain(**parameters)
-
-        def parameters_of(f, k):
-            accepted = accepted_by(f, parameters)
-            return {name: v[k] if np.ndim(v) else v for name, v in accepted.items()}
+        first = self.claim(tag, steps) if draws(step, row) else 0
 
         def move(k, x, *u):
             if hasattr(x, "data_ptr"):
                 raise TypeError("x must be a NumPy array; kernels.Fused takes tensors")
             u = [require_shape(x, v) for v in u]
             if denoise:
-                x0_hat = denoise(x, u[0], **parameters_of(denoise, k))
+                of_step = at(k, accepted_by(denoise, parameters))
+                x0_hat = denoise(x, u[0], **of_step)
                 u[0] = x0_hat if clip is None else np.clip(x0_hat, *clip)
             if operands(step)[-1] == "z":
-                z = self.normal(x.shape, k, tag)
-                u.append(require_shape(x, z, "z"))
-            return step(x, *u, **parameters_of(step, k))
+                u.append(self._normal(x, first + k, tag))
+            of_step = at(k, accepted_by(step, parameters))
+            return step(x, *u, **of_step)
         return move
 
-    def correct(self, step, rule, x, s, k, tag):
-        """In place, x becomes step(x, s, z, eps), eps = rule(|z_b|, |s_b|) of sample b."""
+    def corrector(self, step, rule, tag, steps=None, **parameters):
+        """correct(k, x, s): in place, x becomes step(x, s, z, eps), a step size a sample.
+
+        eps = rule(|z_b|, |s_b|, **parameters) of sample b. steps, parameters: as in a call.
+        """
+        first = self.claim(tag, steps)
+
         def norm(u):
             squares = np.square(u, dtype=float)
-            return squares.sum(tuple(range(1, x.ndim)))**.5
+            return squares.sum(tuple(range(1, u.ndim)))**.5
 
-        z = require_shape(x, self.normal(x.shape, k, tag), "z")
-        require_shape(x, s)
-        one_each = (-1, *[1] * (x.ndim - 1))
-        eps = rule(norm(z), norm(s)).reshape(one_each)
-        x[...] = step(x, s, z, eps=eps)
-        return x
+        def correct(k, x, s):
+            z = self._normal(x, first + k, tag)
+            require_shape(x, s)
+            one_each = (-1, *[1] * (x.ndim - 1))
+            eps = rule(norm(z), norm(s), **at(k, parameters))
+            x[...] = step(x, s, z, eps=eps.reshape(one_each))
+            return x
+        return correct
+
+    def _normal(self, x, k, tag):
+        """The noise of a step, like x."""
+        if self.normal:
+            z = self.normal(x.shape, k, tag)
+        else:
+            z = noise.normal(x.shape, self.seed, self.sample, k, tag)
+        return require_shape(x, z, "z")
 
 
 def prior(shape, std=1., seed=0, sample=0):
@@ -96,17 +109,27 @@ def _unchanged(k, x):
     return x
 
 
-def iterate(step, score, x, levels, engine, correct=_unchanged, **parameters):
+def steps_from(first_step, n):
+    """The n steps from first_step on, as a range. TypeError where that is no int."""
+    if not isinstance(first_step, (int, np.integer)):
+        raise TypeError(f"first_step must be an int, got {first_step!r}")
+    return range(first_step, first_step + n)
+
+
+def iterate(step, score, x, levels, engine, correct=_unchanged, *, first_step=0,
+            **parameters):
     """N states: x_{k+1} = correct(k, step(x_k, score(x_k, levels[k]), z_k; parameters[k])).
 
-    levels: (N,). parameters: the step's own and its denoise stage, each a number or (N,).
-    ValueError for one of another shape.
+    levels: (N,). first_step: of the noise; step k draws first_step + k's. parameters: the
+    step's own and its denoise stage, each a number or (N,). ValueError for one of another
+    shape, and where the engine has drawn a step before.
     """
     for name, v in parameters.items():
         if name != "clip" and np.shape(v) not in ((), np.shape(levels)):
             raise ValueError(f"{name} {np.shape(v)} must be one, "
                              f"or one of {len(levels)} levels")
-    move = engine(step, PREDICTOR, **parameters)
+    steps = steps_from(first_step, len(levels))
+    move = engine(step, PREDICTOR, steps, **parameters)
     for k, level in enumerate(levels):
         x = correct(k, move(k, x, score(x, level)))
         yield x
@@ -118,27 +141,28 @@ def denoise(score, x, level, engine, a, sigma):
     return move(0, x, score(x, level))
 
 
-def annealed_langevin(score, x, sigmas, engine, eps=2e-5, n_steps=100):
+def annealed_langevin(score, x, sigmas, engine, eps=2e-5, n_steps=100, **options):
     """SMLD: n_steps Langevin steps a level, from the largest sigma down.
     [SMLD Alg. 1, NCSNv2 Alg. 1]
 
     score(x, sigma); sigmas (L,), falling. The last state still has noise of sigmas[-1],
-    which `denoise` takes out.
+    which `denoise` takes out. options: `iterate`'s.
     """
     check_domain(n_steps=n_steps)
     alphas = langevin.step_sizes(sigmas, eps)
     levels = np.repeat(sigmas, n_steps)
     yield from iterate(langevin.langevin_step, score, x, levels, engine,
-                       eps=np.repeat(alphas, n_steps))
+                       eps=np.repeat(alphas, n_steps), **options)
 
 
-def ancestral(score, x, betas, engine, variances=None, *, last_noise=False, clip=None):
+def ancestral(score, x, betas, engine, variances=None, *, last_noise=False, clip=None,
+              **options):
     """DDPM: i = N-1 ... 0 with score(x, i). [DDPM Alg. 2]
 
     variances: (N,), by default the betas. last_noise: whether the step from i = 0 adds
     noise; the paper's algorithm adds none. clip: (lo, hi) of the predicted x_0, from which
     the posterior's mean is then formed. For a subset of another chain's steps, pass
-    `ddpm.subset_betas`; i then counts the subset.
+    `ddpm.subset_betas`; i then counts the subset. options: `iterate`'s.
     """
     betas = schedule(betas, "betas")
     variances = np.array(betas if variances is None else variances, np.float64)
@@ -157,20 +181,21 @@ def ancestral(score, x, betas, engine, variances=None, *, last_noise=False, clip
                       "alpha_bar_prev": ddpm.previous(alpha_bar)[::-1]}
     i = np.arange(len(betas))[::-1]
     yield from iterate(step, score, x, i, engine,
-                       variance=variances[::-1], **parameters)
+                       variance=variances[::-1], **parameters, **options)
 
 
-def ddim(score, x, alpha_bar, engine, eta=0.):
+def ddim(score, x, alpha_bar, engine, eta=0., **options):
     """DDIM: i = N-1 ... 0 with score(x, i), ending at alpha_bar = 1. [DDIM eq. 12]
 
     alpha_bar: (N,), falling, a whole chain's or a subset; i counts those given.
-    eta in [0, 1]: `ddpm.ddim_step`.
+    eta in [0, 1]: `ddpm.ddim_step`. options: `iterate`'s.
     """
     alpha_bar = check_falling(alpha_bar, "alpha_bar")
     i = np.arange(len(alpha_bar))[::-1]
     alpha_bar_prev = ddpm.previous(alpha_bar)
     yield from iterate(ddpm.ddim_step, score, x, i, engine, eta=eta,
-                       alpha_bar=alpha_bar[::-1], alpha_bar_prev=alpha_bar_prev[::-1])
+                       alpha_bar=alpha_bar[::-1], alpha_bar_prev=alpha_bar_prev[::-1],
+                       **options)
 
 
 def reverse_sde(score, x, sde, times, engine, step=sdes.reverse_sde_step, **options):
@@ -218,7 +243,7 @@ CORRECTORS = "langevin", "batch_langevin", "annealed"
 
 
 def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
-                        corrector="langevin", snr=.16, n_corrector=1):
+                        corrector="langevin", snr=.16, n_corrector=1, first_step=0):
     """A predictor's step, then n_corrector Langevin steps. [SDE Algs. 1, 4 and 5]
 
     score(x, t); a correction is at the time that the predictor reached.
@@ -226,10 +251,14 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
     corrector: where its step size comes from. "langevin": from each sample's own norms;
       this biases in low dimension, and in two |s| comes near 0 and steps explode.
       "batch_langevin": from the norms' means over the batch. "annealed": from sigma(t).
-    The data, where sigma(t) = 0, is not corrected. ValueError where kappa <= 0.
+    first_step: as in `iterate`.
+    The data, where sigma(t) = 0, is not corrected. ValueError where kappa <= 0, and for
+    "batch_langevin" with seeds or ids a row: there each sample depends on the others.
     """
     if corrector not in CORRECTORS:
         raise ValueError(f"corrector {corrector!r} is none of {', '.join(CORRECTORS)}")
+    if corrector == "batch_langevin":
+        engine.require_one_seed(corrector)
     check_domain(snr=snr, n_corrector=n_corrector)
     t, t_next = _grid(times, sde)
     _, sigma = sde.marginal(t_next)
@@ -239,32 +268,40 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
         raise ValueError("times: steps too long for the corrector's "
                          "kappa = 1 - beta(t) dt > 0")
 
-    def correct(k, x):
-        def rule(z_norm, s_norm):
-            if corrector == "batch_langevin":
-                z_norm = z_norm.mean()
-                s_norm = s_norm.mean()
-            if corrector == "annealed":
-                z_norm = sigma[k] + 0 * z_norm
-                s_norm = 1.
-            return solvers.snr_step_size(z_norm, s_norm, snr, kappa[k])
+    def rule(z_norm, s_norm, sigma, kappa):
+        if corrector == "batch_langevin":
+            z_norm = z_norm.mean()
+            s_norm = s_norm.mean()
+        if corrector == "annealed":
+            z_norm = sigma + 0 * z_norm
+            s_norm = 1.
+        return solvers.snr_step_size(z_norm, s_norm, snr, kappa)
 
+    steps = steps_from(first_step, n)
+    corrections = [engine.corrector(langevin.langevin_step, rule, tag, steps,
+                                    sigma=sigma, kappa=kappa)
+                   for tag in range(CORRECTOR, CORRECTOR + n_corrector)]
+
+    def correct(k, x):
         if k >= n:  # the data has no noise left
             return x
-        for tag in range(CORRECTOR, CORRECTOR + n_corrector):
-            s = score(x, t_next[k])
-            x = engine.correct(langevin.langevin_step, rule, x, s, k, tag)
+        for correction in corrections:
+            x = correction(k, x, score(x, t_next[k]))
         return x
 
-    yield from predictor(score, x, sde, times, engine, correct=correct)
+    yield from predictor(score, x, sde, times, engine, correct=correct,
+                         first_step=first_step)
 
 
-def forward_sde(x, sde, times, engine):
-    """Euler-Maruyama on the forward SDE. times: (N+1,), rising, or N even steps to T."""
+def forward_sde(x, sde, times, engine, *, first_step=0):
+    """Euler-Maruyama on the forward SDE. times: (N+1,), rising, or N even steps to T.
+
+    first_step: as in `iterate`.
+    """
     falling = times[::-1] if np.ndim(times) else times
     t_next, t = _grid(falling, sde)
     dt = (t_next - t)[::-1]
-    move = engine(sdes.forward_sde_step, FORWARD,
+    move = engine(sdes.forward_sde_step, FORWARD, steps_from(first_step, len(t)),
                   sde=sde, t=t[::-1], dt=dt)
     for k in range(len(t)):
         x = move(k, x)
@@ -296,15 +333,16 @@ def heun(score, x, sde, times, engine, *, t_hat=None, add_noise=_unchanged):
         yield x
 
 
-def edm(score, x, sigmas, engine, **churn):
+def edm(score, x, sigmas, engine, *, first_step=0, **churn):
     """EDM's sampler: Heun along falling sigmas (N,), then to 0. [EDM Alg. 2]
 
     score(x, sigma), 2 N - 1 evaluations. churn: keywords of `solvers.churn`, by which fresh
-    noise raises each level first; by default it raises none.
+    noise raises each level first; by default it raises none. first_step: as in `iterate`.
     """
     sigmas = check_falling(sigmas)
     sigma_hat, std = solvers.churn(sigmas, **churn)
-    perturb = engine(sdes.perturb, CHURN,
+    drawn = steps_from(first_step, len(sigmas) if std.any() else 0)
+    perturb = engine(sdes.perturb, CHURN, drawn,
                      a=1., sigma=np.where(std > 0, std, 1.))
 
     def add_noise(k, x):

@@ -50,9 +50,10 @@ from scipy.stats import norm
 
 from minidiff import samplers
 from minidiff.affine import coefficients, operands
+from minidiff.engine import Engine
 
 
-def variances(step, tag, **parameters):
+def variances(step, tag, steps=None, **parameters):
     """An engine on variances: var' = (a + b k)^2 var + c^2."""
     table = np.atleast_2d(coefficients(step, **parameters))
 
@@ -63,7 +64,7 @@ def variances(step, tag, **parameters):
     return move
 
 
-class Law:
+class Law(Engine):
     """An engine whose state is nodes x on the line of u; `w` are their weights.
 
     The grid's spacing is c / 1.5 at most, so sums over it are integrals to
@@ -74,6 +75,7 @@ class Law:
           for z in (0., 1.)]
 
     def __init__(self, u, w):
+        super().__init__()
         self.u, self.w = u, w
 
     def __call__(self, *step, **parameters):
@@ -81,9 +83,10 @@ class Law:
         moves = [engine(*step, **parameters) for engine in self.at]
         return lambda *x: self.spread(*(move(*x) for move in moves))
 
-    def correct(self, step, rule, x, *s):
-        """A correction likewise; it would write into x."""
-        return self.spread(*(engine.correct(step, rule, x.copy(), *s) for engine in self.at))
+    def corrector(self, *step, **parameters):
+        """Corrections likewise; they would write into x."""
+        corrections = [engine.corrector(*step, **parameters) for engine in self.at]
+        return lambda k, x, s: self.spread(*(one(k, x.copy(), s) for one in corrections))
 
     def spread(self, mean, mean_plus_std):
         """The nodes after a step to mean + std z; `w` becomes their weights."""

@@ -192,8 +192,9 @@ def graph_replay(name):
 
 def corrector(name):
     """f(x, s, k): a correction on a backend."""
-    engine = Fused(SEED, backend=name)
-    return partial(engine.correct, OPS["langevin"].step, snr_step_size, tag=TAG)
+    correct = Fused(SEED, backend=name).corrector(
+        OPS["langevin"].step, snr_step_size, TAG)
+    return lambda x, s, k: correct(k, x, s)
 
 
 @by_backend

@@ -5,6 +5,7 @@ what is timed is the loop alone; "lean" is minidiff's own, untrained.
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -104,7 +105,7 @@ def states(name, backend, net, x, steps=None, engine=None):
     n = steps or sampler.steps
     if backend == "diffusers":
         return sampler.theirs(net, x, n)
-    engine = engine or Fused(backend=backend)
+    engine = copy(engine) if engine else Fused(backend=backend)
     return getattr(samplers, name)(net, x, sampler.grid(n), engine, **sampler.options)
 
 
@@ -131,7 +132,7 @@ def captured(make, n, wait):
     """A function that returns as `eager`, of n steps in one CUDA graph; make(engine) is the
     loop.
 
-    An engine that has run before has its schedules on the device. RuntimeError unless the
+    An engine whose copy has run has its schedules on the device. RuntimeError unless the
     graph leaves the bits of the loop uncaptured.
     """
     loop, graph = make(), torch.cuda.CUDAGraph()

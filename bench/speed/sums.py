@@ -72,7 +72,8 @@ def check_correction(name, got, s, z):
     def good(rows):
         found, s64, z64 = (u[rows].cpu().double().numpy() for u in (got, s, z))
         reference = Reference(normal=lambda *_: z64)
-        want = reference.correct(langevin_step, snr_step_size, np.ones_like(s64), s64, 0, TAG)
+        correct = reference.corrector(langevin_step, snr_step_size, TAG)
+        want = correct(0, np.ones_like(s64), s64)
         return (abs(found - want) <= eps * (3 + abs(want))).all()
     if not all(in_parts(good, *s.shape)):
         raise RuntimeError(f"corrector: {name} does not follow the reference; what was timed is "
@@ -123,8 +124,8 @@ def sums_race(op, names, elements, *, dtype, device, seed, width, user_kernels):
                    partial(expected_sums, op, s, coef))
     for name in names:
         if name in BACKENDS and op == "corrector":
-            correct = partial(Fused(backend=name).correct, langevin_step, snr_step_size,
-                              k=0, tag=TAG)
+            engine = Fused(backend=name)
+            correct = partial(engine.corrector(langevin_step, snr_step_size, TAG), 0)
             call = partial(correct, x.clone(), s)
             race.entrants[name, False] = Entrant(call, race.bytes, True, correct)
         elif name in BACKENDS:

@@ -124,7 +124,7 @@ def philox(backend, counters, key):
         words = noise.philox(tensor.unbind(1), key)
         return torch.stack(words, 1).numpy().astype(np.uint32)
     if backend == "triton":
-        return by_triton(_words, counters, 4, *map(on_triton.signed, key))
+        return by_triton(_words, counters, 4, *(noise.signed(k, 32) for k in key))
     run = by_host if backend == "host" else by_cupy
     return run("words", counters, 4, *map(ctypes.c_uint32, key))
 

@@ -58,10 +58,10 @@ def run(text, kernel, arguments, places, threads, shared=0):
         space.barrier(last=True)
 
 
-def prepare(device, kernel, count, arguments):
+def prepare(device, kernel, count, arguments, first_step=0):
     """driver.prepare here; of what comes after the arguments a kernel takes what it has."""
     def launch(step=0):
-        counter, number = (None, step) if isinstance(step, int) else (step, 0)
+        counter, number = (None, step) if isinstance(step, int) else (step, first_step)
         takes = len(parsed(kernel.text, kernel.name).parameters)
         given = [*arguments, counter, ctypes.c_uint32(number), None, None][:takes]
         run(kernel.text, kernel.name, given, blocks(count), kernel.threads, kernel.shared)

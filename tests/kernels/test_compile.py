@@ -134,18 +134,19 @@ def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, o
     for values in u[:1] * (not sums):
         values.flat[:5] = np.array([-0., 1e-40, np.inf, -np.inf, np.nan])[:values.size]
     width = operands + draws + 4 * clip + (sums == 2)
-    step = {"before": -2, "end": 4, "counter": 6}.get(rows, 1 if ones else 5)
+    step = {"before": -2, "end": 4, "counter": 6}.get(rows.split()[0], 1 if ones else 5)
     coef = rng.standard_normal((
-        {"call": 1, "counter": 4, "before": 4, "end": 4}.get(rows, shape[0]), width))
-    kind = "sample" if "sample" in rows else "all" if rows == "call" else "step"
+        {"call": 1, "counter": 4, "before": 4, "end": 4}.get(rows.split()[0], shape[0]), width))
+    kind = "sample" if "sample" in rows else "all" if "call" in rows else "step"
     seed, sample, tag = (1, 1, 1) if ones else (2**40 + 3, 2**32 - 2, 1)
+    keys = torch.from_numpy(rng.integers(-2**63, 2**63, (shape[0], 2))) if "keys" in rows else None
     u = [place(v) for v in u]
     got, want = (place(np.full(shape, np.float32(np.nan))) for _ in "12")
     case = Launch(got, u, torch.from_numpy(coef.astype(np.float32)), kind, bool(draws), bool(clip),
-                  sums, seed, sample, tag)
-    counter = step if rows in ("call", "sample") else torch.tensor(step)
+                  sums, seed, sample, tag, 2**31 + 7, keys)
+    counter = torch.tensor(step) if kind == "step" else step
     total = backend.prepare(case)(counter)
-    exact = on_numpy.update(case._replace(out=want), step)
+    exact = on_numpy.update(case._replace(out=want), counter)
     lines = []
     if sums and not torch.allclose(total, exact, rtol=1e-12, atol=0):
         lines.append(f"sums {total} and not {exact}")

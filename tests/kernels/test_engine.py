@@ -1,5 +1,6 @@
 """The engine that runs loops fused: its moves, its schedules, what it refuses."""
 
+from copy import copy
 from itertools import islice
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_fused_is_each_step_of_the_reference(place):
     (test_rows_are_their_equation) of the equation in float64 at the same state."""
     backend, device = place
 
-    def both(step, tag, **p):
+    def both(step, tag, steps, **p):
         op = Op(step.__name__, step)
         table, m = coefficients(step, **p), 4 * 2.**-24
         fused, same, exact = (Fused(3, 5, backend)(step, tag, **p),
@@ -58,13 +59,14 @@ def test_fused_takes_a_step_counter(place):
 
 
 def test_an_engine_uploads_a_schedule_once():
-    """So a loop that has run before copies nothing, and a CUDA graph can capture it whole."""
+    """A copy's loop uploads nothing more, so that a CUDA graph can capture it whole."""
     engine, x, times = Fused(backend="torch"), torch.ones(3, 4), [1., .6, .2]
+    twin = copy(engine)
     first = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
     before = {key: rows.coef.data_ptr() for key, rows in engine.tables.items()}
-    again = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
+    again = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, twin)][-1]
     assert before and before == {k: rows.coef.data_ptr()
-                                 for k, rows in engine.tables.items()}
+                                 for k, rows in twin.tables.items()}
     assert torch.equal(first, again)
     many = engine(langevin.langevin_step, 2, eps=np.linspace(.1, .2, 5))
     for eps in np.linspace(.1, .2, 2 * fused.SCHEDULES):  # bounded, and each its own
@@ -101,7 +103,7 @@ def test_a_schedule_has_one_axis_and_a_step_is_in_it():
 def test_a_rule_may_return_a_list():
     op = Fused(backend="numpy")
     rule = lambda z_norm, s_norm: [.1] * len(z_norm)
-    got = op.correct(langevin.langevin_step, rule, X.copy(), X, 3, 4)
+    got = op.corrector(langevin.langevin_step, rule, 4)(3, X.copy(), X)
     want = kernels.apply("langevin", X, X, eps=np.full(len(X), .1), step=3, tag=4,
                          backend="numpy")
     np.testing.assert_array_equal(got, want)

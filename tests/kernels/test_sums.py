@@ -10,6 +10,7 @@ from exact import FLOATS, difference
 from minidiff import data, kernels, noise, samplers, score_matching, train
 from minidiff.affine import coefficients
 from minidiff.kernels.check.compare import guarded
+from minidiff.langevin import langevin_step
 from minidiff.sde import VP
 from minidiff.solvers import snr_step_size
 from minidiff.targets import Gaussian
@@ -164,16 +165,15 @@ def test_corrector_on_kernels_is_the_langevin_update_at_its_step_size(place, dty
     x, s = (torch.from_numpy(rng.standard_normal((9, 37), np.float32)).to(
         device, getattr(torch, dtype)) for _ in "xs")
     engine, start, counted = kernels.Fused(seed=4, backend=backend), x.clone(), x.clone()
-    got = engine.correct(samplers.langevin.langevin_step, snr_step_size, start, s, 2,
-                         noise.CORRECTOR)
+    correct = engine.corrector(langevin_step, snr_step_size, noise.CORRECTOR)
+    got = correct(2, start, s)
     assert got is start
     z = kernels.noise_norms(x, seed=4, step=2, tag=noise.CORRECTOR, backend=backend)
     eps = snr_step_size(z.double(), kernels.norms(s, backend=backend).double()).cpu().numpy()
     want = kernels.apply("langevin", x.cpu(), s.cpu(), eps=eps, seed=4, step=2,
                          tag=noise.CORRECTOR, backend="numpy")
     assert torch.equal(got.cpu(), want)
-    engine.correct(samplers.langevin.langevin_step, snr_step_size, counted, s,
-               torch.tensor(2, device=device), noise.CORRECTOR)
+    correct(torch.tensor(2, device=device), counted, s)
     assert torch.equal(counted.cpu(), want)  # a counter is the noise's step here, not a row
 
 
@@ -199,35 +199,34 @@ def test_noise_of_ones_own_moves_as_the_contracts_drawn_inside(place):
             "alpha_bar": .3, "alpha_bar_prev": .6, "variance": .2, "clip": (-.5, .8)}),
             ("pf_ode", {"sde": VP(), "t": .5, "dt": .01})):
         row = kernels.OPS[name]
-        drawn, given = (engine(row.step, 2, row.denoise, **p)(4, x.to(device), s.to(device))
+        drawn, given = (engine(row.step, 2, denoise=row.denoise, **p)(4, x.to(device), s.to(device))
                         for engine in engines)
         assert torch.equal(drawn, given), name
-    drawn, given = (engine.correct(samplers.langevin.langevin_step, snr_step_size,
-                                   x.to(device).clone(), s.to(device), 4, noise.CORRECTOR)
-                    for engine in engines)
+    drawn, given = (engine.corrector(langevin_step, snr_step_size, noise.CORRECTOR)(
+        4, x.to(device).clone(), s.to(device)) for engine in engines)
     assert torch.equal(drawn, given)
     still = samplers.Reference(normal=lambda shape, k, tag: np.zeros(shape))
-    moved = still(samplers.langevin.langevin_step, 2, eps=.1)(0, x.numpy(), s.numpy())
+    moved = still(langevin_step, 2, eps=.1)(0, x.numpy(), s.numpy())
     assert np.array_equal(moved, x.numpy() + .05 * s.numpy())
 
 
 def test_one_op_corrects_in_two_threads():
     """The noise that is kept is a thread's own, and of x's kind."""
     engine, s = kernels.Fused(seed=4, backend="host"), torch.randn(512, 1024)
+    correct = engine.corrector(langevin_step, snr_step_size, 4)
 
     def run(n):
         x = [torch.ones(512, n) for _ in range(4)]
         for k, u in enumerate(x):
-            engine.correct(samplers.langevin.langevin_step, snr_step_size, u, s[:, :n], k, 4)
+            correct(k, u, s[:, :n])
         return x
     want = {n: run(n) for n in (1024, 1000)}
     with ThreadPoolExecutor(2) as pool:
         for n, got in zip([1024, 1000] * 4, pool.map(run, [1024, 1000] * 4)):
             assert all(map(torch.equal, got, want[n]))
-    empty = engine.correct(samplers.langevin.langevin_step, snr_step_size,
-                           np.ones((0, 3), np.float32), np.ones((0, 3), np.float32), 0, 4)
-    still = samplers.Reference().correct(samplers.langevin.langevin_step, snr_step_size,
-                                       np.ones((0, 3)), np.ones((0, 3)), 0, 4)
+    empty = correct(0, np.ones((0, 3), np.float32), np.ones((0, 3), np.float32))
+    still = samplers.Reference().corrector(langevin_step, snr_step_size, 4)(
+        0, np.ones((0, 3)), np.ones((0, 3)))
     assert empty.shape == still.shape == (0, 3)
 
 

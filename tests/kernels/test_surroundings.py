@@ -28,7 +28,7 @@ def everything(backend, device):
         apply("perturb", x, a=.5, sigma=np.linspace(.1, 1, 5), **kw),
         normal((5, 9), device=device, **kw), kernels.norms(x, backend=backend),
         kernels.noise_norms(x, **kw), *kernels.dsm_loss(s, rng.uniform(.1, 1, (5, 3)), **kw),
-        Fused(**kw).correct(langevin.langevin_step, solvers.snr_step_size, x.clone(), s, 0, 16),
+        Fused(**kw).corrector(langevin.langevin_step, solvers.snr_step_size, 16)(0, x.clone(), s),
         Fused(**kw)(langevin.langevin_step, 2, eps=np.array([.1, .2]))(counter, x, s)]
     if device == "cpu" and backend != "triton":  # NumPy arrays as well, with a NumPy counter
         found.append(torch.from_numpy(update([x.numpy()], table[:, :2], step=np.array(2),
@@ -93,8 +93,8 @@ def work(send):
     send([kernels.update([wide], [1., .3], backend="host"), bound(0), kernels.norms(x).numpy(),
           kernels.noise_norms(x).numpy(), kernels.dsm_loss(x, rows)[1].numpy(),
           kernels.update([x.T], rows[:3, :2], backend="host").numpy(),
-          engine.correct(langevin.langevin_step, solvers.snr_step_size, x.clone(), -x, 0,
-                         16).numpy(), torch.get_num_threads()])
+          engine.corrector(langevin.langevin_step, solvers.snr_step_size, 16)(
+              0, x.clone(), -x).numpy(), torch.get_num_threads()])
 mine = []
 work(mine.extend)
 here, there = mp.Pipe()

@@ -10,7 +10,9 @@ from minidiff import kernels
 from minidiff.kernels import torch_ops
 from minidiff.langevin import langevin_step
 
-DRAW = 3, 0, 2, 1
+DRAW = None, 3, 0, 2, 1  # keys, seed, sample, step, tag
+KEYS = torch.tensor([[-1, 0], [2**40 + 3, 1], [3, 2**32 - 1], [1, 7], [4, 7], [3, 0]])
+KEYED = KEYS, 0, 0, 2, 1
 OPS = torch.ops.minidiff
 
 
@@ -37,7 +39,12 @@ def calls():
         "normal": (OPS.normal, (x.detach(), *DRAW)),
         "norms": (OPS.norms, (x,)),
         "noise_norms": (OPS.noise_norms, (x.detach(), *DRAW)),
-        "dsm_loss": (OPS.dsm_loss, (x, per_sample, *DRAW))}
+        "dsm_loss": (OPS.dsm_loss, (x, per_sample, *DRAW)),
+        "update, keys": (OPS.update, ([x, s], per_sample, None, *KEYED)),
+        "update, a table and keys": (OPS.update, ([x, s], table, counter, *KEYED, "step")),
+        "normal, keys": (OPS.normal, (x.detach(), *KEYED)),
+        "noise_norms, keys": (OPS.noise_norms, (x.detach(), *KEYED)),
+        "dsm_loss, keys": (OPS.dsm_loss, (x, per_sample, *KEYED))}
 
 
 def first(result):
@@ -74,6 +81,28 @@ def test_export(name):
              a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
     program = torch.export.export(Module(), tuple(given))
     assert torch.equal(program.module()(*given), first(op(*given)))
+
+
+def test_keys_are_a_seed_and_an_id_a_row():
+    x, coef = torch.randn(6, 10), torch.rand(6, 3)
+    draw = {"seed": KEYS[:, 0], "sample": KEYS[:, 1], "step": 2, "tag": 1}
+    want = kernels.normal(x.shape, device="cpu", **draw)
+    assert torch.equal(OPS.normal(x, *KEYED), want)
+    assert torch.equal(OPS.normal(x, KEYS.T.contiguous().T, *KEYED[1:]), want)  # as it is laid out
+    assert torch.equal(OPS.noise_norms(x, *KEYED), kernels.noise_norms(x, **draw))
+    for got, exact in zip(OPS.dsm_loss(x, coef, *KEYED), kernels.dsm_loss(x, coef, **draw)):
+        assert torch.equal(got, exact)
+    got = OPS.update([x], coef[:, :2], torch.tensor(7), KEYS, 0, 0, 5, 1, "sample")
+    assert torch.equal(got, kernels.update([x], coef[:, :2], **draw | {"step": 12}))
+
+
+@pytest.mark.parametrize("keys, more, words", [
+    (KEYS[:5], (0, 0), r"keys must be int64 \(6, 2\)"), (KEYS.int(), (0, 0), "keys must be int64"),
+    (KEYS[:, 0], (0, 0), "keys must be int64"), (KEYS, (3, 0), "pass 0 beside them"),
+    (KEYS, (0, 3), "pass 0 beside them")])
+def test_keys_that_are_none_are_refused_in_words(keys, more, words):
+    with pytest.raises(ValueError, match=words):
+        OPS.normal(torch.randn(6, 10), keys, *more, 2, 1)
 
 
 def test_inductor_compiles_the_update_whole():
@@ -138,7 +167,7 @@ def test_gradients_against_differences():
 def test_a_changing_step_compiles_once():
     x, coef = torch.ones(3, 5), torch.tensor([.5, 1.])
     torch._dynamo.reset()
-    step = torch.compile(lambda x, k: OPS.update([x], coef, None, 0, 0, k, 0) * 1,
+    step = torch.compile(lambda x, k: OPS.update([x], coef, None, None, 0, 0, k, 0) * 1,
                          fullgraph=True, backend="aot_eager")
     for k in range(20):
         assert torch.equal(step(x, k), kernels.update([x], coef, step=k, tag=0))
@@ -181,12 +210,12 @@ def test_the_loss_trains_through_autograd():
 def test_gradients_follow_what_rows_are_said_to_be(counter, step, rows, row):
     x, = tensors((4, 5))
     coef = torch.rand(4, 2)
-    out = OPS.update([x], coef, counter, 0, 0, step, 0, rows)
+    out = OPS.update([x], coef, counter, None, 0, 0, step, 0, rows)
     gradient, = torch.autograd.grad(out.sum(), x)
     assert torch.equal(gradient, coef[row, 0].reshape(-1, 1).expand(4, 5))
     if rows and counter is not None:
         with pytest.raises(ValueError, match='say rows="step".*rows="sample"'):
-            OPS.update([x], coef, counter, 0, 0, step, 0)
+            OPS.update([x], coef, counter, None, 0, 0, step, 0)
 
 
 def forward_modes(f, x):
@@ -254,7 +283,7 @@ def writers(backend):
 
     def corrected(x):
         rule = lambda z_norm, s_norm: 1e-3 * z_norm
-        kernels.Fused(backend=backend).correct(langevin_step, rule, x, -x, 0, 16)
+        kernels.Fused(backend=backend).corrector(langevin_step, rule, 16)(0, x, -x)
     return {"update": lambda x: kernels.update([x], [.5, 1.], out=x, backend=backend),
             "normal": lambda x: kernels.normal(x.shape, out=x, backend=backend),
             "apply": lambda x: kernels.apply("perturb", x, a=1., sigma=1., out=x, backend=backend),

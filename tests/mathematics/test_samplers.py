@@ -13,6 +13,7 @@ from scipy.stats import norm
 from law import Law, excess, law, moments
 from minidiff import ddpm, kernels, langevin, noise, samplers, sde, solvers
 from minidiff.affine import coefficients
+from minidiff.engine import Engine, at
 from minidiff.sde import VE, VP, SubVP, prior_std
 from minidiff.targets import Gaussian, Mixture
 
@@ -440,25 +441,29 @@ def test_a_schedule_no_kernel_could_run_is_refused():
             next(states)
 
 
-class Recorder:
+class Recorder(Engine):
     """An engine that moves nothing and keeps (tag, eps of norms (1, 2) and (1, 1)) of
     corrections."""
 
     def __init__(self):
+        super().__init__()
         self.seen = []
 
-    def __call__(self, step, tag, **parameters):
+    def __call__(self, step, tag, steps, **parameters):
         return lambda k, x, *u: x
 
-    def correct(self, step, rule, x, s, k, tag):
-        self.seen.append((k, tag, np.asarray(rule(np.array([1., 2.]), np.array([1., 1.])))))
-        return x
+    def corrector(self, step, rule, tag, steps, **parameters):
+        def correct(k, x, s):
+            eps = rule(np.array([1., 2.]), np.array([1., 1.]), **at(k, parameters))
+            self.seen.append((k, tag, np.asarray(eps)))
+            return x
+        return correct
 
 
 def test_each_correction_has_a_score_of_its_own():
     """Corrections add 1 here and predictions nothing: each score is of the state just reached."""
     engine, seen = Recorder(), []
-    engine.correct = lambda step, rule, x, s, k, tag: x + 1
+    engine.corrector = lambda *step, **parameters: lambda k, x, s: x + 1
 
     def score(x, t):
         seen.append((x[0, 0], t))

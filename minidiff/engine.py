@@ -1,0 +1,96 @@
+"""An engine is one run: it draws the noise of a step once."""
+
+from threading import Lock
+
+import numpy as np
+
+from .affine import operands
+from .noise import CORRECTOR, TAGS, is_number
+
+
+def draws(step, row):
+    """Whether a step adds noise: its coefficient of z is not 0 in every row."""
+    names = operands(step)
+    of_z = row[..., len(names) - 1]
+    return names[-1] == "z" and bool(of_z.any())
+
+
+def tag_name(tag):
+    """What a message calls a tag: PREDICTOR, CORRECTOR + 1."""
+    if tag > CORRECTOR:
+        return f"CORRECTOR + {tag - CORRECTOR}"
+    return TAGS.get(tag, f"tag {tag}")
+
+
+def at(k, parameters):
+    """Those of step k: of an array (N,) its own, of a number that."""
+    return {name: v[k] if np.ndim(v) else v
+            for name, v in parameters.items()}
+
+
+def overlap(a, b):
+    """Whether two ranges have a number in common."""
+    return a.start < b.stop and b.start < a.stop
+
+
+class Engine:
+    """The noise of one run, and which of its steps have been drawn.
+
+    seed, sample: numbers, or arrays with an integer a row of x (`noise.rows_of`); a number
+    sample is the id of x's first row. normal(shape, k, tag), if given, is the source of
+    noise instead; then nothing is claimed.
+
+    A loop claims its steps before it draws, so that a second loop does not draw the same
+    noise again unseen. A copy has drawn nothing: it is another run of the same noise.
+    """
+
+    def __init__(self, seed=0, sample=0, normal=None):
+        self.seed = seed
+        self.sample = sample
+        self.normal = normal
+        self.claimed = {}
+        self.lock = Lock()
+
+    def __getstate__(self):
+        return {"seed": self.seed, "sample": self.sample, "normal": self.normal}
+
+    def __setstate__(self, given):
+        self.__init__(**given)
+
+    @property
+    def by_row(self):
+        """Whether rows have seeds or ids of their own, whatever batch they are in."""
+        return not (is_number(self.seed) and is_number(self.sample))
+
+    def require_one_seed(self, name):
+        """ValueError where rows have seeds of their own, and `name` couples them."""
+        if self.by_row:
+            raise ValueError(
+                f"{name} computes with the whole batch, so that no sample follows from its "
+                "own seed: give the engine a number for seed and for sample")
+
+    def claim(self, tag, steps):
+        """The first of these steps, a range, which are now drawn; 0 where there are none.
+
+        ValueError where this engine has drawn one of them with this tag.
+        """
+        if not steps:
+            return 0
+        first = steps.start
+        if first < 0 or steps.stop > 1 << 32:
+            raise ValueError(f"first_step: steps are counted from 0 to 2^32 - 1, got "
+                             f"{first} to {steps.stop - 1}")
+        if self.normal:
+            return first
+        with self.lock:
+            drawn = self.claimed.setdefault(tag, [])
+            if any(overlap(steps, s) for s in drawn):
+                shown = ", ".join(f"{s.start}–{s.stop - 1}" for s in drawn)
+                raise ValueError(
+                    f"this engine has drawn {tag_name(tag)} steps {shown}. Go on: "
+                    f"first_step={max(s.stop for s in drawn)}. Other samples: a new engine "
+                    "with sample= or seed=. The same noise again: a new engine.")
+            if drawn and drawn[-1].stop == steps.start:
+                steps = range(drawn.pop().start, steps.stop)
+            drawn.append(steps)
+        return first
