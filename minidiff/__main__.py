@@ -26,6 +26,11 @@ def positive(text):
     return value
 
 
+def integers(text):
+    """Whole numbers between commas."""
+    return [int(word) for word in text.split(",")]
+
+
 def backend_option(add):
     """One backend, which runs the updates of a training or a sampler."""
     from .kernels import BACKENDS
@@ -180,7 +185,10 @@ def resume(trainer, state, run):
 def sample_options(add):
     """The options of sample."""
     model_options(add)
-    add("--n", type=positive, default=64, help="how many (default 64)")
+    add("--n", type=positive, help="how many (default 64)")
+    add("--seeds", type=integers, metavar="I,J,...",
+        help="a seed for each sample, in place of --n and --seed: the noise of a sample "
+             "then follows from its own, in any order and number")
     add("--units", choices=("model", "data"), default="model",
         help="of x: the network's, [-1, 1], or those of the data (default model)")
     add("--out", default="samples.npz", help="where to write x (default samples.npz)")
@@ -198,13 +206,19 @@ def run_sample(args):
     if Path(args.out).suffix not in ("", ".npz"):
         raise ValueError(f"--out {args.out}: samples are written as .npz")
     check_file("--out", args.out)
+    if args.seeds and (args.n or args.seed):
+        raise ValueError("--seeds names a sample each: without --n and --seed")
+    n = len(args.seeds) if args.seeds else args.n or 64
     net, saved = load_model(args.model, device(args))
     if args.units == "data":
         check_ends(args.model, saved)
     family = args.family or "ddim"
     shape = saved["shape"]
     score = NetScore(net)
-    *_, x = sample(score, shape, family, args.n, kernels, args.evaluations, **where(args))
+    options = where(args)
+    if args.seeds:
+        options["seed"] = args.seeds
+    *_, x = sample(score, shape, family, n, kernels, args.evaluations, **options)
     none = np.empty((0, *shape))
     data = Data(saved["data"], none, none, saved["levels"], saved["ends"])
     x = data.quantize(x.cpu().numpy())
@@ -217,7 +231,7 @@ def run_sample(args):
     with open(part, "wb") as f:
         np.savez(f, x=x)
     os.replace(part, out)
-    print(f"{out}: {args.n} samples of {saved['data']}, {family}, {score.evaluations} "
+    print(f"{out}: {n} samples of {saved['data']}, {family}, {score.evaluations} "
           f"evaluations, torch {torch.__version__}")
 
 

@@ -5,7 +5,8 @@
     equation    each op's step against its own coefficients and its float32 update
     words       on each backend: the noise stage by stage, in words.py
     updates     every op in all dtypes and shapes, with one row of coefficients for the
-                call and one for each sample, out of place and in place
+                call and one for each sample, and where it draws with a seed and an id for
+                each, out of place and in place
     sums        norms, noise_norms and dsm_loss
 
 compare.py says what is equal. yours.py holds a file of your own kernels to the same cases.
@@ -41,6 +42,7 @@ SHAPES = [
 CLIP = -1., 1.
 SUMS = "norms", "noise_norms", "dsm_loss"
 COUNTER = {"seed": 0x123456789ABCDEF, "sample": 5, "step": 3, "tag": 2}
+KEYED = "a seed a row"
 
 
 # ---- the rows ----
@@ -126,7 +128,7 @@ def check_op(op, backend, dtypes=FLOATS, shapes=SHAPES, seed=0):
         if u:
             outs["in place"] = u[0]
         for where, out in outs.items():
-            update(u, case.coef, out=out, backend=backend, **COUNTER)
+            update(u, case.coef, out=out, backend=backend, **case.counter)
             yield from case.rows(backend, [out], f", {where}")
 
 
@@ -134,7 +136,7 @@ def check_sums(backend, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
     """Rows of norms, noise_norms and dsm_loss on one backend."""
     for case in sum_cases(ops, dtypes, shapes):
         s = case.u[0].to(device_of(backend))
-        got = sums_of(case.op, s, case.coef, backend, **COUNTER)
+        got = sums_of(case.op, s, case.coef, backend, **case.counter)
         yield from case.rows(backend, got)
 
 
@@ -149,8 +151,9 @@ def device_of(backend):
 class Case(NamedTuple):
     """One call of an op, on the CPU, and what NumPy makes of it.
 
-    u: the operands. expected: NumPy's results, a tuple of tensors. parts: the names of the
-    results, for the rows. allowed: how many ulp each may be off.
+    u: the operands. counter: seed, sample, step, tag. expected: NumPy's results, a tuple of
+    tensors. parts: the names of the results, for the rows. allowed: how many ulp each may
+    be off.
     """
 
     op: str
@@ -159,6 +162,7 @@ class Case(NamedTuple):
     u: list
     coef: np.ndarray
     parameters: dict
+    counter: dict
     expected: tuple
     parts: tuple
     allowed: tuple
@@ -173,12 +177,13 @@ class Case(NamedTuple):
 
 
 def update_cases(op, dtypes, shapes, seed=0):
-    """Cases of an op with random parameters, for the call and for each sample.
+    """Cases of an op with random parameters, for the call and for each sample, and where it
+    draws with KEYED's counters.
 
     NumPy's result is the float32 oracle's, rounded to the dtype.
     """
     rng = np.random.default_rng(seed)
-    variants = "per call", "per sample"
+    variants = ["per call", "per sample"] + [KEYED] * op.noise
     for dtype, shape, variant in product(dtypes, shapes, variants):
         batch = shape[0] if variant == "per sample" else None
         u = [random_tensor(rng, shape, dtype) for _ in op.operands]
@@ -188,9 +193,16 @@ def update_cases(op, dtypes, shapes, seed=0):
             width = coef.shape[-1]
             coef = np.broadcast_to(coef, (batch, width))
         like = torch.empty(shape, dtype=getattr(torch, dtype))
-        expected = oracle(u, coef, like, **COUNTER)
-        yield Case(op.name, dtype, shape, u, coef, parameters, expected=(expected,),
-                   parts=(variant,), allowed=(0,))
+        counter = a_row_each(rng, shape[0]) if variant == KEYED else COUNTER
+        expected = oracle(u, coef, like, **counter)
+        yield Case(op.name, dtype, shape, u, coef, parameters, counter,
+                   expected=(expected,), parts=(variant,), allowed=(0,))
+
+
+def a_row_each(rng, batch):
+    """COUNTER with a random seed and id for each row."""
+    return COUNTER | {"seed": rng.integers(-2**63, 2**63, batch),
+                      "sample": rng.integers(0, 2**32, batch)}
 
 
 def sum_cases(ops, dtypes, shapes):
@@ -203,10 +215,15 @@ def sum_cases(ops, dtypes, shapes):
         s = random_tensor(rng, shape, dtype)
         batch = shape[0]
         coef = rng.uniform(.1, 2., (batch, 3))
-        for op in ops:
-            expected = sums_of(op, s, coef, "numpy", **COUNTER)
-            yield Case(op, dtype, shape, [s], coef, parameters={}, expected=expected,
-                       parts=("sum", "gradient"), allowed=(1, 0))  # a loss has both
+        keyed = a_row_each(rng, batch)
+        for op, counter in product(ops, (COUNTER, keyed)):
+            if op == "norms" and counter is keyed:
+                continue
+            more = f", {KEYED}" * (counter is keyed)
+            expected = sums_of(op, s, coef, "numpy", **counter)
+            yield Case(op, dtype, shape, [s], coef, {}, counter, expected=expected,
+                       parts=(f"sum{more}", f"gradient{more}"),  # a loss has both
+                       allowed=(1, 0))
 
 
 def random_tensor(rng, shape, dtype):

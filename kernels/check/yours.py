@@ -3,7 +3,8 @@
 Each function names the arguments it wants and returns the result. There are
   the operands (x, s, ...; norms: x, dsm_loss: s), z, and out, a buffer to fill if it likes;
   coef, float32, (K,) or one row a sample, and clip (p0, p1, lo, hi) where the op has it;
-  the step's parameters, shape, seed, sample, step, tag.
+  the step's parameters, shape, seed, sample, step, tag; and in place of seed and sample
+  keys, int64 (batch, 2), a seed and an id a row.
 Arrays are NumPy's, or with ARRAYS = "torch" in the file tensors, on the GPU if there is
 one. dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
 """
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ... import noise
 from .. import OPS
-from . import COUNTER, SHAPES, SUMS, sum_cases, update_cases
+from . import COUNTER, KEYED, SHAPES, SUMS, sum_cases, update_cases
 from .compare import as_tuple, normals, row_of
 
 
@@ -72,30 +74,34 @@ class UserKernels:
                     yield from case.rows(self.file, got)
 
     def _cases(self, name, dtypes, seed):
-        """The cases of a function's op."""
+        """The cases of a function's op; of a seed a row only where it wants keys."""
+        cases = sum_cases([name], dtypes, SHAPES)
         if name in OPS:
-            return update_cases(OPS[name], dtypes, SHAPES, seed)
-        return sum_cases([name], dtypes, SHAPES)
+            cases = update_cases(OPS[name], dtypes, SHAPES, seed)
+        wants_keys = "keys" in inspect.signature(self.functions[name]).parameters
+        for case in cases:
+            if wants_keys or KEYED not in case.parts[0]:
+                yield case
 
     def _returned(self, case):
         """What the function returns for a case, as CPU tensors."""
         like = case.u or case.expected
         u = [v.clone() for v in like]  # to overwrite, if it likes
-        call = self.bind(case.op, u, case.coef, case.parameters)
+        call = self.bind(case.op, u, case.coef, case.parameters, case.counter)
         return self.results(call, len(case.expected))
 
     # ---- a call and its results ----
 
-    def bind(self, name, u, coef, parameters):
+    def bind(self, name, u, coef, parameters, counter=COUNTER):
         """The op's function with its arguments, as a call without any.
 
         u: the operands; where the op has none, a tensor of the result's shape. ValueError
         where the function wants an argument that there is not.
         """
         wanted = inspect.signature(self.functions[name]).parameters
-        have = self._arguments(name, u, coef, parameters)
+        have = self._arguments(name, u, coef, parameters, counter)
         if "z" in wanted:
-            have["z"] = normals(have["shape"], **COUNTER).clone()
+            have["z"] = drawn(have["shape"], counter)
         for argument, parameter in wanted.items():
             rest = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             optional = rest or parameter.default is not parameter.empty
@@ -106,7 +112,7 @@ class UserKernels:
                  if argument in have}
         return partial(self.functions[name], **given)
 
-    def _arguments(self, name, u, coef, parameters):
+    def _arguments(self, name, u, coef, parameters, counter):
         """{name: value} of all that a function may ask for, but z."""
         have = dict(zip(self.operands(name), u))
         if isinstance(coef, torch.Tensor):
@@ -117,7 +123,9 @@ class UserKernels:
             coef = coef[..., :-4]
         have["coef"] = coef
         have["out"] = torch.full_like(u[0], torch.nan)
-        return have | parameters | {"shape": tuple(u[0].shape)} | COUNTER
+        seed, ids = noise.rows_of(counter["seed"], counter["sample"], len(u[0]))
+        have["keys"] = np.concatenate([0 * ids + seed, ids], 1)
+        return have | parameters | {"shape": tuple(u[0].shape)} | counter
 
     def operands(self, name):
         """The names of a function's operands."""
@@ -187,6 +195,13 @@ class UserKernels:
                 array.copy_(value)
         if "step" in given:
             given["step"] = step
+
+
+def drawn(shape, counter):
+    """The noise that a function is handed, which it may overwrite."""
+    if counter is COUNTER:
+        return normals(shape, **counter).clone()
+    return torch.from_numpy(noise.normal(shape, **counter))
 
 
 def to_cpu(value):
