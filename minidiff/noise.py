@@ -88,7 +88,8 @@ def _a_row(name, given, rows, xp, device):
             values = np.array(low_bits, np.int64)
         except TypeError:
             values = None
-    if "int" not in str(getattr(values, "dtype", None)):
+    dtype = getattr(values, "dtype", None)
+    if "int" not in getattr(dtype, "name", str(dtype)):
         raise TypeError(f"{name} must be an integer, or integers (batch,), got {given!r}")
     if tuple(values.shape) != (rows,):
         raise ValueError(f"{name} has shape {tuple(values.shape)}, not {(rows,)}")
