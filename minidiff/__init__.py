@@ -14,12 +14,13 @@ and what carries them:
 
     noise            counter-based randomness: the bit contract every backend keeps
     affine           a step's coefficients, read off the step itself
+    engine           a run: its seed, and which of its steps have been drawn
     arguments        what a caller may pass, checked
 
 These need NumPy alone; RK45 needs SciPy. `minidiff.kernels` runs the same steps fused, bit
 for bit.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 from . import _rooms  # noqa: E402, F401

@@ -60,6 +60,20 @@ def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypa
     assert main(["sample", "--model", str(tmp_path / "model.safetensors"), "--n", "5",
                  "--evaluations", "4", "--out", str(tmp_path / "x.npz")]) == 0
     assert np.load(tmp_path / "x.npz")["x"].shape == (5, 2)
+    argv = ["sample", "--model", str(tmp_path / "model.safetensors"), "--evaluations", "8",
+            "--family", "pc_ve", "--out", str(tmp_path / "x.npz"), "--seeds"]
+    found = {}
+    for seeds in ("3,1,4,-2", "4,3,-2,1"):
+        assert main([*argv, seeds]) == 0
+        found[seeds] = dict(zip(seeds.split(","), np.load(tmp_path / "x.npz")["x"]))
+    for seed in "314":  # a network's sums may be of another order in another batch
+        np.testing.assert_allclose(*(by_seed[seed] for by_seed in found.values()), atol=1e-4)
+    capsys.readouterr()
+    assert main([*argv, "3,1", "--n", "2"]) == main([*argv, "3,1", "--seed", "2"]) == 2
+    assert main([*argv, "3,1", "--family", "pf_ode_adaptive"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == ["minidiff sample: --seeds names a sample each: without --n and --seed"] * 2
+    assert "pf_ode_adaptive computes with the whole batch" in said[2]
 
 
 def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
