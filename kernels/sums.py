@@ -30,7 +30,7 @@ def norms(x, *, backend="auto"):
 
 def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, backend="auto"):
     """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z itself goes
-    to `out`, if given, and else nowhere."""
+    to `out`, if given, and else nowhere. seed, sample, step: as in `update`."""
     given = [like] if out is None else [like, out]
     tensors, module = accept(given, ["like", "out"], backend)
     if out is not None:

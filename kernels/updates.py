@@ -110,7 +110,7 @@ def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=None, out=None
 
     parameters: the step's own, numbers, or arrays (batch,) for one a sample, whatever
     `step` is. clip: (lo, hi) for a row with a denoise stage. tag: by default what the op
-    draws for, `Op.tag`.
+    draws for, `Op.tag`. seed, sample, step, out, backend: as in `update`.
 
     Example: apply("perturb", x0, a=a, sigma=sigma, seed=0, step=iteration)
     """

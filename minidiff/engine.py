@@ -1,5 +1,6 @@
 """An engine is one run: it draws the noise of a step once."""
 
+from copy import deepcopy
 from threading import Lock
 
 import numpy as np
@@ -40,14 +41,16 @@ class Engine:
     sample is the id of x's first row. normal(shape, k, tag), if given, is the source of
     noise instead; then nothing is claimed.
 
+    by_row: whether rows have seeds or ids of their own. claimed: {tag: ranges of steps}.
     A loop claims its steps before it draws, so that a second loop does not draw the same
     noise again unseen. A copy has drawn nothing: it is another run of the same noise.
     """
 
     def __init__(self, seed=0, sample=0, normal=None):
-        self.seed = seed
-        self.sample = sample
+        self.seed = deepcopy(seed)  # a run's noise does not change with a caller's array
+        self.sample = deepcopy(sample)
         self.normal = normal
+        self.by_row = not (is_number(seed) and is_number(sample))
         self.claimed = {}
         self.lock = Lock()
 
@@ -56,11 +59,6 @@ class Engine:
 
     def __setstate__(self, given):
         self.__init__(**given)
-
-    @property
-    def by_row(self):
-        """Whether rows have seeds or ids of their own, whatever batch they are in."""
-        return not (is_number(self.seed) and is_number(self.sample))
 
     def require_one_seed(self, name):
         """ValueError where rows have seeds of their own, and `name` couples them."""

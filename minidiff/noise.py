@@ -244,7 +244,7 @@ def to_normal(w, xp=np):
 def normal(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
     """z ~ N(0, I), float32 of `shape`, its first axis the samples. |z| < 6.77.
 
-    tag: what the draw is for, by default a prior. xp, device: as in `words`.
+    tag: what the draw is for, by default a prior. The others: as in `words`.
     """
     drawn = words(shape, seed, sample, step, tag, xp=xp, device=device)
     return elements(to_normal(drawn, xp), shape)
@@ -253,7 +253,8 @@ def normal(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
 def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
     """u ~ U(0, 1], float32 of `shape`.
 
-    tag: by default a time, so that it shares no word with `normal`.
+    tag: by default a time, so that it shares no word with `normal`. The others: as in
+    `words`.
     """
     return elements(to_uniform(words(shape, seed, sample, step, tag)), shape)
 
@@ -261,7 +262,7 @@ def uniform(shape, seed=0, sample=0, step=0, tag=TIME):
 def rademacher(shape, seed=0, sample=0, step=0, tag=PROBE):
     """-1 or +1 with equal odds, float32 of `shape`: -1 where the word's top bit is set.
 
-    tag: by default a probe.
+    tag: by default a probe. The others: as in `words`.
     """
     top_bit = elements(words(shape, seed, sample, step, tag) >> 31, shape)
     return 1 - 2 * top_bit.astype(np.float32)

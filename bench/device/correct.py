@@ -44,7 +44,7 @@ def rows():
     """Every op and the sums: dtypes and shapes of `check`, in processes that compile at
     once."""
     work = [(name, op, SHAPES) for op in (*OPS, "sums") for name in NAMES]
-    with ProcessPoolExecutor(min(8, os.cpu_count()), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(16, os.cpu_count()), get_context("spawn")) as pool:
         found = list(chain.from_iterable(pool.map(rows_of, *zip(*work))))
     failed = [r for r in found if not r["passed"]]
     return {"passed": not failed, "failures": failed[:20],

@@ -231,6 +231,28 @@ def test_a_copy_is_another_run_of_the_same_noise(engine, make):
     assert not other.claimed
 
 
+@pytest.mark.parametrize("make", [samplers.Reference, Fused])
+def test_an_engines_seeds_are_its_own(make):
+    """What a caller writes into its array afterwards changes no run."""
+    for seed in (np.arange(4), torch.arange(4), list(range(4))):
+        x = np.zeros((4, 3), np.float32)
+        move = make(seed)(sde.perturb, 1, a=1., sigma=1.)
+        seed[0] = 7
+        first = move(0, x)
+        seed[1] = 9
+        np.testing.assert_array_equal(move(0, x), first)
+        np.testing.assert_array_equal(first, alone((3,), range(4), tag=1))
+
+
+def test_bound_seeds_are_copied():
+    seeds, x = np.arange(4), np.zeros((4, 3), np.float32)
+    for backend in CPU:
+        f = kernels.bind([x], [1., 1.], seed=seeds, tag=1, backend=backend)
+        seeds[:] = 9
+        np.testing.assert_array_equal(f(0), alone((3,), range(4), tag=1))
+        seeds[:] = range(4)
+
+
 # ---- samples follow from their seeds ----
 
 DATA = Mixture([.2, .3, .5], [[-.5] * 5, [.5, -.3, .2, .1, .4], [.1] * 5], .05)
