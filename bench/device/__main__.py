@@ -38,7 +38,7 @@ def device():
 # and leave what they compiled to those that follow
 PARTS = {part.__name__: part for part in (
     device, correct.words, correct.square_root, correct.all_stages, correct.rows,
-    speed.rates, speed.launches, speed.timing, correct.counters, correct.side_stream,
+    speed.rates, speed.launches, speed.keys, speed.timing, correct.counters, correct.side_stream,
     correct.threads, correct.graph_replay, correct.corrector_replay, speed.whole_samplers,
     correct.training, correct.large, correct.sanitizer)}
 NEEDS = {"device": (), "rates": (), "square_root": ("cupy",)}  # the others both backends

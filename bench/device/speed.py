@@ -2,12 +2,16 @@
 
 import time
 from copy import copy
+from functools import partial
+from itertools import product
+from statistics import median
 
 import torch
 
 from ...demo import EVALUATIONS, NetScore
 from ...families import FAMILIES
-from ...kernels import Fused, normal, on_cupy, why_not
+from ...kernels import Fused, bind, normal, on_cupy, why_not
+from ...kernels.check.compare import oracle
 from ...kernels.check.words import raw
 from ...net import ScoreNet
 from ..speed.clock import once
@@ -18,6 +22,7 @@ from ..speed.sums import SUMS
 from .here import DEVICE, NAMES, SEED, captured, same, seconds, verdict
 
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
+ROUNDS = 5  # of a form and its other, in turn
 SECONDS = .1  # of timing for each function: a GPU lent to one is quiet
 
 COUNTED = """
@@ -72,6 +77,30 @@ def timing(limit=150):
         print(show(rows), flush=True)
         found += rows
     return {"passed": True, "left": left, "rows": found}
+
+
+def keys(elements=1 << 26):
+    """Nanoseconds an element of normal and langevin with one seed, and with one a row:
+    rows of 1024 and of 64, some of them held to NumPy's."""
+    good, times = {}, {}
+    for name, dtype, width in product(NAMES, ("float32", "bfloat16"), (1024, 64)):
+        shape = elements // width, width
+        u = [torch.randn(shape, device=DEVICE).to(getattr(torch, dtype)) for _ in "xs"]
+        seeds = torch.randint(-2**63, 2**63 - 1, shape[:1], device=DEVICE)
+        for op, operands, coef in (("normal", [], [1.]), ("langevin", u, [1., .05, .3])):
+            out = torch.empty_like(u[0])
+            one, each = (partial(bind(operands, coef, seed=seed, out=out, backend=name), 0)
+                         for seed in (SEED, seeds))
+            took = [(seconds(one), seconds(each)) for _ in range(ROUNDS)]
+            one, each = (median(column) / elements * 1e9 for column in zip(*took))
+            case = f"{name} {op} {dtype} {width}"
+            times[case] = {"ns": one, "keys_ns": each, "ratio": each / one}
+            print(f"{case:<32}{one:>8.4f} ns{each:>8.4f} with a seed a row{each / one:>7.3f}")
+            end = slice(-100, None)
+            want = oracle([v[end].cpu() for v in operands], coef, out[end].cpu(),
+                          seed=seeds[end].cpu())
+            good[case] = same(out[end], want)
+    return verdict(good, times=times)
 
 
 def launches(calls=20):

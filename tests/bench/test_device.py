@@ -12,7 +12,7 @@ import torch
 from minidiff import kernels, noise
 from minidiff.bench.device import correct, here, speed
 from minidiff.bench.speed.run import bench
-from minidiff.kernels.check.compare import normals_at
+from minidiff.kernels.check.compare import normals_at, oracle
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="minutes of a GPU")
@@ -22,9 +22,9 @@ def test_with_no_gpu_each_part_says_so(tmp_path):
                          text=True, capture_output=True)
     assert run.returncode == 0, run.stdout + run.stderr
     parts = json.loads(out.read_text())["parts"]
-    assert len(parts) == 17
+    assert len(parts) == 18
     assert all(p["passed"] is None and p["reason"] == "no CUDA device" for p in parts.values())
-    assert run.stdout.endswith("0 passed, 0 FAILED, 17 not run\n")
+    assert run.stdout.endswith("0 passed, 0 FAILED, 18 not run\n")
 
 
 def test_one_backend_does_not_pass_for_the_other(monkeypatch):
@@ -94,6 +94,18 @@ def test_every_part_that_needs_no_gpu_of_its_own_passes_here(no_gpu, monkeypatch
                         .astype("uint32"))
     assert correct.all_stages()["passed"]
     assert speed.COUNTED.count("__global__") == 2
+
+
+def test_keys_are_timed_beside_numbers_and_held_to_numpy(no_gpu, monkeypatch):
+    names = correct.NAMES
+    for name, value in (("DEVICE", "cpu"), ("NAMES", names),
+                        ("seconds", lambda f: f().numel() * 1e-9)):
+        monkeypatch.setattr(speed, name, value)
+    found = speed.keys(1 << 13)
+    assert found["passed"] and len(found["times"]) == 8 * len(names)
+    assert all(row["ratio"] == 1 for row in found["times"].values())
+    monkeypatch.setattr(speed, "oracle", lambda *a, seed: oracle(*a, seed=seed + 1))
+    assert not speed.keys(1 << 13)["passed"]
 
 
 def test_timing_stops_in_time_and_says_what_is_left(no_gpu, monkeypatch):

@@ -49,14 +49,22 @@ VARIANTS = [
     ("float16", 1, 1, 0, "counter", 1024, 1), ("float16", 2, 1, 1, "call", 1024, 1),
     ("float16", 2, 0, 0, "sample", 1024, 1), ("float16", 4, 1, 1, "sample", 7, 0),
     ("float32", 1, 1, "sums", "sample", 1024, 1), ("bfloat16", 1, 0, "sums", "call", 1024, 1),
-    ("float16", 0, 1, "sums", "call", 1024, 1)]
+    ("float16", 0, 1, "sums", "call", 1024, 1),
+    ("float32", 0, 1, 0, "call keys", 1024, 1), ("float32", 1, 1, 0, "call keys", 1024, 1),
+    ("float32", 2, 1, 0, "call keys", 1024, 1), ("bfloat16", 0, 1, 0, "call keys", 1024, 1),
+    ("bfloat16", 1, 1, 0, "call keys", 1024, 1), ("bfloat16", 2, 1, 0, "call keys", 1024, 1),
+    ("float32", 2, 1, 1, "sample keys", 7, 0), ("float16", 1, 1, 0, "counter keys", 1024, 1),
+    ("float32", 1, 1, "sums", "sample keys", 2, 0), ("float32", 0, 1, 0, "call keys", 64, 1)]
 MACROS = [(True, dtype, *variant) for dtype in on_host.STORAGE for variant in (
     (0, 1, 0), (1, 1, 0), (2, 0, 0), (2, 1, 1), (4, 1, 1),
-    (1, 1, 0, 2), (1, 0, 0, 1), (0, 1, 0, 1))]
+    (1, 1, 0, 2), (1, 0, 0, 1), (0, 1, 0, 1), (0, 1, 0, 0, 1), (2, 1, 1, 0, 1), (1, 1, 0, 2, 1))]
 WRITTEN = 18  # fused multiply-adds of two normals: the radius' 10, its root's 2, the angle's 6
 # Issue slots an element may take on sm_90, where rows are aligned: what was counted, and a little
 SLOTS = {("triton", "float32"): (32.3, 36., 39.), ("triton", "bfloat16"): (32.2, 37.3, 41.8),
          ("cuda", "float32"): (31.8, 34.5, 37.4), ("cuda", "bfloat16"): (31.3, 35.3, 39.5)}
+# With a seed a row: a thread of CUDA C has one row, one of Triton's several, each with keys
+KEYED_SLOTS = {("triton", "float32"): (35.7, 39.5, 42.6), ("triton", "bfloat16"): (37., 41.3, 45.5),
+               ("cuda", "float32"): (31.7, 34.5, 37.2), ("cuda", "bfloat16"): (31.3, 35.4, 39.5)}
 HALF_RATE = re.compile("(LOP3|IADD3|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|VIADDMNMX|I2FP|"
                        "F2FP|PLOP3|IABS|POPC)$")
 
@@ -144,7 +152,7 @@ def differs(backend, dtype, operands, draws, clip, sums, rows, shape, shift=0, o
     got, want = (place(np.full(shape, np.float32(np.nan))) for _ in "12")
     case = Launch(got, u, torch.from_numpy(coef.astype(np.float32)), kind, bool(draws), bool(clip),
                   sums, seed, sample, tag, 2**31 + 7, keys)
-    counter = torch.tensor(step) if kind == "step" else step
+    counter = torch.tensor(step) if kind == "step" or "counter" in rows else step
     total = backend.prepare(case)(counter)
     exact = on_numpy.update(case._replace(out=want), counter)
     lines = []
@@ -255,16 +263,16 @@ def from_triton(other_process):
 def test_nvrtc(variant):
     """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
     found = disassembled(launch.compiled_by_nvrtc(variant, cubin=True), "update")
-    _, dtype, operands, draws, clip, *sums = variant
+    _, _, operands, draws, _, sums, *_ = *variant, 0
     assert not (found["stack"] or found["local"] or found["shared"]), found
     assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
     assert found["store16"] or sums and not (operands and draws), found
     assert found["fma"] == WRITTEN * found["root"] and bool(found["root"]) == bool(draws), found
 
 
-def cuda_slots(dtype, operands):
+def cuda_slots(dtype, operands, keys=0):
     """Issue slots an element of the loop over packs, four of them unrolled."""
-    cubin = launch.compiled_by_nvrtc((True, dtype, operands, 1, 0), cubin=True)
+    cubin = launch.compiled_by_nvrtc((True, dtype, operands, 1, 0, 0, keys), cubin=True)
     return slots(longest_loop(cubin), 4 * 16 // (4 if dtype == "float32" else 2))
 
 
@@ -272,9 +280,10 @@ def cuda_slots(dtype, operands):
 @needs_triton
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cuda_c_keeps_to_its_slots(dtype):
-    for operands, ceiling in enumerate(SLOTS["cuda", dtype]):
-        found = cuda_slots(dtype, operands)
-        assert ceiling - 1 < found <= ceiling, (operands, found)
+    for keys, table in enumerate((SLOTS, KEYED_SLOTS)):
+        for operands, ceiling in enumerate(table["cuda", dtype]):
+            found = cuda_slots(dtype, operands, keys)
+            assert ceiling - 1 < found <= ceiling, (operands, keys, found)
 
 
 @needs_nvrtc
@@ -300,7 +309,8 @@ LAUNCHED = [
     ("bfloat16", 1, 1, 0, 0), ("float16", 2, 1, 1, 0), ("float32", 1, 0, 0, 1),
     ("bfloat16", 0, 1, 0, 1), ("float16", 1, 1, 0, 2), ("float32", 0, 1, 0, 3)]
 CASES = [*product([(5, d) for d in range(1, 10)] + [(600, 2), (3, 1031), (9, 64), (2, 9000)],
-                  ("call", "sample", "counter", "before", "end", "sample and counter"), (0, 1))]
+                  ("call", "sample", "counter", "before", "end", "sample and counter", "call keys",
+                   "sample and counter keys"), (0, 1))]
 
 
 @needs_nvrtc
@@ -438,8 +448,9 @@ def test_triton_keeps_to_its_slots(from_triton):
         dtype, operands, draws, clip, rows, size, aligned = variant
         if aligned and not draws and not clip and operands <= 2:
             assert found["slots"] < 13, (variant, found["slots"])
-        if aligned and draws and not clip and rows == "call":
-            ceiling = SLOTS["triton", dtype][operands]
+        if aligned and draws and not clip and "call" in rows and size == 1024:
+            table = KEYED_SLOTS if "keys" in rows else SLOTS
+            ceiling = table["triton", dtype][operands]
             assert ceiling - 1 < found["slots"] <= ceiling, (variant, found["slots"])
 
 
