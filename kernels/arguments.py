@@ -222,7 +222,7 @@ def noise_step(step, like, rows=None, first_step=0):
     if not is_counter(step):
         step = index(step)
         if rows != "step":
-            return step + first_step & MASK
+            return step + index(first_step) & MASK
         if abs(step) >> 62:  # beyond int64: as far out, and the same noise
             far = 1 << 62 if step > 0 else -1 << 62
             step = far + (step & MASK)

@@ -29,16 +29,15 @@ class Fused(Engine):
     def __init__(self, seed=0, sample=0, backend="auto", normal=None):
         super().__init__(seed, sample, normal)
         self.backend = backend
-        self.kept = threading.local()
-        self.tables = {}
-        self.keys = {}
 
-    def __getstate__(self):
-        return super().__getstate__() | {"backend": self.backend}
+    def fresh(self):
+        """As an Engine's; and what is kept on a device, and by a thread."""
+        return super().fresh() | {"kept": threading.local(), "tables": {}, "keys": {}}
 
     def __copy__(self):
         """Another run of the same noise, which uploads nothing that this one has."""
-        other = type(self)(**self.__getstate__())
+        other = type(self).__new__(type(self))
+        other.__setstate__(self.__getstate__())
         other.tables = self.tables
         other.keys = self.keys
         return other
@@ -66,7 +65,7 @@ class Fused(Engine):
             like = as_tensor("x", x)
             where = like.device
             if where not in self.keys:
-                self.keys[where] = keys_of(seed, self.sample, like)
+                *_, self.keys[where] = keys_of(seed, self.sample, like)
             seed = self.keys[where]
         return {"seed": seed, "sample": self.sample, "backend": self.backend}
 
@@ -107,7 +106,7 @@ class Fused(Engine):
         first = self.claim(tag, steps)
 
         def correct(k, x, s):
-            n = first + k if first else k
+            n = first + k if first else k  # a counter's own, where nothing is added
             draw = self._draw(x) | {"step": n, "tag": tag}
             if self.normal:
                 z = self.normal(tuple(x.shape), n, tag)

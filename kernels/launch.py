@@ -4,7 +4,7 @@ from functools import cache, partial
 from operator import index
 from typing import Any, NamedTuple
 
-from ..noise import MASK, is_number, rows_of
+from ..noise import MASK, keys, named
 
 SEEDS = 2**64 - 1
 
@@ -31,23 +31,22 @@ class Keys(NamedTuple):
 
 
 def keys_of(seed, sample, like):
-    """The Keys of seeds or ids a row, or None of two numbers.
+    """(seed, sample, Keys) of rows as many as like's; the Keys are None of two numbers.
 
-    Keys in the seed's place are taken as they are, for rows as many as like's.
+    Keys in the seed's place are those of a call before.
     """
-    if is_number(seed) and is_number(sample):
-        return None
+    if isinstance(seed, int) and isinstance(sample, int):
+        return seed, sample, None
     import torch
     batch = like.shape[0]
     if isinstance(seed, Keys):
-        table = seed.table
-        if table.shape != (batch, 2) or table.dtype != torch.int64:
-            raise ValueError(
-                f"keys must be int64 {(batch, 2)}, a seed and an id a row, got "
-                f"{table.dtype} {tuple(table.shape)}")
-        return Keys(table.to(like.device).contiguous())
-    seed, ids = rows_of(seed, sample, batch, torch, like.device)
-    return Keys(torch.cat([0 * ids + seed, ids], 1))
+        if len(seed.table) != batch:
+            raise ValueError(f"seed and sample have {len(seed.table)} rows, not {batch}")
+        return 0, 0, seed
+    seed, sample = named(seed, sample)
+    if isinstance(seed, int) and isinstance(sample, int):
+        return seed, sample, None
+    return 0, 0, Keys(keys(seed, sample, batch, torch, like.device))
 
 
 class Launch(NamedTuple):
@@ -117,17 +116,15 @@ def launched(module, out, operands, rows, counter, result=Result.STATE):
     seed, sample, tag, first_step; the seed may be Keys.
     """
     seed, sample, tag, first_step = counter
-    keys = keys_of(seed, sample, out)
-    if keys:
-        seed = sample = 0
-    seed, sample, tag = map(index, (seed, sample, tag))
+    seed, sample, by_row = keys_of(seed, sample, out)
+    tag = index(tag)
     if not out.numel():
         nothing = out.new_zeros(len(out)).double() if result else None
         return lambda step: nothing
     if out.dim() != 2:
         out = out.view(len(out), -1)
         operands = [u.view(len(out), -1) for u in operands]
-    table = keys.table if keys and rows.draws else None
+    table = by_row.table if by_row and rows.draws else None
     launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK,
                     first_step & MASK, table)
     prepare = getattr(module, "prepare", None)

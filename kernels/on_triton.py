@@ -283,8 +283,10 @@ def prepare(launch):
         return partial(rounded, launch)
     batch, size = out.shape
     v = 4 // out.element_size()
-    mostly_noise = launch.draws and len(operands) <= 2
-    quads = QUADS if mostly_noise else QUADS // 2  # else registers would not do for so many
+    keyed = launch.keys is not None
+    beside_noise = len(operands) + launch.clips + keyed
+    few = launch.draws and beside_noise <= 2
+    quads = QUADS if few else QUADS // 2  # else registers would not do for so many
     rows, columns, tiles = tile(size, v, quads)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
@@ -304,7 +306,7 @@ def prepare(launch):
         "DRAWS": int(launch.draws),
         "CLIP": int(launch.clips),
         "SUMS": launch.result,
-        "KEYS": launch.keys is not None,
+        "KEYS": keyed,
         "PER_SAMPLE": launch.rows == "sample",
         "ALIGNED": launch.aligned(),
         "V": v,

@@ -70,12 +70,15 @@ def _refuse_gradient(coef):
         raise RuntimeError("coef requires grad, which is not defined: pass it detached")
 
 
-def _drawn(keys, seed, sample, step, tag):
+def _drawn(device, keys, seed, sample, step, tag):
     """The noise's counter, as keywords; keys (batch, 2) stand for seed and sample."""
     if keys is not None:
         if seed or sample:
             raise ValueError("keys hold every row's seed and sample: pass 0 beside them")
-        seed = Keys(keys)
+        if keys.dim() != 2 or keys.shape[1] != 2 or keys.dtype != torch.int64:
+            raise ValueError("keys must be int64 (batch, 2), a seed and an id a row, got "
+                             f"{keys.dtype} {tuple(keys.shape)}")
+        seed = Keys(keys.to(device).contiguous())
     return {"seed": seed, "sample": sample, "step": step, "tag": tag}
 
 
@@ -83,7 +86,7 @@ def _drawn(keys, seed, sample, step, tag):
 
 def _update(operands, coef, counter, keys, seed, sample, step, tag, rows=None):
     operands = [u.detach() for u in operands]
-    draw = _drawn(keys, seed, sample, step, tag)
+    draw = _drawn(operands[0].device, keys, seed, sample, step, tag)
     if counter is not None:
         draw |= {"step": counter, "first_step": step}
     return update(operands, coef.detach(), rows=rows, **draw)
@@ -128,11 +131,11 @@ register(
 # ---- noise ----
 
 def _normal(like, *draw):
-    return update([], [1.], out=_dense(like), **_drawn(*draw))
+    return update([], [1.], out=_dense(like), **_drawn(like.device, *draw))
 
 
 def _noise_norms(like, *draw):
-    return noise_norms(like.detach(), **_drawn(*draw))
+    return noise_norms(like.detach(), **_drawn(like.device, *draw))
 
 
 LIKE = f"(Tensor like, {COUNTER}) -> Tensor"
@@ -163,7 +166,7 @@ register("norms", "(Tensor x) -> Tensor", _norms, _a_number_a_sample, _norms_bac
 # ---- the loss, whose gradient comes with it ----
 
 def _loss(s, coef, *draw):
-    return dsm_loss(s.detach(), coef.detach(), **_drawn(*draw))
+    return dsm_loss(s.detach(), coef.detach(), **_drawn(s.device, *draw))
 
 
 def _loss_fake(s, *_):

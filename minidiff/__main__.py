@@ -28,7 +28,11 @@ def positive(text):
 
 def integers(text):
     """Whole numbers between commas."""
-    return [int(word) for word in text.split(",")]
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers between commas, such as 3,1,4, got {text!r}") from None
 
 
 def backend_option(add):
@@ -188,7 +192,8 @@ def sample_options(add):
     add("--n", type=positive, help="how many (default 64)")
     add("--seeds", type=integers, metavar="I,J,...",
         help="a seed for each sample, in place of --n and --seed: the noise of a sample "
-             "then follows from its own, in any order and number")
+             "then follows from its own, in any order and number (--seeds=-1,2 where the "
+             "first is negative)")
     add("--units", choices=("model", "data"), default="model",
         help="of x: the network's, [-1, 1], or those of the data (default model)")
     add("--out", default="samples.npz", help="where to write x (default samples.npz)")

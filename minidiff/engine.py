@@ -1,12 +1,11 @@
 """An engine is one run: it draws the noise of a step once."""
 
-from copy import deepcopy
 from threading import Lock
 
 import numpy as np
 
 from .affine import operands
-from .noise import CORRECTOR, TAGS, is_number
+from .noise import CORRECTOR, TAGS, named
 
 
 def draws(step, row):
@@ -37,7 +36,7 @@ def overlap(a, b):
 class Engine:
     """The noise of one run, and which of its steps have been drawn.
 
-    seed, sample: numbers, or arrays with an integer a row of x (`noise.rows_of`); a number
+    seed, sample: numbers, or arrays with an integer a row of x (`noise.keys`); a number
     sample is the id of x's first row. normal(shape, k, tag), if given, is the source of
     noise instead; then nothing is claimed.
 
@@ -47,18 +46,23 @@ class Engine:
     """
 
     def __init__(self, seed=0, sample=0, normal=None):
-        self.seed = deepcopy(seed)  # a run's noise does not change with a caller's array
-        self.sample = deepcopy(sample)
+        self.seed, self.sample = named(seed, sample)
         self.normal = normal
-        self.by_row = not (is_number(seed) and is_number(sample))
-        self.claimed = {}
-        self.lock = Lock()
+        numbers = isinstance(self.seed, int) and isinstance(self.sample, int)
+        self.by_row = not numbers
+        vars(self).update(self.fresh())
+
+    def fresh(self):
+        """What a run starts with: a copy has its own."""
+        return {"claimed": {}, "lock": Lock()}
 
     def __getstate__(self):
-        return {"seed": self.seed, "sample": self.sample, "normal": self.normal}
+        fresh = self.fresh()
+        return {name: v for name, v in vars(self).items()
+                if name not in fresh}
 
-    def __setstate__(self, given):
-        self.__init__(**given)
+    def __setstate__(self, state):
+        vars(self).update(state | self.fresh())
 
     def require_one_seed(self, name):
         """ValueError where rows have seeds of their own, and `name` couples them."""
@@ -67,6 +71,21 @@ class Engine:
                 f"{name} computes with the whole batch, so that no sample follows from its "
                 "own seed: give the engine a number for seed and for sample")
 
+    def require_new(self, tags, steps):
+        """ValueError where this engine has drawn one of the steps, a range, with a tag."""
+        for tag in tags:
+            drawn = [s for s in self.claimed.get(tag, [])
+                     if overlap(steps, s)]
+            if drawn:
+                first = min(s.start for s in drawn)
+                last = max(s.stop for s in drawn) - 1
+                end = max(s.stop for t in tags
+                          for s in self.claimed.get(t, []))
+                raise ValueError(
+                    f"this engine has drawn {tag_name(tag)} steps {first}–{last}. Go on: "
+                    f"first_step={end}. Other samples: a new engine with sample= or seed=. "
+                    "The same noise again: a new engine.")
+
     def claim(self, tag, steps):
         """The first of these steps, a range, which are now drawn; 0 where there are none.
 
@@ -74,6 +93,8 @@ class Engine:
         """
         if not steps:
             return 0
+        if not isinstance(steps, range) or steps.step != 1:
+            raise ValueError(f"steps must be a range, one after the other, got {steps}")
         first = steps.start
         if first < 0 or steps.stop > 1 << 32:
             raise ValueError(f"first_step: steps are counted from 0 to 2^32 - 1, got "
@@ -81,14 +102,9 @@ class Engine:
         if self.normal:
             return first
         with self.lock:
+            self.require_new([tag], steps)
             drawn = self.claimed.setdefault(tag, [])
-            if any(overlap(steps, s) for s in drawn):
-                shown = ", ".join(f"{s.start}–{s.stop - 1}" for s in drawn)
-                raise ValueError(
-                    f"this engine has drawn {tag_name(tag)} steps {shown}. Go on: "
-                    f"first_step={max(s.stop for s in drawn)}. Other samples: a new engine "
-                    "with sample= or seed=. The same noise again: a new engine.")
-            if drawn and drawn[-1].stop == steps.start:
+            if drawn and drawn[-1].stop == first:
                 steps = range(drawn.pop().start, steps.stop)
             drawn.append(steps)
         return first

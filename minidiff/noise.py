@@ -34,6 +34,7 @@ So any machine that keeps the order returns the same bits. The polynomials' cons
 to the contract.
 """
 
+import reprlib
 from operator import index
 
 import numpy as np
@@ -68,59 +69,63 @@ LOG_SCALE = 1.6525916635146132e-07  # 2 ln 2 a binary exponent, which e counts i
 MASK = 0xFFFFFFFF
 
 
-def is_number(v):
-    """Whether a seed or an id is one number for a call, and not an integer a row."""
-    return hasattr(v, "__index__") and not getattr(v, "ndim", 0)
-
-
 def signed(word, bits):
     """The low bits of an integer in two's complement."""
     half = 1 << bits - 1
     return (word + half) % (2 * half) - half
 
 
-def _a_row(name, given, rows, xp, device):
-    """Integers, one a row, as int64 (rows,): their low 64 bits."""
-    values = given
-    if not hasattr(given, "dtype"):
-        try:
+def integers(name, given):
+    """A number, or an integer a row as int64 (rows,), a new one: their low 64 bits.
+
+    given: an integer, a list, a tuple, a range, an array or a tensor. TypeError.
+    """
+    try:
+        if isinstance(given, (list, tuple, range)):
             low_bits = [signed(index(v), 64) for v in given]
-            values = np.array(low_bits, np.int64)
-        except TypeError:
-            values = None
-    dtype = getattr(values, "dtype", None)
-    if "int" not in getattr(dtype, "name", str(dtype)):
-        raise TypeError(f"{name} must be an integer, or integers (batch,), got {given!r}")
-    if tuple(values.shape) != (rows,):
-        raise ValueError(f"{name} has shape {tuple(values.shape)}, not {(rows,)}")
-    if hasattr(values, "data_ptr"):
-        if xp is not np:
-            return values.to(device, xp.int64)
-        values = values.cpu().numpy()
-    values = values.astype(np.int64)
-    return values if xp is np else xp.asarray(values, device=device)
+            return np.array(low_bits, np.int64)
+        if not getattr(given, "ndim", 0):
+            return signed(index(given), 64)
+    except TypeError:
+        pass
+    dtype = getattr(given, "dtype", None)
+    whole = "int" in getattr(dtype, "name", str(dtype))
+    if not whole or isinstance(given, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an integer, or integers (batch,), "
+                        f"got {dtype or reprlib.repr(given)}")
+    if hasattr(given, "data_ptr"):
+        return given.long().clone()
+    return np.array(given, np.int64)
 
 
-def rows_of(seed, sample, rows, xp=np, device="cpu"):
-    """(seed, ids) of so many rows: an int or int64 (rows, 1), and int64 (rows, 1).
+def named(seed, sample):
+    """(seed, sample) as `integers`. TypeError too for one id beside seeds a row."""
+    seed = integers("seed", seed)
+    sample = integers("sample", sample)
+    if isinstance(sample, int) and sample and not isinstance(seed, int):
+        raise TypeError(f"sample must have an id a row, as seed has one, got {sample}")
+    return seed, sample
+
+
+def keys(seed, sample, rows, xp=np, device="cpu"):
+    """The seed and the id of each row, int64 (rows, 2), of which 64 and 32 bits count.
 
     Numbers: ids count from `sample` on. A seed a row, (rows,): ids are 0, or `sample`,
-    which must then have one a row too. An id a row beside one seed: as given. Integers
-    count mod 2^64. TypeError for what holds none, and for an id beside seeds a row;
-    ValueError for another shape.
+    which must then have one a row too. An id a row beside one seed: as given. ValueError
+    for another shape, TypeError as in `named`.
     """
-    if is_number(seed):
-        seed = signed(index(seed), 64)
-    elif is_number(sample) and index(sample):
-        raise TypeError(f"sample must have an id a row, as seed has one, got {sample}")
-    else:
-        seed = _a_row("seed", seed, rows, xp, device)[:, None]
-        if is_number(sample):
-            return seed, 0 * seed
-    if not is_number(sample):
-        return seed, _a_row("sample", sample, rows, xp, device)[:, None]
-    ids = xp.arange(rows, dtype=xp.int64, device=device)[:, None]
-    return seed, ids + (index(sample) & MASK)
+    seed, sample = named(seed, sample)
+    table = xp.zeros((rows, 2), dtype=xp.int64, device=device)
+    if isinstance(seed, int) and isinstance(sample, int):
+        sample = sample + xp.arange(rows, device=device)
+    columns = {"seed": seed, "sample": sample}
+    for k, (name, v) in enumerate(columns.items()):
+        if not isinstance(v, int) and tuple(v.shape) != (rows,):
+            raise ValueError(f"{name} has shape {tuple(v.shape)}, not {(rows,)}")
+        if isinstance(v, np.ndarray) and xp is not np:
+            v = xp.from_numpy(v)
+        table[:, k] = v
+    return table
 
 
 def philox(counter, key):
@@ -150,14 +155,15 @@ def philox(counter, key):
 def words(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
     """The words behind an array of `shape`, its first axis the samples.
 
-    seed, sample: numbers, or arrays with an integer a row, as in `rows_of`. A number
+    seed, sample: numbers, or arrays with an integer a row, as in `keys`. A number
     sample is the global id of the first row, so that a shard or a batch draws its own part.
     xp, device: torch for tensors there; step may then be a 0-d int64 tensor.
     Returns int64 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
     size = int(np.prod(shape[1:]))
     step = index(step) if xp is np else step
-    seed, ids = rows_of(seed, sample, shape[0], xp, device)
+    table = keys(seed, sample, shape[0], xp, device)
+    seed, ids = table[:, :1], table[:, 1:]
     quads = xp.arange(-(-size // 4), dtype=xp.int64, device=device)
     counter = quads[None], ids & MASK, step & MASK, index(tag) & MASK
     key = seed & MASK, seed >> 32 & MASK

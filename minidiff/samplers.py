@@ -17,6 +17,8 @@ DPM-Solver++), the index i (DDPM, DDIM) or the time t (SDEs). The `times` of an 
 Example: *_, x = reverse_sde(score, x, VP(), 100, Reference(seed=0))
 """
 
+from operator import index
+
 import numpy as np
 
 from . import ddpm, langevin, noise, solvers
@@ -111,9 +113,11 @@ def _unchanged(k, x):
 
 def steps_from(first_step, n):
     """The n steps from first_step on, as a range. TypeError where that is no int."""
-    if not isinstance(first_step, (int, np.integer)):
-        raise TypeError(f"first_step must be an int, got {first_step!r}")
-    return range(first_step, first_step + n)
+    try:
+        first = index(first_step)
+    except TypeError:
+        raise TypeError(f"first_step must be an int, got {first_step!r}") from None
+    return range(first, first + n)
 
 
 def iterate(step, score, x, levels, engine, correct=_unchanged, *, first_step=0,
@@ -277,10 +281,13 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
             s_norm = 1.
         return solvers.snr_step_size(z_norm, s_norm, snr, kappa)
 
-    steps = steps_from(first_step, n)
+    steps = steps_from(first_step, len(t))  # the predictor's, so that they go on together
+    tags = range(CORRECTOR, CORRECTOR + n_corrector)
+    if predictor is not pf_ode:
+        engine.require_new([*tags, PREDICTOR], steps)
     corrections = [engine.corrector(langevin.langevin_step, rule, tag, steps,
                                     sigma=sigma, kappa=kappa)
-                   for tag in range(CORRECTOR, CORRECTOR + n_corrector)]
+                   for tag in tags]
 
     def correct(k, x):
         if k >= n:  # the data has no noise left

@@ -182,9 +182,10 @@ def update_cases(op, dtypes, shapes, seed=0):
 
     NumPy's result is the float32 oracle's, rounded to the dtype.
     """
-    rng = np.random.default_rng(seed)
+    rngs = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     variants = ["per call", "per sample"] + [KEYED] * op.noise
     for dtype, shape, variant in product(dtypes, shapes, variants):
+        rng = rngs[variant == KEYED]  # of its own: the other cases stay as they were
         batch = shape[0] if variant == "per sample" else None
         u = [random_tensor(rng, shape, dtype) for _ in op.operands]
         parameters = op.parameters(rng, batch)
@@ -210,12 +211,12 @@ def sum_cases(ops, dtypes, shapes):
 
     Sums may be 1 ulp off NumPy's; the gradient may not.
     """
-    rng = np.random.default_rng(3)
+    rng, other = np.random.default_rng(3), np.random.default_rng(4)
     for dtype, shape in product(dtypes, shapes):
         s = random_tensor(rng, shape, dtype)
         batch = shape[0]
         coef = rng.uniform(.1, 2., (batch, 3))
-        keyed = a_row_each(rng, batch)
+        keyed = a_row_each(other, batch)
         for op, counter in product(ops, (COUNTER, keyed)):
             if op == "norms" and counter is keyed:
                 continue

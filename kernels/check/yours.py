@@ -19,7 +19,7 @@ import torch
 
 from ... import noise
 from .. import OPS
-from . import COUNTER, KEYED, SHAPES, SUMS, sum_cases, update_cases
+from . import COUNTER, SHAPES, SUMS, sum_cases, update_cases
 from .compare import as_tuple, normals, row_of
 
 
@@ -80,7 +80,7 @@ class UserKernels:
             cases = update_cases(OPS[name], dtypes, SHAPES, seed)
         wants_keys = "keys" in inspect.signature(self.functions[name]).parameters
         for case in cases:
-            if wants_keys or KEYED not in case.parts[0]:
+            if wants_keys or isinstance(case.counter["seed"], int):
                 yield case
 
     def _returned(self, case):
@@ -123,8 +123,7 @@ class UserKernels:
             coef = coef[..., :-4]
         have["coef"] = coef
         have["out"] = torch.full_like(u[0], torch.nan)
-        seed, ids = noise.rows_of(counter["seed"], counter["sample"], len(u[0]))
-        have["keys"] = np.concatenate([0 * ids + seed, ids], 1)
+        have["keys"] = noise.keys(counter["seed"], counter["sample"], len(u[0]))
         return have | parameters | {"shape": tuple(u[0].shape)} | counter
 
     def operands(self, name):
@@ -199,8 +198,8 @@ class UserKernels:
 
 def drawn(shape, counter):
     """The noise that a function is handed, which it may overwrite."""
-    if counter is COUNTER:
-        return normals(shape, **counter).clone()
+    if isinstance(counter["seed"], int):
+        return normals(shape, **counter).clone()  # kept from call to call
     return torch.from_numpy(noise.normal(shape, **counter))
 
 

@@ -53,6 +53,7 @@ VARIANTS = [
     ("float32", 0, 1, 0, "call keys", 1024, 1), ("float32", 1, 1, 0, "call keys", 1024, 1),
     ("float32", 2, 1, 0, "call keys", 1024, 1), ("bfloat16", 0, 1, 0, "call keys", 1024, 1),
     ("bfloat16", 1, 1, 0, "call keys", 1024, 1), ("bfloat16", 2, 1, 0, "call keys", 1024, 1),
+    ("float32", 2, 1, 1, "call", 1024, 1), ("float32", 2, 1, 1, "call keys", 1024, 1),
     ("float32", 2, 1, 1, "sample keys", 7, 0), ("float16", 1, 1, 0, "counter keys", 1024, 1),
     ("float32", 1, 1, "sums", "sample keys", 2, 0), ("float32", 0, 1, 0, "call keys", 64, 1)]
 MACROS = [(True, dtype, *variant) for dtype in on_host.STORAGE for variant in (
@@ -63,7 +64,8 @@ WRITTEN = 18  # fused multiply-adds of two normals: the radius' 10, its root's 2
 SLOTS = {("triton", "float32"): (32.3, 36., 39.), ("triton", "bfloat16"): (32.2, 37.3, 41.8),
          ("cuda", "float32"): (31.8, 34.5, 37.4), ("cuda", "bfloat16"): (31.3, 35.3, 39.5)}
 # With a seed a row: a thread of CUDA C has one row, one of Triton's several, each with keys
-KEYED_SLOTS = {("triton", "float32"): (35.7, 39.5, 42.6), ("triton", "bfloat16"): (37., 41.3, 45.5),
+KEYED_SLOTS = {("triton", "float32"): (35.7, 39.6, 44.3),
+               ("triton", "bfloat16"): (36.8, 41.1, 47.2),
                ("cuda", "float32"): (31.7, 34.5, 37.2), ("cuda", "bfloat16"): (31.3, 35.4, 39.5)}
 HALF_RATE = re.compile("(LOP3|IADD3|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|VIADDMNMX|I2FP|"
                        "F2FP|PLOP3|IABS|POPC)$")
@@ -83,8 +85,10 @@ def machine_code(cubin, function):
 def disassembled(cubin, function):
     """Counts of the instructions that matter in one function, and its resources."""
     code, usage = machine_code(cubin, function)
-    stack, shared = map(int, re.search(r"STACK:(\d+) SHARED:(\d+)", usage).groups())
-    return {"stack": stack, "shared": shared, "instructions": len(code)} | {
+    pattern = r"REG:(\d+) STACK:(\d+) SHARED:(\d+)"
+    registers, stack, shared = map(int, re.search(pattern, usage).groups())
+    return {"registers": registers, "stack": stack, "shared": shared,
+            "instructions": len(code)} | {
         name: sum(bool(re.search(pattern, line)) for line in code) for name, pattern in (
             ("local", r"\b(LDL|STL)"), ("double", r"\bD(ADD|MUL|FMA)|F64"), ("fma", r"\bFFMA"),
             ("root", r"\bMUFU\.RSQ"), ("load16", r"\bLDG\.E\.(EF\.)?128"),
@@ -410,11 +414,12 @@ def test_a_barrier_that_lacks_would_show(from_triton):
 
 @needs_triton
 def test_triton_uses_registers_alone(from_triton):
-    """No stack and no spills; and but for sums no double precision, and where rows are aligned
-    no shared memory."""
+    """No stack and no spills. But for sums no double precision. Where rows are aligned no shared
+    memory, and registers for 16 warps a multiprocessor: with 12 an H200 ran at half its rate."""
     for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         sums, aligned = variant[3] == "sums", variant[-1]
         assert not (found["stack"] or found["local"]), (variant, found)
+        assert not aligned or found["registers"] <= 128, (variant, found)
         assert bool(found["double"]) == sums, (variant, found)
         assert not found["shared"] or sums or not aligned, (variant, found)
 

@@ -193,11 +193,43 @@ def test_a_first_step_that_is_none_is_refused(first_step, error, words):
     list(LOOPS["iterate"]((X.copy(), WHOLE), Reference(), first_step=2**32 - 12))
 
 
-def test_each_corrector_claims_its_own_steps():
-    engine = Reference(3)
+@pytest.mark.parametrize("make", ENGINES, ids=["Reference", "Fused"])
+def test_each_corrector_claims_its_own_steps(make):
+    engine = make(3)
     list(LOOPS["predictor_corrector"]((X.copy(), WHOLE), engine))
     assert engine.claimed == {tag: [range(12)] for tag in (
         noise.CORRECTOR, noise.CORRECTOR + 1, noise.PREDICTOR)}
+
+
+@pytest.mark.parametrize("make", ENGINES, ids=["Reference", "Fused"])
+def test_what_the_message_says_goes_on(make):
+    """A loop to the data, whose last step is not corrected, and after other loops."""
+    engine = make(3)
+    run = lambda first_step: [*samplers.predictor_corrector(
+        score, X.copy(), VP, 30, engine, first_step=first_step)]
+    list(samplers.iterate(langevin.langevin_step, score, X, np.ones(5), engine, eps=.1))
+    with pytest.raises(ValueError, match=r"PREDICTOR steps 0–4\. Go on: first_step=5\."):
+        run(0)
+    assert noise.CORRECTOR not in engine.claimed
+    run(5)
+    for first_step in (0, 5, 34):
+        with pytest.raises(ValueError, match=r"Go on: first_step=35\."):
+            run(first_step)
+    run(35)
+    assert engine.claimed == {noise.PREDICTOR: [range(65)], noise.CORRECTOR: [range(5, 65)]}
+
+
+@pytest.mark.parametrize("steps", [range(0, 9, 2), range(9, 0, -1), [0, 1], 5])
+def test_steps_are_a_range_one_after_the_other(steps):
+    with pytest.raises(ValueError, match="steps must be a range, one after the other"):
+        Reference()(langevin.langevin_step, 2, steps, eps=.1)
+
+
+def test_a_first_step_of_a_narrow_integer_does_not_wrap():
+    engine = Reference()
+    list(samplers.iterate(langevin.langevin_step, score, X, np.ones(10), engine,
+                          first_step=np.uint8(250), eps=.1))
+    assert engine.claimed == {noise.PREDICTOR: [range(250, 260)]}
 
 
 def test_default_tags_keep_a_prior_and_a_perturbation_apart():
