@@ -38,8 +38,8 @@ class Fused(Engine):
         """Another run of the same noise, which uploads nothing that this one has."""
         other = type(self).__new__(type(self))
         other.__setstate__(self.__getstate__())
-        other.tables = self.tables
-        other.keys = self.keys
+        other.tables = dict(self.tables)
+        other.keys = dict(self.keys)
         return other
 
     def _uploaded(self, given, u):

@@ -1,5 +1,7 @@
 """An update from its coefficients, once or again and again; a step by its name."""
 
+from operator import index
+
 import numpy as np
 
 from ..noise import PREDICTOR, PRIOR
@@ -46,6 +48,7 @@ def _looked_at(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, first
                rows=None, out=None, backend="auto", names=NAMES):
     """(run, step, result, operands and result as tensors) of an update."""
     operands = [*operands]
+    first_step = index(first_step)
     module, inputs, target, result = accept_update(operands, out, names, backend)
     step = noise_step(step, target, rows, first_step)
     if not isinstance(coef, Rows):

@@ -105,7 +105,7 @@ def states(name, backend, net, x, steps=None, engine=None):
     n = steps or sampler.steps
     if backend == "diffusers":
         return sampler.theirs(net, x, n)
-    engine = copy(engine) if engine else Fused(backend=backend)
+    engine = engine or Fused(backend=backend)
     return getattr(samplers, name)(net, x, sampler.grid(n), engine, **sampler.options)
 
 
@@ -128,18 +128,18 @@ def eager(make, n, wait):
     return once(step, wait), once(step, wait, n)
 
 
-def captured(make, n, wait):
-    """A function that returns as `eager`, of n steps in one CUDA graph; make(engine) is the
+def captured(make, engine, n, wait):
+    """A function that returns as `eager`, of n steps in one CUDA graph; make(engine=...) is the
     loop.
 
-    An engine whose copy has run has its schedules on the device. RuntimeError unless the
+    A copy of an engine that has run has its schedules on the device. RuntimeError unless the
     graph leaves the bits of the loop uncaptured.
     """
-    loop, graph = make(), torch.cuda.CUDAGraph()
+    loop, graph = make(engine=engine), torch.cuda.CUDAGraph()
     first = once(partial(next, loop), wait)
     *_, want = islice(loop, n - 1)
     with torch.cuda.graph(graph):
-        *_, last = islice(make(), n)
+        *_, last = islice(make(engine=copy(engine)), n)
     graph.replay()
     # a network nobody trained may blow up
     if not torch.allclose(last, want, rtol=0., atol=0., equal_nan=True):
@@ -159,8 +159,8 @@ def bench_cell(name, kind, shape, batch, ours, peers, device):
         n = max(3, min(steps - 4, int(SECONDS / slowest)))
         repeats = {b: partial(eager, make, n, wait) for b, make in makes.items()}
         if x.is_cuda:
-            make = partial(makes[ours], engine=Fused(backend=ours))
-            repeats[f"{ours}_graph"] = captured(make, n, wait)
+            engine = Fused(backend=ours)
+            repeats[f"{ours}_graph"] = captured(makes[ours], engine, n, wait)
         rounds = [{b: repeat() for b, repeat in repeats.items()} for _ in range(REPEATS)]
     rows = []
     for b in repeats:

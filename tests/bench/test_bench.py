@@ -166,10 +166,10 @@ def test_a_graph_that_leaves_another_state_is_not_timed(monkeypatch):
     def make(step):
         runs.append(step)
         return iter([torch.full((2,), k * float(step)) for k in range(5)])
-    repeat = samplers.captured(lambda: make("nan"), 4, lambda: None)
+    repeat = samplers.captured(lambda engine: make("nan"), None, 4, lambda: None)
     assert len(runs) == 2 and len(repeat()) == 2
     with pytest.raises(RuntimeError, match="another state than its loop; nothing was timed"):
-        samplers.captured(lambda: make(len(runs)), 4, lambda: None)
+        samplers.captured(lambda engine: make(len(runs)), None, 4, lambda: None)
 
 
 # ---- results as data ----

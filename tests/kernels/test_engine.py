@@ -61,8 +61,8 @@ def test_fused_takes_a_step_counter(place):
 def test_an_engine_uploads_a_schedule_once():
     """A copy's loop uploads nothing more, so that a CUDA graph can capture it whole."""
     engine, x, times = Fused(backend="torch"), torch.ones(3, 4), [1., .6, .2]
-    twin = copy(engine)
     first = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, engine)][-1]
+    twin = copy(engine)
     before = {key: rows.coef.data_ptr() for key, rows in engine.tables.items()}
     again = [*samplers.reverse_sde(lambda x, t: -x, x, sde.VP(), times, twin)][-1]
     assert before and before == {k: rows.coef.data_ptr()

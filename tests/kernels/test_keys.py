@@ -185,10 +185,10 @@ def test_a_counter_and_a_constant_step_add(place):
     x = torch.randn(6, 33, device=device)
     table = np.linspace(.1, 1., 8).reshape(4, 2)
     for seed, sample in ((5, 2), (SEEDS, IDS)):
-        for first, k in ((100, 2), (2**32 - 1, 3), (2**31 + 5, 0), (7, 9)):
+        for first, k in ((100, 2), (2**32 - 1, 3), (2**31 + 5, 0), (7, 9), (np.uint8(250), 2)):
             row = table[min(k, 3)]
             want = kernels.update([x.cpu()], row, seed=seed, sample=sample,
-                                  step=(first + k) % 2**32, backend="numpy")
+                                  step=(int(first) + k) % 2**32, backend="numpy")
             for step in (k, torch.tensor(k, device=device)):
                 got = kernels.update([x], table, rows="step", step=step, first_step=first,
                                      seed=seed, sample=sample, backend=backend)
@@ -255,14 +255,17 @@ def test_a_copy_is_another_run_of_the_same_noise(make, copied):
 @pytest.mark.parametrize("make", [samplers.Reference, Fused])
 def test_an_engines_seeds_are_its_own(make):
     """What a caller writes into its array afterwards changes no run."""
-    for seed in (np.arange(4), torch.arange(4), list(range(4))):
-        x = np.zeros((4, 3), np.float32)
-        move = make(seed)(sde.perturb, 1, a=1., sigma=1.)
-        seed[0] = 7
-        first = move(0, x)
-        seed[1] = 9
-        np.testing.assert_array_equal(move(0, x), first)
-        np.testing.assert_array_equal(first, alone((3,), range(4), tag=1))
+    for given in (np.arange(4), torch.arange(4), list(range(4))):
+        for name, want in (("seed", range(4)), ("sample", [0] * 4)):
+            given[:] = given[:] * 0 + torch.arange(4) if torch.is_tensor(given) else range(4)
+            x = np.zeros((4, 3), np.float32)
+            move = make(**{name: given})(sde.perturb, 1, a=1., sigma=1.)
+            given[0] = 7
+            first = move(0, x)
+            given[1] = 9
+            np.testing.assert_array_equal(move(0, x), first)
+            ids = None if name == "seed" else range(4)
+            np.testing.assert_array_equal(first, alone((3,), want, ids, tag=1))
 
 
 def test_bound_seeds_are_copied():

@@ -402,3 +402,37 @@ def test_every_backend_makes_the_update_that_check_shows(place):
                       ("z", kernels.normal((1, 4), device=device, **counter))):
         shown = re.findall(rf"(?m)^  {line}\d +(\w+)", STAGES)
         assert [f"{b:08x}" for b in out.cpu().numpy().view(np.uint32).ravel()] == shown
+
+
+KEYED = """
+from minidiff import noise
+
+def langevin(x, s, coef, keys, step, tag):
+    z = noise.normal(x.shape, keys[:, 0], keys[:, 1]IDS, step, tag)
+    a, b, c = coef.reshape(-1, 3, *[1] * (x.ndim - 1)).swapaxes(0, 1)
+    return (a * x + b * s) + c * z
+
+def noise_norms(x, keys, step, tag):
+    z = noise.normal(x.shape, keys[:, 0]SEEDS, keys[:, 1], step, tag).astype(float)
+    return ((z**2).sum(tuple(range(1, x.ndim)))**.5).astype("f")
+"""
+
+
+@pytest.mark.parametrize("seeds, ids, wrong", [
+    ("", "", ()), (" * 0 + keys[:1, 0]", "", ("noise_norms",)), ("", " * 0", ("langevin",)),
+    (" & 0xFFFFFFFF", "", ("noise_norms",))], ids=["right", "row 0's seed", "no ids", "low word"])
+def test_a_kernel_that_asks_for_keys_is_held_to_a_seed_a_row(tmp_path, seeds, ids, wrong):
+    text = KEYED.replace("SEEDS", seeds).replace("IDS", ids)
+    (tmp_path / "mine.py").write_text(text)
+    rows = list(UserKernels(str(tmp_path / "mine.py")).check())
+    failed = {row["op"] for row in rows if not row["passed"]}
+    assert failed == set(wrong)
+    for op in ("langevin", "noise_norms"):
+        keyed = [row for row in rows if row["op"] == op and "a seed a row" in row["reason"]]
+        assert len(keyed) == len(check.SHAPES)
+
+
+@pytest.mark.parametrize("op", ["langevin", "normal", "noise_norms", "dsm_loss"])
+def test_check_holds_what_draws_to_a_seed_a_row(op):
+    rows = list(check.check([op], ["numpy"], ["float32"]))
+    assert sum("a seed a row" in row["reason"] for row in rows) >= len(check.SHAPES)

@@ -133,12 +133,13 @@ def test_moves_by_hand_and_noise_of_ones_own_claim_nothing():
     for _ in range(2):
         move = by_hand(langevin.langevin_step, noise.PREDICTOR, eps=.1)
         same(move(0, X, X), move(0, X, X))
-    asked = []
-    mine = Reference(normal=lambda shape, k, tag: asked.append(k) or np.zeros(shape))
-    for _ in range(2):
-        list(LOOPS["iterate"]((X, WHOLE), mine, first_step=4))
-    assert not by_hand.claimed and not mine.claimed
-    assert asked == [*range(4, 16)] * 2
+    assert not by_hand.claimed
+    for make in (Reference, Fused):
+        asked = []
+        mine = make(normal=lambda shape, k, tag, asked=asked: asked.append(k) or X)
+        for _ in range(2):
+            list(LOOPS["iterate"]((X, WHOLE), mine, first_step=4))
+        assert not mine.claimed and asked == [*range(4, 16)] * 2
 
 
 def test_a_loop_claims_before_it_draws_and_no_sooner():
@@ -190,7 +191,10 @@ def test_a_first_step_that_is_none_is_refused(first_step, error, words):
     for loop in LOOPS.values():
         with pytest.raises(error, match=words):
             next(loop((X.copy(), WHOLE), Reference(), first_step=first_step))
-    list(LOOPS["iterate"]((X.copy(), WHOLE), Reference(), first_step=2**32 - 12))
+    last = 2**32 - 12
+    list(LOOPS["iterate"]((X.copy(), WHOLE), Reference(), first_step=last))
+    with pytest.raises(ValueError, match="steps are counted from 0"):
+        list(LOOPS["iterate"]((X.copy(), WHOLE), Reference(), first_step=last + 1))
 
 
 @pytest.mark.parametrize("make", ENGINES, ids=["Reference", "Fused"])
