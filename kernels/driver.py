@@ -13,14 +13,12 @@ from typing import NamedTuple
 class Kernel(NamedTuple):
     """A function that the driver has loaded, and what a launch of it needs.
 
-    function: the driver's handle; threads: of a block; shared: bytes of shared memory;
-    owner: what unloads the function when nothing holds it any more.
+    function: the driver's handle; threads: of a block; shared: bytes of shared memory.
     """
 
     function: int
     threads: int
     shared: int = 0
-    owner: object = None
 
 
 @cache

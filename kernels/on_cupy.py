@@ -1,4 +1,7 @@
-"""The CUDA C file on the GPU: compiled by NVRTC through CuPy, launched by CUDA's driver."""
+"""The CUDA C file on the GPU: compiled by CuPy's NVRTC, loaded and launched by CUDA's driver.
+
+CuPy's own RawKernel would add -ftz=true to the options, and so flush subnormal numbers.
+"""
 
 from functools import cache
 
@@ -32,14 +35,23 @@ def options(aligned, *variant):
     return "--std=c++17", "--fmad=false", f"-DALIGNED={int(aligned)}", *macros(*variant)
 
 
+def machine_code(options, more=""):
+    """What NVRTC makes of the file and of `more` beside it."""
+    from cupy.cuda import nvrtc
+    program = nvrtc.createProgram(SOURCE.read_text() + more, "kernels.cu", [], [])
+    nvrtc.compileProgram(program, [*options])
+    cubin = nvrtc.getCUBIN(program)
+    nvrtc.destroyProgram(program)
+    return cubin + b"\0"  # CuPy drops the last byte
+
+
 @cache
 def compiled(device, variant, name="update", more=""):
     """A kernel of the file, or of `more` beside it."""
-    import cupy
-    with cupy.cuda.Device(device.index):
-        source = SOURCE.read_text() + more
-        found = cupy.RawKernel(source, name, options(*variant))
-        return driver.Kernel(found.kernel.ptr, THREADS, owner=found)
+    major, minor = torch.cuda.get_device_capability(device)
+    architecture = f"--gpu-architecture=sm_{major}{minor}"
+    code = machine_code((*options(*variant), architecture), more)
+    return driver.load(device, code, name, THREADS, 0)
 
 
 def tile(size, pack):

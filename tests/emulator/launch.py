@@ -95,12 +95,13 @@ def load(device, found):
 @cache
 def compiled_by_nvrtc(variant, more="", cubin=False):
     """The PTX, or the machine code for sm_90, of kernels.cu and `more`."""
+    if cubin:
+        options = *on_cupy.options(*variant), "--gpu-architecture=sm_90"
+        return on_cupy.machine_code(options, more)
     from cupy.cuda import nvrtc
     program = nvrtc.createProgram(on_cupy.SOURCE.read_text() + more, "kernels.cu", [], [])
-    nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture="
-                                   + ("sm_90" if cubin else "compute_90")])
-    # CuPy drops the last byte
-    return nvrtc.getCUBIN(program) + b"\0" if cubin else nvrtc.getPTX(program).decode()
+    nvrtc.compileProgram(program, [*on_cupy.options(*variant), "--gpu-architecture=compute_90"])
+    return nvrtc.getPTX(program).decode()
 
 
 def compiled(device, variant, name="update", more=""):

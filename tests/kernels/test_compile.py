@@ -9,10 +9,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -350,18 +348,31 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     launch.compiled_by_nvrtc.cache_clear()
 
 
-def test_contraction_is_off_in_cupys_kernels(monkeypatch):
-    seen = []
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(
-        cuda=SimpleNamespace(Device=lambda i: nullcontext(seen.append(i))),
-        RawKernel=lambda *given: (seen.append(given), SimpleNamespace(
-            kernel=SimpleNamespace(ptr=11)))[1]))
-    variant = False, "float16", 1, True, False, 2
-    kernel = on_cupy.compiled.__wrapped__(torch.device("cuda:1"), variant)
-    assert (kernel.function, kernel.threads) == (11, on_cupy.THREADS)
-    options = on_cupy.options(*variant)
-    assert seen == [1, (on_cupy.SOURCE.read_text(), "update", options)]
-    assert "--fmad=false" in options
+@needs_nvrtc
+def test_what_a_device_is_given_neither_contracts_nor_flushes(monkeypatch):
+    """NVRTC's options, all of them: a launcher that adds one of its own, such as -ftz=true, would
+    have a device flush what the emulator, which is given ours, keeps."""
+    from cupy.cuda import nvrtc
+    seen, plain = [], nvrtc.compileProgram
+    monkeypatch.setattr(nvrtc, "compileProgram", lambda program, options: (
+        seen.append(options), plain(program, options)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(on_cupy.driver, "load", lambda *loaded: loaded)
+    variant, device = (False, "float16", 1, True, False, 2, True), torch.device("cuda:1")
+    where, code, *name = on_cupy.compiled.__wrapped__(device, variant)
+    assert (where, *name) == (device, "update", on_cupy.THREADS, 0)
+    options = [*on_cupy.options(*variant), "--gpu-architecture=sm_90"]
+    assert seen == [options] and code == launch.compiled_by_nvrtc(variant, cubin=True)
+    assert "--fmad=false" in options and not any("ftz" in o or "fast" in o for o in options)
+
+
+@needs_nvrtc
+@needs_triton
+def test_no_product_of_an_update_flushes():
+    """In machine code, but for the root's own start."""
+    for variant in MACROS:
+        code, _ = machine_code(launch.compiled_by_nvrtc(variant, cubin=True), "update")
+        assert not [line for line in code if re.match(r"(FMUL|FADD|FFMA)\S*\.FTZ", line)], variant
 
 
 @needs_nvrtc
