@@ -52,6 +52,7 @@ VARIANTS = [
     ("float32", 2, 1, 0, "call keys", 1024, 1), ("bfloat16", 0, 1, 0, "call keys", 1024, 1),
     ("bfloat16", 1, 1, 0, "call keys", 1024, 1), ("bfloat16", 2, 1, 0, "call keys", 1024, 1),
     ("float32", 2, 1, 1, "call", 1024, 1), ("float32", 2, 1, 1, "call keys", 1024, 1),
+    ("float32", 2, 1, 0, "sample", 1024, 1), ("float32", 2, 1, 0, "counter", 1024, 1),
     ("float32", 2, 1, 1, "sample keys", 7, 0), ("float16", 1, 1, 0, "counter keys", 1024, 1),
     ("float32", 1, 1, "sums", "sample keys", 2, 0), ("float32", 0, 1, 0, "call keys", 64, 1)]
 MACROS = [(True, dtype, *variant) for dtype in on_host.STORAGE for variant in (
