@@ -122,7 +122,8 @@ class Fused(Engine):
             eps = rule(in_float64(z_norm), in_float64(s_norm), **at(k, parameters))
             eps = xp.asarray(eps)
             units = np.eye(3).tolist()
-            c = [step(*unit, eps=eps) + 0 * eps for unit in units]
+            c = [step(*unit, eps=eps) + 0 * eps
+                 for unit in units]
             rows = xp.stack(c, -1)
             u = [x, s] if z is None else [x, s, z]
             names = "x", "s", "z"

@@ -1,4 +1,4 @@
-"""The CUDA C file on the GPU: compiled by CuPy's NVRTC, loaded and launched by CUDA's driver.
+"""The CUDA C file on the GPU: compiled by CuPy's NVRTC, launched by CUDA's driver.
 
 CuPy's own RawKernel would add -ftz=true to the options, and so flush subnormal numbers.
 """

@@ -284,7 +284,8 @@ def prepare(launch):
     batch, size = out.shape
     v = 4 // out.element_size()
     keyed = launch.keys is not None
-    beside_noise = len(operands) + launch.clips + keyed + (launch.rows != "all")
+    has_rows = launch.rows != "all"
+    beside_noise = len(operands) + launch.clips + keyed + has_rows
     few = launch.draws and beside_noise <= 2
     quads = QUADS if few else QUADS // 2  # else registers would not do for so many
     rows, columns, tiles = tile(size, v, quads)
