@@ -4,7 +4,7 @@ from functools import cache, partial
 from operator import index
 from typing import Any, NamedTuple
 
-from ..noise import MASK, keys, named
+from ..noise import MASK, are_numbers, keys, named
 
 SEEDS = 2**64 - 1
 
@@ -35,7 +35,7 @@ def keys_of(seed, sample, like):
 
     Keys in the seed's place are those of a call before.
     """
-    if isinstance(seed, int) and isinstance(sample, int):
+    if are_numbers(seed, sample):
         return seed, sample, None
     import torch
     batch = like.shape[0]
@@ -44,7 +44,7 @@ def keys_of(seed, sample, like):
             raise ValueError(f"seed and sample have {len(seed.table)} rows, not {batch}")
         return 0, 0, seed
     seed, sample = named(seed, sample)
-    if isinstance(seed, int) and isinstance(sample, int):
+    if are_numbers(seed, sample):
         return seed, sample, None
     return 0, 0, Keys(keys(seed, sample, batch, torch, like.device))
 

@@ -5,7 +5,7 @@ from threading import Lock
 import numpy as np
 
 from .affine import operands
-from .noise import CORRECTOR, TAGS, named
+from .noise import CORRECTOR, TAGS, are_numbers, named
 
 
 def draws(step, row):
@@ -48,8 +48,7 @@ class Engine:
     def __init__(self, seed=0, sample=0, normal=None):
         self.seed, self.sample = named(seed, sample)
         self.normal = normal
-        numbers = isinstance(self.seed, int) and isinstance(self.sample, int)
-        self.by_row = not numbers
+        self.by_row = not are_numbers(self.seed, self.sample)
         vars(self).update(self.fresh())
 
     def fresh(self):

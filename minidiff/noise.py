@@ -98,6 +98,11 @@ def integers(name, given):
     return np.array(given, np.int64)
 
 
+def are_numbers(seed, sample):
+    """Whether one seed and one id name a whole call, and no array names its rows."""
+    return isinstance(seed, int) and isinstance(sample, int)
+
+
 def named(seed, sample):
     """(seed, sample) as `integers`. TypeError too for one id beside seeds a row."""
     seed = integers("seed", seed)
@@ -116,7 +121,7 @@ def keys(seed, sample, rows, xp=np, device="cpu"):
     """
     seed, sample = named(seed, sample)
     table = xp.zeros((rows, 2), dtype=xp.int64, device=device)
-    if isinstance(seed, int) and isinstance(sample, int):
+    if are_numbers(seed, sample):
         sample = sample + xp.arange(rows, device=device)
     columns = {"seed": seed, "sample": sample}
     for k, (name, v) in enumerate(columns.items()):
