@@ -1,7 +1,6 @@
 """The engine of the sampling loops: the reference's steps, fused, their noise inside."""
 
 import threading
-from functools import partial
 
 import numpy as np
 
@@ -115,16 +114,15 @@ class Fused(Engine):
                 z = self._buffer(x)
                 z_norm = noise_norms(x, out=z, **draw)
             s_norm = norms(s, backend=self.backend)
-            xp = np  # its steps are short, on a CPU
+            xp, device = np, "cpu"  # its steps are short, on a CPU
             if getattr(x, "is_cuda", False):
                 import torch as xp
-            in_float64 = partial(xp.asarray, dtype=xp.float64)
-            eps = rule(in_float64(z_norm), in_float64(s_norm), **at(k, parameters))
-            eps = xp.asarray(eps)
-            units = np.eye(3).tolist()
-            c = [step(*unit, eps=eps) + 0 * eps
-                 for unit in units]
-            rows = xp.stack(c, -1)
+                device = x.device
+            float64 = {"dtype": xp.float64, "device": device}
+            both = [xp.asarray(norm, **float64) for norm in (z_norm, s_norm)]
+            eps = xp.asarray(rule(*both, **at(k, parameters)))
+            units = xp.eye(3, **float64).reshape(3, 3, *[1] * eps.ndim)
+            rows = xp.moveaxis(step(*units, eps=eps), 0, -1)  # all three at once
             u = [x, s] if z is None else [x, s, z]
             names = "x", "s", "z"
             return update(u, rows, out=x, names=names, rows="sample", **draw)
