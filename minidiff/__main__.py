@@ -1,4 +1,4 @@
-"""python -m minidiff COMMAND: demo, train, sample, eval, check, bench, info.
+"""python -m minidiff COMMAND: tour, demo, train, sample, eval, check, bench, info.
 
 A command has a function for its options, one for what it does, and an entry in `parser`.
 """
@@ -113,6 +113,19 @@ def check_ends(model, saved):
     if saved["ends"] is None:
         raise ValueError(f"{model} was written before models kept the scale of their data, "
                          "so that what it returns has no units: train it again")
+
+
+# ---- tour ----
+
+def tour_options(add):
+    """The options of tour."""
+    add("--out", default="out/tour", help="folder for the pictures (default out/tour)")
+
+
+def run_tour(args):
+    """See tour.tour."""
+    from .tour import tour
+    tour(args.out, args.seed)
 
 
 # ---- demo ----
@@ -436,10 +449,14 @@ def parser():
                                   epilog=f"{EXAMPLE}{name} {example}")
         add = one.add_argument
         add("--seed", type=int, default=0, help="names the run's noise (default 0)")
-        add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+        if run is not run_tour:  # it computes in NumPy
+            add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
         options(add)
         one.set_defaults(run=run)
 
+    command("tour", tour_options, run_tour,
+            "draw the field in pictures, from exact scores: nothing is trained",
+            "--out out/tour")
     command("demo", training_options, run_demo,
             "train on handwritten digits, sample with every family, measure and draw",
             "--data moons")

@@ -21,11 +21,12 @@ from operator import index
 
 import numpy as np
 
-from . import ddpm, langevin, noise, solvers
+from . import ddpm, noise, solvers
 from . import sde as sdes
 from .affine import accepted_by, coefficient_row, operands
 from .arguments import SLACK, check_domain, check_falling, require_shape, schedule
 from .engine import Engine, at, draws
+from .langevin import langevin_step, step_sizes
 from .noise import CHURN, CORRECTOR, FORWARD, PREDICTOR, PRIOR
 from .predictions import posterior_mean
 
@@ -145,6 +146,21 @@ def denoise(score, x, level, engine, a, sigma):
     return move(0, x, score(x, level))
 
 
+def langevin(score, x, n, engine, eps=1e-2, **options):
+    """Langevin dynamics at one noise level: n steps of size eps with score(x).
+    [SMLD eq. 4]
+
+    The chain forgets its start and settles on p, but for a bias of order eps. Between modes
+    that lie far apart it hardly ever crosses, so their weights stay those of the start.
+    eps > 0, a number or one a step, (n,). options: `iterate`'s.
+
+    Example: *_, x = langevin(data.score, x, 300, Reference(seed=0), eps=.1)
+    """
+    check_domain(n=n, eps=eps)
+    yield from iterate(langevin_step, lambda x, _: score(x), x, np.arange(n), engine,
+                       eps=eps, **options)
+
+
 def annealed_langevin(score, x, sigmas, engine, eps=2e-5, n_steps=100, **options):
     """SMLD: n_steps Langevin steps a level, from the largest sigma down.
     [SMLD Alg. 1, NCSNv2 Alg. 1]
@@ -153,9 +169,9 @@ def annealed_langevin(score, x, sigmas, engine, eps=2e-5, n_steps=100, **options
     which `denoise` takes out. options: `iterate`'s.
     """
     check_domain(n_steps=n_steps)
-    alphas = langevin.step_sizes(sigmas, eps)
+    alphas = step_sizes(sigmas, eps)
     levels = np.repeat(sigmas, n_steps)
-    yield from iterate(langevin.langevin_step, score, x, levels, engine,
+    yield from iterate(langevin_step, score, x, levels, engine,
                        eps=np.repeat(alphas, n_steps), **options)
 
 
@@ -285,7 +301,7 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
     tags = range(CORRECTOR, CORRECTOR + n_corrector)
     if predictor is not pf_ode:
         engine.require_new([*tags, PREDICTOR], steps)
-    corrections = [engine.corrector(langevin.langevin_step, rule, tag, steps,
+    corrections = [engine.corrector(langevin_step, rule, tag, steps,
                                     sigma=sigma, kappa=kappa)
                    for tag in tags]
 

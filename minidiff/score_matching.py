@@ -1,36 +1,81 @@
-"""Four ways to fit s(x) to grad_x log p(x).
+"""Four ways to fit a model s(x) to the score grad_x log p(x), from samples of p alone.
 
-Each objective is a mean over a batch, weighed by `weight`, a scalar or (B,). Points, scores
+What one would like to minimise is the mean square error, E |s(x) - grad log p(x)|^2 / 2:
+explicit score matching. But nobody has grad log p. Three ways around it:
+
+    implicit    integrate by parts: up to a constant, which is E |grad log p|^2 / 2, the
+                error is E [tr grad s + |s|^2 / 2]. It asks for the model's Jacobian.
+    sliced      the same along random directions v, one product with the Jacobian each.
+    denoising   add noise first, x~ = a x + sigma z, and learn the score of x~. Given x, the
+                score of x~ is -z / sigma, and z we drew ourselves. A least-squares fit
+                finds its mean over every x that could have led to x~, and that mean is the
+                score of x~. No derivative: this is how the networks here are trained.
+
+All four have one minimiser (the tour draws them). Denoising learns the score of noisy data,
+so that the noise level becomes part of the question: `langevin` says why that is welcome.
+
+An objective is a mean over a batch, weighed by `weight`, a scalar or (B,). Points, scores
 and probes are (B, D), arrays or tensors; other shapes raise ValueError. An objective that
 needs the model's Jacobian takes it as an argument: its trace (B,), or its product with a
-probe v, (B, D).
+probe v, (B, D). Next: `predictions`, what a network may return instead of the score.
 """
 
 from .arguments import require_shape
 
 
 def expectation(values, weight=1.):
-    """E [weight value]. ValueError unless values are (B,), weight a scalar or (B,)."""
+    """E [weight value], the mean over a batch, a scalar.
+
+    ValueError unless values are (B,), weight a scalar or (B,).
+
+    Example:
+        >>> print(expectation(np.array([1., 3.]), weight=2.))
+        4.0
+    """
     if values.ndim != 1 or getattr(weight, "shape", ()) not in ((), values.shape):
         raise ValueError("s must be (B, D), weight a scalar or one a sample")
     return (weight * values).mean()
 
 
 def half_square(e):
-    """1/2 |e|^2 of each sample, (B,)."""
+    """1/2 |e|^2 of each sample: e (B, D), the result (B,).
+
+    Example:
+        >>> print(half_square(np.array([[3., 4.]])))
+        [12.5]
+    """
     return .5 * (e * e).sum(-1)
 
 
 def explicit(s, score, weight=1.):
-    """J = 1/2 E |s(x) - grad log p(x)|^2, a scalar. [Hyvarinen 2005, eq. 2]"""
+    """Explicit score matching: the error itself, for a score that is known. [Hyvarinen]
+
+        J = 1/2 E |s(x) - grad log p(x)|^2,   a scalar
+
+    s, score: (B, D), the model's and the true score at samples x.
+
+    Example:
+        >>> x = np.array([[1.], [-2.]])  # of N(0, 1), whose score is -x
+        >>> print(explicit(-x, score=-x), explicit(-.5 * x, score=-x))
+        0.0 0.3125
+    """
     error = s - require_shape(s, score)
     return expectation(half_square(error), weight)
 
 
 def implicit(s, trace, weight=1.):
-    """J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit + constant. [Hyvarinen 2005, eq. 4]
+    """Implicit score matching: no score of the data, a derivative of the model instead.
+    [Hyvarinen eq. 4]
 
-    trace: of grad s(x), (B,).
+        J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit - 1/2 E |grad log p|^2
+
+    s (B, D); trace (B,), of grad s(x). The constant does not depend on the model, so that
+    the minimiser is the same.
+
+    Example:
+        >>> x = np.array([[1.], [-1.]])  # of N(0, 1); the model s = -c x has trace -c
+        >>> print([float(implicit(-c * x, np.full(2, -c))) for c in (.5, 1., 2.)])
+        [-0.375, -0.5, 0.0]
     """
     square = half_square(s)
     require_shape(square, trace, "trace")
@@ -38,10 +83,19 @@ def implicit(s, trace, weight=1.):
 
 
 def sliced(s, v, jacobian_v, weight=1.):
-    """J = E [v . (grad s) v + 1/2 (v . s)^2]. [SSM: Song et al. 2019, sec. 3]
+    """Sliced score matching: the implicit objective along random directions. [SSM]
 
-    On average over probes v with E v v' = I this is the implicit objective; a v of unit
-    norm scales it by 1/D. jacobian_v: (grad s) v or v' grad s, (B, D).
+        J = E [v . (grad s) v + 1/2 (v . s)^2]
+
+    s, v, jacobian_v: (B, D); v a probe a sample, jacobian_v = (grad s) v or v' grad s, one
+    derivative instead of D. On average over probes with E v v' = I this is the implicit
+    objective; a v of unit norm scales it by 1/D.
+
+    Example:
+        >>> x = np.array([[1., 2.]])
+        >>> v = np.array([[1., -1.]])
+        >>> print(sliced(-x, v, jacobian_v=-v))  # the model s = -x
+        -1.5
     """
     require_shape(s, v, "v")
     require_shape(s, jacobian_v, "jacobian_v")
@@ -50,9 +104,18 @@ def sliced(s, v, jacobian_v, weight=1.):
 
 
 def sliced_vr(s, v, jacobian_v, weight=1.):
-    """J = E [v . (grad s) v + 1/2 |s|^2], the form of reduced variance. [SMLD eq. 3]
+    """Sliced score matching with less variance: |s|^2 needs no slice. [SMLD eq. 3]
 
-    v is normal or Rademacher. A v of unit norm would move the minimiser.
+        J = E [v . (grad s) v + 1/2 |s|^2]
+
+    Arguments as in `sliced`. v is normal or Rademacher. A v of unit norm would move the
+    minimiser.
+
+    Example:
+        >>> x = np.array([[1., 2.]])
+        >>> v = np.array([[1., -1.]])
+        >>> print(sliced_vr(-x, v, jacobian_v=-v))
+        0.5
     """
     require_shape(s, v, "v")
     require_shape(s, jacobian_v, "jacobian_v")
@@ -60,16 +123,35 @@ def sliced_vr(s, v, jacobian_v, weight=1.):
 
 
 def residual(s, z, /, sigma):
-    """e = s - grad log q(x~|x) = s + z / sigma, where x~ = a x + sigma z."""
+    """e = s + z / sigma: how far the model is from the score of x~, given x. [Vincent]
+
+    Given x, x~ = a x + sigma z is N(a x, sigma^2), whose score at x~ is -z / sigma. s, z:
+    of one shape. It is affine, so kernels.dsm_loss reads its coefficients off it.
+
+    Example:
+        >>> print(residual(1., 2., sigma=.5))
+        5.0
+    """
     return s + z / sigma
 
 
 def denoising(s, z, sigma, weight=1.):
-    """J = 1/2 E w |s(x~) - grad log q(x~|x)|^2. [Vincent 2011, eq. 9; weights: SMLD eq. 6]
+    """Denoising score matching: a regression on noise that we drew. [Vincent; SMLD eq. 2]
 
-    s: the model's score at x~; z: the noise in x~; sigma > 0. The weight w is sigma^2 for
-    SMLD's objective, g^2 for the likelihood's. The minimiser is the score of x~.
-    ValueError unless sigma is a scalar or (B, 1).
+        J = 1/2 E w |s(x~) + z / sigma|^2,   x~ = a x + sigma z
+
+    s (B, D), the model's score at x~; z (B, D), the noise in it; sigma > 0, a scalar or
+    (B, 1), else ValueError. The minimiser is the score of x~, whatever the weights w > 0 of
+    the levels are: sigma^2 is SMLD's [SMLD eq. 6] and, for a network that predicts the
+    noise, DDPM's plain loss; g^2 bounds the likelihood [ScoreFlow].
+
+    J does not fall to 0: it counts the noise that nobody can guess from x~.
+
+    Example:
+        >>> x, z = np.array([[0.], [0.]]), np.array([[1.], [-2.]])
+        >>> x_noised = x + .5 * z
+        >>> print(denoising(-x_noised / .5**2, z, .5))  # all data at 0: nothing to guess
+        0.0
     """
     if getattr(sigma, "shape", ()) not in ((), (len(s), 1)):
         raise ValueError("sigma must be a scalar or (B, 1)")

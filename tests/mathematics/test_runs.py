@@ -19,6 +19,9 @@ LOOPS = {
     "iterate": lambda part, engine, **kw: samplers.iterate(
         langevin.langevin_step, score, part[0], LEVELS[part[1]], engine,
         eps=np.linspace(.1, .2, 12)[part[1]], **kw),
+    "langevin": lambda part, engine, **kw: samplers.langevin(
+        lambda x: -x, part[0], part[1].stop - part[1].start, engine,
+        eps=np.linspace(.1, .2, 12)[part[1]], **kw),
     "reverse_sde": lambda part, engine, **kw: samplers.reverse_sde(
         score, part[0], VP, grid(part[1]), engine, **kw),
     "ancestral steps of a VE chain": lambda part, engine, **kw: samplers.iterate(

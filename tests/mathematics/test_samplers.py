@@ -206,9 +206,7 @@ def test_plain_langevin_keeps_the_weights_it_started_with():
     # eps = .1; 2^12 points times 100 steps make 6e-7 of it
     x = Mixture([1, 1], TARGET.means, 1.).sample(2**12, seed=1)
     side = x @ ACROSS < 0
-    steps = samplers.iterate(langevin.langevin_step, lambda x, _: TARGET.score(x), x, range(100),
-                           samplers.Reference(seed=1), eps=.1)
-    *_, x = steps
+    *_, x = samplers.langevin(TARGET.score, x, 100, samplers.Reference(seed=1), eps=.1)
     np.testing.assert_array_equal(x @ ACROSS < 0, side)
     assert abs(side.mean() - .5) < 6 * .5 / 2**6
 

@@ -1,0 +1,340 @@
+"""The field in pictures. Every score here is exact, so nothing is trained.
+
+A function makes one figure from what the chapters give: a mixture, whose score is known at
+every noise level, a sampler's loop, and the engine that runs it. Read one beside its
+picture, change a number, and look again. Its docstring is the picture's caption.
+
+    python -m minidiff tour --out out/tour
+"""
+
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+from matplotlib import animation
+
+from . import ddpm, samplers, score_matching, sde
+from .affine import coefficients
+from .data import moons
+from .langevin import noise_levels
+from .noise import FORWARD, PERTURBATION, PROBE, normal
+from .plot import OKABE_ITO, plt
+from .samplers import Reference, prior
+from .solvers import dpmpp_2m_step, rho_levels
+from .targets import Mixture
+
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK = OKABE_ITO
+THREE = Mixture([.5, .3, .2], [[-1., -.7], [1.2, -.4], [.1, 1.2]], .05)
+TWO = Mixture([.2, .8], [[-5., -5.], [5., 5.]], 1.)  # [SMLD sec. 3.2.2]
+LINE = Mixture([.3, .7], [[-1.4], [1.]], .03)
+
+
+def points_of_a_square(half, n):
+    """n by n points, (n, n, 2), of the square from -half to half."""
+    side = np.linspace(-half, half, n)
+    return np.stack(np.meshgrid(side, side), -1)
+
+
+def show_density(axis, target, half):
+    """A density of the plane in shades of blue."""
+    p = np.exp(target.log_density(points_of_a_square(half, 160)))
+    axis.imshow(p, origin="lower", extent=(-half, half, -half, half), cmap="Blues",
+                vmax=1.5 * p.max())
+    axis.set(xticks=[], yticks=[], xlim=(-half, half), ylim=(-half, half))
+
+
+def show_points(axis, x, title, half, color=BLUE):
+    """Points of the plane."""
+    axis.scatter(*x.T, s=3, color=color, linewidths=0)
+    axis.set(xticks=[], yticks=[], aspect="equal", xlim=(-half, half), ylim=(-half, half))
+    axis.set_title(title, fontsize=10)
+
+
+def score_field(seed=0):
+    """The score is an arrow at every point: which way the log density rises, and how fast.
+    Little noise: steep hills, and between them arrows that no sample has ever seen. Much
+    noise: one broad hill, and arrows that lead from anywhere to the data. Langevin paths
+    (orange) follow the arrows and shake.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3))
+    start = prior((5, 2), 1.2, seed)
+    at = points_of_a_square(2.4, 13)
+    for axis, sigma in zip(axes, (.05, .4, 1.2)):
+        noised = THREE.noised(1, sigma)
+        show_density(axis, noised, 2.6)
+        s = noised.score(at)
+        length = np.linalg.norm(s, axis=-1, keepdims=True)
+        axis.quiver(*np.moveaxis(at, -1, 0), *np.moveaxis(s / length**.6, -1, 0),
+                    color=BLACK, alpha=.6, width=.004)
+        eps = .02 * sigma + .002
+        states = samplers.langevin(noised.score, start, 120, Reference(seed), eps=eps)
+        path = np.stack([start, *states])
+        axis.plot(path[..., 0], path[..., 1], color=ORANGE, lw=1)
+        axis.plot(*path[-1].T, "o", color=ORANGE, mec="white", ms=6)
+        axis.set_title(f"noise of std {sigma}: score and Langevin paths", fontsize=10)
+    return figure
+
+
+def langevin_weights(seed=0):
+    """Langevin at one noise level keeps the weights of its start: no path crosses the empty
+    middle. Annealed Langevin starts where the noise joins the modes, lets the weights
+    settle, and takes the noise away.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3))
+    z = prior((2000, 2), seed=seed)
+    *_, plain = samplers.langevin(TWO.score, 8 * z, 300, Reference(seed), eps=.1)
+
+    def at_sigma(x, sigma):
+        return TWO.noised(1, sigma).score(x)
+
+    *_, annealed = samplers.annealed_langevin(at_sigma, 20 * z, noise_levels(40, 20., .1),
+                                              Reference(seed), eps=.002, n_steps=30)
+    data = TWO.sample(2000, seed)
+    shown = {"data": data, "Langevin": plain, "annealed Langevin": annealed}
+    for axis, (name, x) in zip(axes, shown.items()):
+        left = x[:, 0] < 0
+        show_points(axis, x, f"{name}: {left.mean():.2f} of it on the left", 11)
+        axis.scatter(*x[left].T, s=3, color=ORANGE, linewidths=0)
+    return figure
+
+
+def losses(m, data, n=20000, seed=0, sigma=.4, h=1e-5):
+    """{name: value} of the four objectives, on data, for the model with modes at -m and m.
+
+    Sliced takes a derivative along a probe v: here a difference over 2 h.
+    """
+    model = Mixture([.5, .5], [[-m, 0.], [m, 0.]], .25)
+    x = data.sample(n, seed)
+    v = normal((n, 2), seed, tag=PROBE)
+    z = normal((n, 2), seed, tag=PERTURBATION)
+    s = model.score(x)
+    jacobian_v = (model.score(x + h * v) - model.score(x - h * v)) / (2 * h)
+    noised = model.noised(1, sigma).score(x + sigma * z)
+    return {"explicit": score_matching.explicit(s, data.score(x)),
+            "implicit": score_matching.implicit(s, model.jacobian_trace(x)),
+            "sliced": score_matching.sliced(s, v, jacobian_v),
+            "denoising": score_matching.denoising(noised, z, sigma)}
+
+
+def four_losses(seed=0):
+    """Four objectives, one minimum. Explicit score matching needs the score of the data,
+    which nobody has. Implicit and sliced trade it for a derivative of the model, denoising
+    for noise that we drew ourselves. They differ by constants: on the right each is drawn
+    above its own lowest point. The data's modes are at -1 and 1.
+    """
+    data = Mixture([.5, .5], [[-1., 0.], [1., 0.]], .25)
+    at = np.linspace(.6, 1.4, 41)
+    found = [losses(m, data, seed=seed) for m in at]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
+    looks = (BLUE, "-", 5), (SKY, "-", 2.5), (BLACK, "--", 1.5), (ORANGE, "-", 2)
+    for name, (color, style, width) in zip(found[0], looks):
+        curve = np.array([values[name] for values in found])
+        lowest = curve.argmin()
+        label = f"{name}: lowest at {at[lowest]:.2f}"
+        for axis, shown in zip(axes, (curve, curve - curve[lowest])):
+            axis.plot(at, shown, style, color=color, lw=width, label=label)
+            axis.plot(at[lowest], shown[lowest], "o", color=color)
+    titles = "the objectives", "each above its lowest point"
+    for axis, title in zip(axes, titles):
+        axis.set(title=title, xlabel="where the model has its modes")
+    axes[0].set_ylabel("J")
+    axes[1].legend(fontsize=9)
+    return figure
+
+
+def ddpm_there_and_back(seed=0):
+    """Above, DDPM's thousand small steps turn two moons into noise. Below, ancestral
+    sampling starts from other noise and takes the steps back, led by the score alone.
+    """
+    n, steps = 800, (0, 60, 150, 300, 500, 999)
+    data = Mixture(np.ones(100), moons(100, seed) * 2, .01)
+    betas = ddpm.linear_betas()
+    alpha_bar = ddpm.alpha_bars(betas)
+    forward = Reference(seed)(ddpm.forward_step, FORWARD, range(1000), beta=betas)
+    x = data.sample(n, seed)
+    there = [x := forward(i, x) for i in range(1000)]
+
+    def score(x, i):
+        return data.noised(alpha_bar[i]**.5, (1 - alpha_bar[i])**.5).score(x)
+
+    back = list(samplers.ancestral(score, prior((n, 2), seed=seed), betas, Reference(seed)))
+    figure, axes = plt.subplots(2, len(steps), figsize=(12, 4.6))
+    for column, i in zip(axes.T, steps):
+        show_points(column[0], there[i], f"{i + 1} there", 2.8)
+        show_points(column[1], back[999 - i], f"{i} to go", 2.8, ORANGE)
+    return figure
+
+
+def processes(seed=0):
+    """Three ways to drown data: x_t = a x_0 + sigma z. VE leaves the data where it is and
+    piles noise on it. VP lets the data fade, so that the variance stays 1. Sub-VP adds less
+    noise on the way. At equal sigma / a all three are one distribution, scaled.
+    """
+    t = np.linspace(0, 1, 400)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3))
+    kinds = {"VE": sde.VE(), "VP": sde.VP(), "sub-VP": sde.SubVP()}
+    for (name, kind), color, style in zip(kinds.items(), OKABE_ITO, ("-", "-", "--")):
+        a, sigma = kind.marginal(t)
+        for axis, curve in zip(axes, (a, sigma, sigma / a)):
+            axis.plot(t, curve, style, color=color, lw=2, label=name)
+    titles = "mean: a(t)", "spread: sigma(t)", "noise over signal: sigma / a"
+    for axis, title in zip(axes, titles):
+        axis.set(title=title, xlabel="t")
+        axis.legend(fontsize=9)
+    axes[1].set(yscale="log", ylim=(5e-3, 60))
+    axes[2].set(yscale="log", ylim=(5e-3, 300))
+    return figure
+
+
+def reversal(seed=0):
+    """Time runs from noise, on the left, to data. The colour is p_t(x), known exactly. Both
+    sides start at the same points: the reverse SDE shakes on its way, the probability flow
+    does not, and at every moment both have the distribution p_t.
+    """
+    vp = sde.VP()
+    times = np.linspace(1, 1e-3, 601)
+    z = prior((8, 1), seed=seed)
+
+    def score(x, t):
+        return LINE.noised(*vp.marginal(t)).score(x)
+
+    runs = {"reverse SDE": samplers.reverse_sde(score, z, vp, times, Reference(seed)),
+            "probability flow": samplers.pf_ode(score, z, vp, times, Reference(seed))}
+    height = np.linspace(-3, 3, 300)
+    p = [np.exp(LINE.noised(*vp.marginal(t)).log_density(height[:, None])) for t in times]
+    shade = (np.transpose(p) / np.max(p, axis=1))**.6
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.3), sharey=True)
+    for axis, (name, states) in zip(axes, runs.items()):
+        axis.pcolormesh(times, height, shade, cmap="Blues", vmax=1.25, rasterized=True)
+        path = np.stack([z, *states])[..., 0]
+        axis.plot(times, path, color=ORANGE, lw=.9)
+        axis.plot(times[-1:].repeat(len(z)), path[-1], "o", color=ORANGE, mec="white")
+        axis.set(title=name, xlim=(1, -.01), ylim=(-3, 3),
+                 xlabel="t: noise at 1, data at 0")
+    axes[0].set_ylabel("x")
+    return figure
+
+
+def final_variance(step, scores, v, **parameters):
+    """The variance after a schedule's steps, from v: an exact number, nothing is sampled.
+
+    For data N(0, V) the score is k x, k of `scores`. So a step, a x + b s + c z, multiplies
+    x by a + b k and adds noise of std c.
+    """
+    for (a, b, c), k in zip(coefficients(step, **parameters), scores):
+        v = (a + b * k)**2 * v + c**2
+    return v
+
+
+def solver_errors(n, V=.25):
+    """{step: how wrong the final std is} of n steps from noise 80 to .002, data N(0, V)."""
+    levels = rho_levels(n + 1, 80., .002)
+    start, exact = (V + levels[[0, -1]]**2)**.5
+
+    def score(x, sigma):  # x is the std itself: a flow is linear in it
+        return -x / (V + sigma**2)
+
+    process, engine = sde.EDM(), Reference()
+    flows = {sde.pf_ode_step: samplers.pf_ode(score, start, process, levels, engine),
+             sde.heun_step: samplers.heun(score, start, process, levels, engine),
+             dpmpp_2m_step: samplers.dpmpp_2m(score, start, levels, engine)}
+    std = {step: list(states)[n - 1] for step, states in flows.items()}
+    of_reverse_sde = {"sde": process, "t": levels[:-1], "dt": -np.diff(levels)}
+    std[sde.reverse_sde_step] = final_variance(
+        sde.reverse_sde_step, score(1., levels), start**2, **of_reverse_sde)**.5
+
+    alpha_bar = 1 / (1 + levels**2)  # DDPM's chain through the same levels
+    alpha_bar, alpha_bar_prev = alpha_bar[:-1], alpha_bar[1:]
+    scores = -1 / (alpha_bar * V + 1 - alpha_bar)
+    beta = ddpm.beta_between(alpha_bar, alpha_bar_prev)
+    variance = ddpm.posterior_variance(alpha_bar, alpha_bar_prev)
+    for step, parameters in (
+            (ddpm.ddim_step, {"alpha_bar": alpha_bar, "alpha_bar_prev": alpha_bar_prev,
+                              "eta": 0.}),
+            (ddpm.ancestral_step, {"beta": beta, "variance": variance})):
+        v = final_variance(step, scores, alpha_bar[0] * start**2, **parameters)
+        std[step] = (v / alpha_bar_prev[-1])**.5
+    return {step: abs(found - exact) for step, found in std.items()}
+
+
+def orders(seed=0):
+    """How fast each solver forgets its step size, on Gaussian data, where its error is an
+    exact number. Dots are measured; grey lines have the slope that the solver states. Twice
+    the steps halve an error of order 1, and quarter one of order 2.
+    """
+    steps = np.array([32, 64, 128, 256, 512])
+    found = [solver_errors(n) for n in steps]
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for step, color, marker in zip(found[0], OKABE_ITO, "osD^vp"):
+        errors = np.array([of_n[step] for of_n in found])
+        slope, _ = np.polyfit(np.log(steps[1:]), np.log(errors[1:]), 1)
+        stated = errors[-1] * (steps / steps[-1])**-step.order
+        axis.plot(steps, stated, color="silver", lw=1)
+        axis.plot(steps, errors, marker, color=color, mfc="none", mew=1.5, ms=7,
+                  label=f"{step.__name__}: states {step.order}, measured {-slope:.2f}")
+    axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="error of the final std")
+    axis.set_xticks(steps, map(str, steps))
+    axis.minorticks_off()
+    axis.legend(fontsize=8)
+    return figure
+
+
+def flow(seed=0):
+    """The probability flow in motion: from noise each point follows its own line to the
+    data. Nothing is drawn after the start, so the flow is one map from noise to data. The
+    colour is the exact density of the moment.
+    """
+    vp = sde.VP()
+    times = np.linspace(1, 0, 61)**2  # most of it happens late
+    z = prior((700, 2), seed=seed)
+
+    def score(x, t):
+        return THREE.noised(*vp.marginal(t)).score(x)
+
+    states = [z, *samplers.heun(score, z, vp, times, Reference(seed))]
+    figure, axis = plt.subplots(figsize=(4, 4), dpi=80)
+
+    def draw(k):
+        k = min(k, len(states) - 1)  # the last one stays for a while
+        axis.clear()
+        show_density(axis, THREE.noised(*vp.marginal(times[k])), 2.6)
+        show_points(axis, states[k], f"t = {times[k]:.2f}", 2.6, ORANGE)
+
+    return animation.FuncAnimation(figure, draw, frames=len(states) + 20, interval=70)
+
+
+FIGURES = {
+    "1-score.png": score_field,
+    "2-weights.png": langevin_weights,
+    "3-losses.png": four_losses,
+    "4-ddpm.png": ddpm_there_and_back,
+    "5-processes.png": processes,
+    "6-reversal.png": reversal,
+    "7-orders.png": orders,
+    "8-flow.gif": flow,
+}
+
+
+def write(file, picture):
+    """Write a figure, or an animation, and forget it. The ground is white on any page."""
+    if hasattr(picture, "savefig"):
+        picture.tight_layout()
+        picture.savefig(file, dpi=110, facecolor="white")
+    else:
+        picture.save(file, animation.PillowWriter())
+    plt.close("all")
+
+
+def tour(out, seed=0):
+    """Write every figure to the folder `out`; print the name and caption of each."""
+    start = time.perf_counter()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, make in FIGURES.items():
+        file = out / name
+        write(file, make(seed))
+        caption = " ".join(make.__doc__.split())
+        indented = textwrap.fill(caption, 88, initial_indent="  ", subsequent_indent="  ")
+        print(f"{file}\n{indented}", flush=True)
+    print(f"{len(FIGURES)} pictures in {time.perf_counter() - start:.0f} s")
