@@ -8,6 +8,9 @@ A step is a function whose operands are positional-only and come first, noise `z
 It only adds and subtracts its operands, times or over parameters. So x' = a x + b s + c z:
 
     a = step(1, 0, 0),  b = step(0, 1, 0),  c = step(0, 0, 1)            in float64.
+
+So an equation is written once, as its paper prints it. No coefficient is derived by hand,
+and one kernel that computes a x + b s + c z runs every sampler. Next: `kernels`.
 """
 
 from inspect import signature

@@ -1,7 +1,7 @@
 """What a caller may pass: parameters within their range, arrays of one shape, in float64.
 
 Each check raises one line that names the argument. Schedules and loops call the checks
-before they compute; an equation never does.
+before they compute; an equation never does, so that it reads as it is printed.
 """
 
 import numpy as np

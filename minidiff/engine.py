@@ -1,4 +1,10 @@
-"""An engine is one run: it draws the noise of a step once."""
+"""An engine is one run: it draws the noise of a step once.
+
+Noise is a function of seed, sample, step and tag, so whoever asks twice gets the same
+numbers twice. Two steps of a chain that share their noise are not independent, and nothing
+shows it. So an engine remembers which steps it has drawn, and refuses to draw one again.
+Next: `samplers.Reference` and `kernels.Fused`, the two engines.
+"""
 
 from threading import Lock
 

@@ -1,5 +1,9 @@
 """Every sampler family from one score s(x, sigma) of x_0 + sigma z, trained or exact.
 
+At equal sigma / a all processes are one, scaled. So a network that knows the score of
+x_0 + sigma z knows every process's: `predictions.rescaled`. The samplers of all chapters
+then differ in nothing but their steps and levels, and may be compared.
+
 A family is a generator f(score, z, n, engine) of its process's states, the last one
 denoised. The start is z ~ N(0, I) before it is scaled to the prior, n is about the number
 of score evaluations, and an engine is as in minidiff.samplers. Noise levels lie by EDM's

@@ -1,6 +1,14 @@
-"""Exact likelihood: the probability-flow ODE dx = f~ dt as a continuous normalizing flow.
+"""Exact likelihood: the probability flow as a continuous normalizing flow.
+
+A crowd of points that moves by dx = f~ dt grows denser where f~ converges. Along a point's
+path the density changes by the divergence of f~ alone, d log p(x_t) / dt = -div f~. So
+carry a sample from the data to the noise, where the density is known, and add up:
 
     log p_0(x_0) = log p_T(x_T) + int_0^T div f~(x_t, t) dt                     [SDE eq. 39]
+
+The divergence needs the trace of the score's Jacobian: exact for a few dimensions, by
+random probes for many. Nothing is bounded or approximated but by the integrator, the score,
+and the prior in the place of p_T. Next: `families`, every sampler from one score.
 
 Points are (B, D) arrays; an image is flattened. `linearize`(x, t) returns what
 torch.func.vjp does: (s, vjp), the score (B, D) and the function v -> v' grad s, (B, D).
@@ -61,15 +69,19 @@ def log_likelihood(score_and_trace, x, sde, prior, *, t_min=1e-5, rtol=1e-5, ato
 
 
 def dequantize(k, u, levels):
-    """2 (k + u) / levels - 1: grey levels as points. [Theis et al. 2016, sec. 3.1]
+    """2 (k + u) / levels - 1: grey levels as points. [Theis et al. 2016]
 
+    A density of whole numbers could be as high as one likes. With u ~ U[0, 1] added it
+    cannot, and its mean log is at most that of the numbers themselves.
     k = 0 ... levels - 1, u in [0, 1]; the result is in [-1, 1].
+
+    Example: dequantize(np.array([0, 255]), .5, 256) -> [-.996, .996]
     """
     return 2 * (k + u) / levels - 1
 
 
 def bits_per_dim(log_p, size, levels=2):
-    """-log p / (D ln 2) + log2(levels / 2), D = size.
+    """Bits a dimension, -log p / (D ln 2) + log2(levels / 2): log p in nats, D = size.
 
     Where log p is that of dequantised grey levels, it is at least the bits/dim of the
     levels themselves; the last term is 7 for 256 levels. A density has levels = 2, which

@@ -1,5 +1,10 @@
 """Noise as a pure function of (seed, sample, element, step, tag): the bit contract.
 
+A generator with a state gives each number once, in an order that a kernel, a GPU, another
+batch size would change. Here a number has a name, and whoever knows the name computes it:
+NumPy, a CUDA thread, one process of many, on any day. A reader needs no more of this than
+`normal(shape, seed)`; whoever writes a kernel needs all of it:
+
     key     = (seed mod 2^32, seed div 2^32)
     counter = (quad, sample, step, tag),  quad = j div 4, word = j mod 4
               for element j of a flattened sample; a quad never spans two samples

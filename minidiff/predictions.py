@@ -1,53 +1,99 @@
 """What a network may return instead of the score, and how each becomes the score.
 
-A prediction is a function of (x, s) at x = a x0 + sigma z, with a, sigma > 0. It is affine
-in s, so its own coefficients invert it.
+Near the data the score is large, about 1 / sigma; a network does better with outputs of
+unit size. So papers let it predict the clean data D = E[x_0 | x], the noise eps = E[z | x],
+a mixture v of both, or EDM's F. All say the same: at x = a x_0 + sigma z each is affine in
+x and the score s. Here each is written as that function of (x, s), and its own
+coefficients invert it.
+
+Operands x and s are of one shape; a, sigma > 0 are numbers, or arrays that broadcast to it.
+Next: `langevin`, which draws samples with nothing but a score.
 """
 
 
 def posterior_mean(x, s, /, a, sigma):
-    """D = E[x0 | x] = (x + sigma^2 s) / a. [Tweedie; Efron 2011, eq. 2.8]
+    """D = E[x_0 | x] = (x + sigma^2 s) / a, Tweedie's formula. [Efron 2011]
 
-    It is the prediction of x0, EDM's denoiser at a = 1, and the last step of a sampler.
+    The best guess of the clean data, in mean square: a score of noisy data is a denoiser.
+    It is what a network that predicts x_0 returns, EDM's D at a = 1, and the last step of a
+    sampler.
+
+    Example:
+        >>> print(posterior_mean(2., -1., a=1., sigma=1.))  # x_0 ~ N(0, 1): s = -x / 2
+        1.0
     """
     return (x + sigma**2 * s) / a
 
 
 def noise_prediction(x, s, /, a, sigma):
-    """eps = -sigma s = E[z | x]. [DDPM sec. 3.2]"""
+    """eps = E[z | x] = -sigma s, the noise that x seems to hold. [DDPM sec. 3.2]
+
+    Example:
+        >>> print(noise_prediction(2., -1., a=1., sigma=.5))
+        0.5
+    """
     return -sigma * s
 
 
 def velocity(x, s, /, a, sigma):
-    """v = a eps - sigma x0. [PD: Salimans & Ho 2022, sec. 4]"""
+    """v = a eps - sigma D, for a^2 + sigma^2 = 1. [PD app. D]
+
+    Along x = cos(phi) x_0 + sin(phi) z it is dx / dphi. It stays of unit size where eps
+    tells nothing of the data, all noise, and where D tells nothing of the noise.
+
+    Example:
+        >>> print(round(velocity(2., -1., a=.8, sigma=.6), 4))  # eps = .6, D = 2.05
+        -0.75
+    """
     eps = noise_prediction(x, s, a, sigma)
     x0_hat = posterior_mean(x, s, a, sigma)
     return a * eps - sigma * x0_hat
 
 
 def c_in(sigma, sigma_data=.5):
-    """1 / sqrt(sigma^2 + sigma_data^2). [EDM table 1]
+    """1 / sqrt(sigma^2 + sigma_data^2), which scales x_0 + sigma z to unit variance.
+    [EDM table 1]
 
-    It scales x_0 + sigma z to unit variance.
+    sigma_data: the std of the data.
+
+    Example:
+        >>> print(round(c_in(1.2), 4))  # 1 / 1.3
+        0.7692
     """
     return (sigma**2 + sigma_data**2)**-.5
 
 
 def preconditioned(x, s, /, a, sigma, sigma_data=.5):
-    """F of EDM's denoiser D = c_skip x + c_out F(c_in x; c_noise). [EDM eq. 7, table 1]
+    """F, what EDM's network returns: its input and its output have unit variance.
+    [EDM eq. 7, table 1]
+
+        D = c_skip x + c_out F(c_in x; c_noise)
 
         F = (D - c_skip x) / c_out = sigma (s + c_in^2 x) / (c_in sd),  sd = sigma_data
         c_skip = (c_in sd)^2, c_out = c_in sigma sd
 
     It is taken of x / a at sigma / a. At small sigma D - x would cancel; the last form does
     not.
+
+    Example:
+        >>> s = -1. / (.3**2 + .5**2)  # the score at x = 1, data N(0, sigma_data^2)
+        >>> print(abs(round(preconditioned(1., s, a=1., sigma=.3), 12)))
+        0.0
     """
     c = c_in(sigma / a, sigma_data)
     return sigma * (s + (c / a)**2 * x) / (c * sigma_data)
 
 
 def inverse(prediction):
-    """The function (x, u, **p) -> s that solves u = prediction(x, s, **p), affine in s."""
+    """The function (x, u, **p) -> s that undoes a prediction: u = prediction(x, s, **p).
+
+    A prediction is affine in s, so that its coefficients are itself at (1, 0) and (0, 1).
+
+    Example:
+        >>> D = posterior_mean(2., -1., a=1., sigma=1.)
+        >>> print(inverse(posterior_mean)(2., D, a=1., sigma=1.))
+        -1.0
+    """
     def score(x, u, **p):
         return (u - prediction(1., 0., **p) * x) / prediction(0., 1., **p)
     return score
@@ -56,7 +102,14 @@ def inverse(prediction):
 def as_score(network, prediction, marginal):
     """score(x, level), for any sampler, from a network(x, level) that returns `prediction`.
 
-    marginal(level) returns (a, sigma): an SDE's own, or (1, level) where levels are sigmas.
+    prediction: a function of this module. marginal(level) returns (a, sigma): an SDE's own,
+    or (1, level) where levels are sigmas.
+
+    Example:
+        >>> denoiser = lambda x, sigma: x / (1 + sigma**2)  # exact, for data N(0, 1)
+        >>> score = as_score(denoiser, posterior_mean, lambda sigma: (1., sigma))
+        >>> print(score(np.array([4.]), 1.))
+        [-2.]
     """
     def score(x, level):
         a, sigma = map(float, marginal(level))  # so that a float32 x stays one
@@ -65,9 +118,17 @@ def as_score(network, prediction, marginal):
 
 
 def rescaled(score, marginal):
-    """score(x, level) of a x0 + sigma z from a score s(x, sigma) of x0 + sigma z.
+    """score(x, level) of a x_0 + sigma z from a score s(x, sigma) of x_0 + sigma z.
 
-    By the change of variables it is s(x / a, sigma / a) / a. marginal: as in `as_score`.
+    Dividing by a makes one of the other, and a score changes as a gradient does: it is
+    s(x / a, sigma / a) / a. So one network serves every process. marginal: as in
+    `as_score`.
+
+    Example:
+        >>> score = lambda x, sigma: -x / (1 + sigma**2)  # exact, for data N(0, 1)
+        >>> of_vp = rescaled(score, lambda t: (.8, .6))  # N(0, 1) at every time
+        >>> print(of_vp(np.array([2.]), .5))
+        [-2.]
     """
     def of_level(x, level):
         a, sigma = map(float, marginal(level))

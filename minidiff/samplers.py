@@ -1,5 +1,9 @@
 """The sampling loops: generators of states that hold no formula.
 
+A chapter gave each step; a loop says in which order they go, at which levels, and where the
+score is asked. It yields every state, so that plotting, logging and stopping stay outside:
+for x in loop(...) goes with it, *_, x = loop(...) takes the last.
+
 Each takes `score(x, level)`, a start `x`, its noise levels or times, and an `engine`. An
 engine turns a step into a function that draws its own noise:
 
@@ -10,11 +14,13 @@ engine turns a step into a function that draws its own noise:
 runs it in one fused kernel with the same noise. An engine is one run (minidiff.engine): a
 loop claims the steps whose noise it draws, `first_step` on. So a chain in pieces is the
 chain: the second loop of 100 steps takes first_step=100. Levels and parameters are those
-of the piece and count from 0. `level` is sigma (Langevin, EDM,
-DPM-Solver++), the index i (DDPM, DDIM) or the time t (SDEs). The `times` of an SDE are
-(N+1,) and fall, or a number N of even steps from T to 0.
+of the piece and count from 0. `level` is sigma (Langevin, EDM, DPM-Solver++), the index i
+(DDPM, DDIM) or the time t (SDEs). The `times` of an SDE are (N+1,) and fall, or a number N
+of even steps from T to 0.
 
 Example: *_, x = reverse_sde(score, x, VP(), 100, Reference(seed=0))
+
+Next: `likelihood`; and `families`, which gives every loop its levels.
 """
 
 from operator import index
@@ -269,7 +275,8 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
     score(x, t); a correction is at the time that the predictor reached.
     predictor: reverse_sde, reverse_diffusion, ancestral_sde or pf_ode.
     corrector: where its step size comes from. "langevin": from each sample's own norms;
-      this biases in low dimension, and in two |s| comes near 0 and steps explode.
+      its eps follows |z|, and so the chain settles on |s|^2 p^(D / (D + 2)), not on p: in
+      low dimension far too wide, and in two |s| comes near 0 and steps explode.
       "batch_langevin": from the norms' means over the batch. "annealed": from sigma(t).
     first_step: as in `iterate`.
     The data, where sigma(t) = 0, is not corrected. ValueError where kappa <= 0, and for

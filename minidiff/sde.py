@@ -1,6 +1,27 @@
 """Diffusions in continuous time, dx = f(x, t) dt + g(t) dw on [0, T], and their reversal.
 
-What an SDE has:
+Let SMLD's levels, or DDPM's steps, become infinitely many: data turn into noise along a
+stochastic differential equation. f shrinks, g shakes. Such a process runs backwards too,
+and the reversed one is again a diffusion; the only unknown in it is the score of p_t, the
+distribution at time t [Anderson 1982]:
+
+    dx = [f - g^2 s] dt + g dw-bar        from T down to 0               [SDE eq. 6]
+
+And there is a path without noise that has the same p_t at every t, the probability flow:
+
+    dx = [f - g^2 s / 2] dt                                              [SDE eq. 13]
+
+So a score turns noise into data in two ways, and the second is invertible, which gives
+exact likelihoods. Whatever f and g are, x_t = a x_0 + sigma z [SDE eq. 29]. At t = 0 every
+process gives back the data; at T data are forgotten:
+
+    process   a(t)               sigma(t)               at T
+    VE        1                  smin (smax / smin)^t   N(0, smax^2)   SMLD's limit
+    VP        exp(-int beta/2)   sqrt(1 - a^2)          N(0, 1)        DDPM's limit
+    sub-VP    exp(-int beta/2)   1 - a^2                N(0, 1)        VP, less noise
+    EDM       1                  t                      N(0, smax^2)   VE, sigma its time
+
+What a process has:
 
     drift(x, t)            f
     diffusion(t)           g
@@ -14,6 +35,8 @@ What an SDE has:
 Times are host floats or NumPy arrays. A step of size dt > 0 goes from t - dt to t forwards,
 and from t to t - dt in reverse. Operands have one shape; s is the score at (x, t) and
 z ~ N(0, I). [SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
+
+Next: `solvers`, which take fewer and better steps; then `samplers`, the loops.
 """
 
 from dataclasses import dataclass
@@ -53,9 +76,14 @@ class VE(_SDE):
 
         sigma(t) = smin (smax / smin)^t,  a = 1,  g = sigma(t) sqrt(2 ln(smax / smin))
 
-    At t = 0 sigma is smin, where the paper has 0. Its chain [SDE eq. 8] has
-    sigma_i = sigma(i / (n - 1)), sigma_{-1} = 0 and G_i^2 = sigma_i^2 - sigma_{i-1}^2,
-    whose sum is smax^2.
+    The data stay where they are, and noise is piled on them. At t = 0 sigma is smin, where
+    the paper has 0. Its chain [SDE eq. 8] has sigma_i = sigma(i / (n - 1)), sigma_{-1} = 0
+    and G_i^2 = sigma_i^2 - sigma_{i-1}^2, whose sum is smax^2. ValueError unless
+    0 < sigma_min <= sigma_max.
+
+    Example:
+        >>> print(*VE(.01, 100.).marginal(.5))
+        1.0 1.0
     """
 
     sigma_min: float = .01
@@ -107,6 +135,12 @@ class EDM(_SDE):
     """VE whose time is the noise level. [EDM sec. 3]
 
         sigma(t) = t,  a = 1,  g = sqrt(2 t),  T = sigma_max
+
+    With an exact D its flow, dx / dt = (x - D) / t, is straight where D does not change.
+
+    Example:
+        >>> print(*EDM().marginal(2.), EDM().diffusion(2.))
+        1.0 2.0 2.0
     """
 
     sigma_max: float = 80.
@@ -174,11 +208,19 @@ class _LinearBeta(_SDE):
 
 
 class VP(_LinearBeta):
-    """Variance preserving, DDPM's limit: g = sqrt(beta(t)), sigma = sqrt(1 - a^2).
+    """Variance preserving, DDPM's limit. [SDE eqs. 11, 29 and 32]
 
-    sigma is computed by expm1, so that a small t keeps its digits. [SDE eqs. 29 and 32]
-    Its chain is DDPM: f_i = sqrt(1 - beta_i) x - x and G_i = sqrt(beta_i), where
-    beta_i = beta(i / (n - 1)) / n.
+        f = -beta(t) x / 2,  g = sqrt(beta(t)),  sigma = sqrt(1 - a^2)
+
+    The data fade as the noise grows, so that a variance of 1 stays 1. sigma is computed by
+    expm1: as 1 - a^2 in float32 it would be off by percents near t = 1e-5. Its chain is
+    DDPM: f_i = sqrt(1 - beta_i) x - x and G_i = sqrt(beta_i), where
+    beta_i = beta(i / (n - 1)) / n. ValueError unless 0 < beta_min <= beta_max.
+
+    Example:
+        >>> a, sigma = VP().marginal(np.array([0., .5, 1.]))
+        >>> print(a.round(4), (a**2 + sigma**2).round(4))
+        [1.     0.2812 0.0066] [1. 1. 1.]
     """
 
     def diffusion(self, t):
@@ -195,7 +237,11 @@ class VP(_LinearBeta):
         return np.log1p(np.asarray(ratio, np.float64)**2)
 
     def kappa(self, t, dt):
-        """1 - beta(t) dt, alpha of a chain with this dt. [SDE Algorithm 5]"""
+        """1 - beta(t) dt, the alpha of a chain with this dt, as the published code has it.
+
+        The paper's Algorithm 5 writes alpha_i, which its section 2.2 defines as the product
+        of all of them.
+        """
         return 1 - self.beta(t) * dt
 
     def discretize(self, x, i, n):
@@ -213,9 +259,15 @@ class VP(_LinearBeta):
 class SubVP(_LinearBeta):
     """Sub-VP: VP's drift and less noise. [SDE eqs. 12 and 29, which states sigma^2]
 
-        g = sqrt(beta (1 - a^4)),  sigma = 1 - a^2
+        f = -beta(t) x / 2,  g = sqrt(beta (1 - a^4)),  sigma = 1 - a^2
 
-    It has no betas of a chain, so its chain is Euler-Maruyama's.
+    Its variance stays below VP's. The paper found it best for likelihoods. It has no betas
+    of a chain, so its chain is Euler-Maruyama's. ValueError as for VP.
+
+    Example:
+        >>> a, sigma = SubVP().marginal(.5)
+        >>> print(round(float(sigma), 4), round(float(1 - a**2), 4))
+        0.9209 0.9209
     """
 
     def diffusion(self, t):
@@ -234,15 +286,31 @@ class SubVP(_LinearBeta):
 
 
 def prior_std(sde):
-    """The std of the prior N(0, std^2 I): sigma_max for VE and EDM, 1 for VP and sub-VP."""
+    """The std of the prior N(0, std^2 I), from which the reverse process starts.
+
+    sigma_max for VE and EDM, 1 for VP and sub-VP: what p_T is but for a rest of the data.
+
+    Example:
+        >>> print(prior_std(VE()), prior_std(VP()))
+        50.0 1.0
+    """
     return sde.prior_std
 
 
 def importance_times(sde, u, t_min=1e-5):
-    """(t, Z) from u ~ U(0, 1]: t has density g^2 / (Z sigma^2) on [t_min, T].
+    """(t, Z) from u ~ U(0, 1]: t has density g^2 / (Z sigma^2) on [t_min, T]. [ScoreFlow]
 
-    So the mean of Z sigma^2 |..|^2 is the integral of g^2 |..|^2. As g^2 / sigma^2 =
-    2 d/dt ln(sigma / a), it is ln(sigma / a) that is uniform. [ScoreFlow: Song et al. 2021]
+    Training for the likelihood weighs a loss by g^2, which is large where sigma is small.
+    Drawn at these times instead, its terms are of one size: the mean of Z sigma^2 |..|^2 is
+    the integral of g^2 |..|^2. As g^2 / sigma^2 = 2 d/dt ln(sigma / a), it is
+    ln(sigma / a) that is uniform.
+
+    u: (B,), in [0, 1]; 0 < t_min < T; else ValueError. Returns t (B,) and the number Z.
+
+    Example:
+        >>> t, Z = importance_times(VP(), np.array([.5, 1.]))
+        >>> print(t.round(4), Z.round(2))
+        [0.1144 1.    ] 23.86
     """
     checked = check_domain(u=u, t_min=t_min, sde=sde, t=t_min)
 
@@ -259,21 +327,43 @@ def importance_times(sde, u, t_min=1e-5):
 def perturb(x0, z, /, a, sigma):
     """x_t = a x_0 + sigma z: a sample of the marginal in one step. [SDE eq. 29, DDPM eq. 4]
 
-    It is DDPM's x_i where a^2 = alpha_bar and sigma^2 = 1 - alpha_bar.
+    Training needs no path, only its end. It is DDPM's x_i where a^2 = alpha_bar and
+    sigma^2 = 1 - alpha_bar. x0, z: of one shape.
+
+    Example:
+        >>> print(perturb(2., 1., a=.5, sigma=.25))
+        1.25
     """
     return a * x0 + sigma * z
 
 
 def forward_sde_step(x, z, /, sde, t, dt):
-    """x' = x + f(x, t) dt + g(t) sqrt(dt) z: Euler-Maruyama, forwards. [SDE eq. 5]"""
+    """A step of the forward SDE, from t to t + dt: Euler-Maruyama. [SDE eq. 5]
+
+        x' = x + f(x, t) dt + g(t) sqrt(dt) z
+
+    Noise of independent moments adds by its variance, hence the root of dt.
+
+    Example:
+        >>> print(forward_sde_step(1., 1., EDM(), t=2., dt=.25))  # f = 0, g = 2
+        2.0
+    """
     return x + sde.drift(x, t) * dt + sde.diffusion(t) * dt**.5 * z
 
 
 @order(1)
 def reverse_sde_step(x, s, z, /, sde, t, dt):
-    """x' = x - [f(x, t) - g^2 s] dt + g sqrt(dt) z. [SDE eq. 6; Anderson 1982]
+    """A step of the reverse-time SDE, from t to t - dt: Euler-Maruyama.
+    [SDE eq. 6; Anderson 1982]
 
-    Euler-Maruyama on the reverse-time SDE, of weak order 1.
+        x' = x - [f(x, t) - g^2 s] dt + g sqrt(dt) z
+
+    It undoes the drift, climbs along the score, and is shaken as on the way there. Of weak
+    order 1: the error of its distribution is proportional to dt.
+
+    Example:
+        >>> print(reverse_sde_step(1., -1., 1., EDM(), t=2., dt=.25))
+        1.0
     """
     g = sde.diffusion(t)
     drift = sde.drift(x, t) - g**2 * s
@@ -282,9 +372,15 @@ def reverse_sde_step(x, s, z, /, sde, t, dt):
 
 @order(1)
 def reverse_diffusion_step(x, s, z, /, sde, i, n):
-    """x_{i-1} = x_i - f_i(x_i) + G_i^2 s + G_i z. [SDE eq. 46]
+    """A step back of the SDE's own chain, i = n-1 ... 0. [SDE eq. 46]
 
-    The SDE's own chain, reversed: i = n-1 ... 0.
+        x_{i-1} = x_i - f_i(x_i) + G_i^2 s + G_i z
+
+    (f_i, G_i) of `discretize`: the step back is discretized just as the one there was.
+
+    Example:
+        >>> print(reverse_diffusion_step(1., 0., 1., VE(.01, 1.), i=0, n=10))
+        1.01
     """
     f, G = sde.discretize(x, i, n)
     return x - f + G**2 * s + G * z
@@ -292,31 +388,55 @@ def reverse_diffusion_step(x, s, z, /, sde, i, n):
 
 @order(1)
 def ancestral_step(x, s, z, /, sde, i, n):
-    """x_{i-1} from x_i, by ancestral sampling of VE's or VP's chain. [SDE eqs. 4 and 47]"""
+    """x_{i-1} from x_i, by ancestral sampling of VE's or VP's chain, i = n-1 ... 0.
+    [SDE eqs. 4 and 47]
+
+    For VP it is `ddpm.ancestral_step`. Other processes have no such chain.
+
+    Example:
+        >>> print(ancestral_step(1., 0., 1., VE(.01, 1.), i=0, n=10))  # to sigma = 0
+        1.0
+    """
     return sde.ancestral(x, s, z, i, n)
 
 
 def flow(x, s, sde, t):
     """f~ = f(x, t) - 1/2 g^2 s, the velocity of the probability-flow ODE. [SDE eq. 13]
 
-    It is linear in x and s, so its divergence is flow(D, tr grad s, sde, t), D the
-    dimension.
+    Half the score's pull, and no noise: points that move so have p_t at every t. It is
+    linear in x and s, so its divergence is flow(D, tr grad s, sde, t), D the dimension.
+
+    Example:
+        >>> print(flow(2., -.5, EDM(), t=2.))  # (x - D) / t
+        1.0
     """
     return sde.drift(x, t) - .5 * sde.diffusion(t)**2 * s
 
 
 @order(1)
 def pf_ode_step(x, s, /, sde, t, dt):
-    """x' = x - f~ dt: Euler on the probability-flow ODE."""
+    """x' = x - f~ dt: a step of Euler's along the probability flow, from t to t - dt.
+    [SDE eq. 13]
+
+    Example:
+        >>> print(pf_ode_step(2., -.5, EDM(), t=2., dt=.5))
+        1.5
+    """
     return x - flow(x, s, sde, t) * dt
 
 
 @order(2)
 def heun_step(x, s, s_next, /, sde, t, dt):
-    """x' = (x + x'') / 2, where x'' is two Euler steps on. [EDM Alg. 1]
+    """A step of Heun's along the probability flow, from t to t - dt, t > dt. [EDM Alg. 1]
 
-    So the slope is the mean of two. s_next: the score at (pf_ode_step(x, s), t - dt),
-    where t > dt.
+        x' = (x + x'') / 2,   x'' two Euler steps on
+
+    So the slope is the mean of those at both ends, and the error of second order. s_next:
+    the score at (pf_ode_step(x, s), t - dt).
+
+    Example:
+        >>> print(heun_step(2., -.5, -.5, EDM(), t=2., dt=1.))
+        1.25
     """
     x_euler = pf_ode_step(x, s, sde, t, dt)
     return .5 * (x + pf_ode_step(x_euler, s_next, sde, t - dt, dt))

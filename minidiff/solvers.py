@@ -1,4 +1,17 @@
-"""A multistep solver, EDM's noise levels and churn, and the corrector's step size."""
+"""Fewer and better steps: a multistep solver, EDM's levels and churn, the SNR rule.
+
+The probability flow is an ODE, so that what is known of ODEs applies. A step of Euler's
+errs by the square of its length; Heun's, `sde.heun_step`, looks at the slope at both ends;
+DPM-Solver++(2M) remembers the last denoised state instead, and needs one score a step.
+Where to put the levels matters as much: EDM crowds them at small noise, where the flow
+bends.
+
+Noise on the way corrects old errors. EDM's churn adds some before a step of the flow; a
+corrector adds Langevin steps between a sampler's own, `samplers.predictor_corrector`. Their
+length follows from norms: drift and noise should be of comparable length, by the ratio snr.
+
+Next: `samplers`, the loops that run all this; `likelihood`, what else a flow can tell.
+"""
 
 import numpy as np
 
@@ -14,8 +27,9 @@ def dpmpp_2m_step(x, s, x_prev, s_prev, /, sigma_prev, sigma, sigma_next):
         x' = (sigma'/sigma) x - expm1(-h) [D + (D - D_prev) / (2 r)]
         h = lambda' - lambda,  r = (lambda - lambda_prev) / h          [DPM-Solver++ Alg. 2]
 
-    x_prev, s_prev: the state and score at sigma_prev, one step before. sigma_next > 0; the
-    step to 0 is D itself.
+    The flow in lambda is linear but for D, which is extrapolated from two values: of second
+    order, with one score a step. x_prev, s_prev: the state and score at sigma_prev, one
+    step before. sigma_prev > sigma > sigma_next > 0; the step to 0 is D itself.
     """
     h = np.log(sigma / sigma_next)
     h_prev = np.log(sigma_prev / sigma)
@@ -30,7 +44,10 @@ def rho_levels(n, sigma_max, sigma_min, rho=7.):
 
         sigma_i = (smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho
 
-    n >= 2, rho > 0. Both ends are exact.
+    rho = 1 is even; the larger rho, the more levels are small. Both ends are exact.
+    ValueError unless n >= 2, rho > 0 and 0 < sigma_min <= sigma_max.
+
+    Example: rho_levels(3, 80., .002) -> [80, 2.515, .002]
     """
     low, high = check_range(n=n, least=2, sigma_min=sigma_min, sigma_max=sigma_max)
     rho = check_domain(rho=rho)["rho"]
@@ -45,7 +62,9 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
         gamma = min(s_churn / n, sqrt(2) - 1) where s_min <= sigma <= s_max, else 0
         sigma_hat = (1 + gamma) sigma,  std = s_noise sqrt(sigma_hat^2 - sigma^2)
 
-    sigmas: (n,), falling. ValueError unless s_churn >= 0, s_noise > 0 and s_min <= s_max.
+    A step of the flow then starts from sigma_hat, and what noise was wrong is partly
+    replaced. s_churn = 0 changes nothing. sigmas: (n,), falling. ValueError unless
+    s_churn >= 0, s_noise > 0 and s_min <= s_max.
     """
     if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
         raise ValueError("need s_churn >= 0, s_noise > 0 and s_min <= s_max, got "
@@ -60,11 +79,17 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
 
 
 def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
-    """eps of langevin_step as a corrector. [SDE Algorithms 4 and 5]
+    """eps of langevin_step as a corrector: noise and drift of comparable length.
+    [SDE Algorithms 4 and 5]
 
         eps = 2 alpha,  alpha = 2 kappa (snr |z| / |s|)^2
 
+    A step moves by eps |s| / 2 along the score and by sqrt(eps) |z| at random. The rule
+    makes the first snr sqrt(kappa) times the second: with too little noise a chain would
+    stop on the peaks, with too much it would stay where it is.
+
     z_norm, s_norm: |z| and |s| of each sample, (B,). For annealed Langevin they are sigma
-    and 1, as s is about -z / sigma. kappa is the SDE's.
+    and 1, as s is about -z / sigma. kappa is the SDE's. eps then depends on z, which the
+    step also multiplies: that biases, see `samplers.predictor_corrector`.
     """
     return 2 * (2 * kappa * (snr * z_norm / s_norm)**2)
