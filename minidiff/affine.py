@@ -54,7 +54,10 @@ def coefficients(step, **parameters):
     ValueError for a parameter outside its range, for a coefficient that is not finite, and
     for a step that is not linear.
 
-    Example: coefficients(langevin_step, eps=0.01) -> [1, 0.005, 0.1]
+    Example:
+        >>> from minidiff.langevin import langevin_step
+        >>> print(coefficients(langevin_step, eps=.01))
+        [1.    0.005 0.1  ]
     """
     parameters = check_domain(**parameters)
     name = step.__name__

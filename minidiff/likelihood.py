@@ -75,7 +75,9 @@ def dequantize(k, u, levels):
     cannot, and its mean log is at most that of the numbers themselves.
     k = 0 ... levels - 1, u in [0, 1]; the result is in [-1, 1].
 
-    Example: dequantize(np.array([0, 255]), .5, 256) -> [-.996, .996]
+    Example:
+        >>> print(dequantize(np.array([0, 3]), .5, levels=4))
+        [-0.75  0.75]
     """
     return 2 * (k + u) / levels - 1
 
@@ -86,5 +88,10 @@ def bits_per_dim(log_p, size, levels=2):
     Where log p is that of dequantised grey levels, it is at least the bits/dim of the
     levels themselves; the last term is 7 for 256 levels. A density has levels = 2, which
     adds nothing.
+
+    Example:
+        >>> log_p = np.log(1 / 2**10)  # a uniform density on [-1, 1]^10
+        >>> print(bits_per_dim(log_p, 10, levels=256).round(4))  # knows nothing: log2(256)
+        8.0
     """
     return -log_p / (size * np.log(2)) + np.log2(levels / 2)

@@ -30,6 +30,11 @@ def dpmpp_2m_step(x, s, x_prev, s_prev, /, sigma_prev, sigma, sigma_next):
     The flow in lambda is linear but for D, which is extrapolated from two values: of second
     order, with one score a step. x_prev, s_prev: the state and score at sigma_prev, one
     step before. sigma_prev > sigma > sigma_next > 0; the step to 0 is D itself.
+
+    Example:
+        >>> levels = {"sigma_prev": 4., "sigma": 2., "sigma_next": 1.}
+        >>> print(dpmpp_2m_step(2., -.5, 4., -.25, **levels))  # D = 0 at both: x scales
+        1.0
     """
     h = np.log(sigma / sigma_next)
     h_prev = np.log(sigma_prev / sigma)
@@ -47,7 +52,9 @@ def rho_levels(n, sigma_max, sigma_min, rho=7.):
     rho = 1 is even; the larger rho, the more levels are small. Both ends are exact.
     ValueError unless n >= 2, rho > 0 and 0 < sigma_min <= sigma_max.
 
-    Example: rho_levels(3, 80., .002) -> [80, 2.515, .002]
+    Example:
+        >>> print(rho_levels(4, 8., .5).round(2))
+        [8.   3.57 1.43 0.5 ]
     """
     low, high = check_range(n=n, least=2, sigma_min=sigma_min, sigma_max=sigma_max)
     rho = check_domain(rho=rho)["rho"]
@@ -65,6 +72,11 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
     A step of the flow then starts from sigma_hat, and what noise was wrong is partly
     replaced. s_churn = 0 changes nothing. sigmas: (n,), falling. ValueError unless
     s_churn >= 0, s_noise > 0 and s_min <= s_max.
+
+    Example:
+        >>> sigma_hat, std = churn([2., 1.], s_churn=.5)  # gamma = .25
+        >>> print(sigma_hat, std)
+        [2.5  1.25] [1.5  0.75]
     """
     if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
         raise ValueError("need s_churn >= 0, s_noise > 0 and s_min <= s_max, got "
@@ -91,5 +103,9 @@ def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
     z_norm, s_norm: |z| and |s| of each sample, (B,). For annealed Langevin they are sigma
     and 1, as s is about -z / sigma. kappa is the SDE's. eps then depends on z, which the
     step also multiplies: that biases, see `samplers.predictor_corrector`.
+
+    Example:
+        >>> print(snr_step_size(2., 4., snr=.5))
+        0.25
     """
     return 2 * (2 * kappa * (snr * z_norm / s_norm)**2)
