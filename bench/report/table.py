@@ -1,5 +1,4 @@
-"""The table of results, between two markers of a page, only ever written from a file of
-rows."""
+"""Tables of results, between two markers of a page, only ever written from files of rows."""
 
 import os
 from pathlib import Path
@@ -10,6 +9,9 @@ from .figures import draw
 from .results import RESULTS, newest
 
 START, END = "<!-- bench: start -->", "<!-- bench: end -->"
+FIRST = "<!-- race: start -->", "<!-- race: end -->"  # of the project's own page
+FIRST_OPS = {"cpu": ("normal", "langevin"), "gpu": ("normal", "langevin", "ddpm_clipped")}
+FIRST_PEERS = "torch_eager", "torch_inplace", "torch_compile"
 
 
 def _table(header, lines):
@@ -23,23 +25,49 @@ def _times(row, peer):
     return f"{factor:.1f}" if factor else "-"
 
 
-def _updates(rows):
-    """A line an op and size of the fastest contract backend; speedups over each peer."""
-    ours = [r for r in measured(rows) if r["kind"] == "update" and r["backend"] not in PEERS]
+def _best(rows):
+    """The updates of the fastest contract backend, a row an op, dtype and size."""
     best = {}
-    for r in ours:
+    for r in measured(rows):
         key = r["op"], r["dtype"], size(r), r["given_z"]
-        if key not in best or r["seconds"] < best[key]["seconds"]:
+        ours = r["kind"] == "update" and r["backend"] not in PEERS
+        if ours and (key not in best or r["seconds"] < best[key]["seconds"]):
             best[key] = r
-    peers = [p for p in PEERS if any(p in r["speedup"] for r in ours)]
+    return list(best.values())
+
+
+def _cost(row):
+    """Nanoseconds an element, and the share of the copy rate."""
+    copy = row["fraction_of_copy"]
+    return [f"{row['seconds'] / row['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-"]
+
+
+def _updates(rows):
+    """A line an op and size; speedups over each peer."""
+    best = _best(rows)
+    peers = [p for p in PEERS if any(p in r["speedup"] for r in best)]
     header = ["op", "shape", "dtype", "backend", "ns an element", "of copy"]
-    lines = []
-    for r in best.values():
-        copy = r["fraction_of_copy"]
-        lines.append([r["op"], size(r), r["dtype"], label(r),
-                      f"{r['seconds'] / r['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-",
-                      *(_times(r, p) for p in peers)])
+    lines = [[r["op"], size(r), r["dtype"], label(r), *_cost(r), *(_times(r, p) for p in peers)]
+             for r in best]
     return _table([*header, *(f"x {p}" for p in peers)], lines)
+
+
+def _first(machines):
+    """A few lines for the project's own page: float32, each op's largest size."""
+    lines = []
+    for rows in machines:
+        m = rows[0]["machine"]
+        kind, place = "gpu", m["gpu"]
+        if m["gpu"] == "none":
+            kind, place = "cpu", f"{m['processor']}, {m['cores']} cores"
+        for op in FIRST_OPS[kind]:
+            found = [r for r in _best(rows) if (r["op"], r["dtype"]) == (op, "float32")]
+            if found:
+                r = max(found, key=lambda r: r["elements"])
+                lines.append([place, op, size(r), r["backend"], *_cost(r),
+                              *(_times(r, p) for p in FIRST_PEERS)])
+    return _table(["where", "op", "shape", "backend", "ns an element", "of copy",
+                   *(f"x {p}" for p in FIRST_PEERS)], lines)
 
 
 def _samplers(rows):
@@ -72,22 +100,30 @@ def table(rows):
             f"{versions}.", "", *_updates(rows), *_samplers(rows), "", _not_measured(rows)]
 
 
+def _write(page, start, end, text):
+    """Put text between a page's markers, where it has them."""
+    old = page.read_text() if page.is_file() else ""
+    if start in old:
+        if end not in old:
+            raise ValueError(f"{page}: {start} without {end}")
+        head, rest = old.split(start, 1)
+        _, tail = rest.split(end, 1)
+        page.write_text(f"{head}{start}\n{text}\n{end}{tail}")
+
+
 def report(folder=RESULTS):
-    """The table of the newest results, printed and put between the README's markers;
-    figures beside the results. Returns the text."""
+    """The tables of the newest results, put between the markers of the README beside the
+    folder, and a few lines between those of the project's; figures beside the results.
+    Returns the first text."""
     folder, parts = Path(folder), []
     readme = folder.absolute().parent / "README.md"
-    for rows in newest(folder).values():
+    machines = list(newest(folder).values())
+    for rows in machines:
         parts.append("\n".join(table(rows)).strip())
         for file in draw(folder, rows):
             place = os.path.relpath(file, readme.parent)
             parts.append(f"![{file.stem.replace('-', ', ')}]({place})")
     text = "\n\n".join(parts)
-    page = readme.read_text() if readme.is_file() else ""
-    if START in page:
-        if END not in page:
-            raise ValueError(f"{readme}: {START} without {END}")
-        head, rest = page.split(START, 1)
-        _, tail = rest.split(END, 1)
-        readme.write_text(f"{head}{START}\n{text}\n{END}{tail}")
+    _write(readme, START, END, text)
+    _write(readme.parent.parent / "README.md", *FIRST, "\n".join(_first(machines)))
     return text

@@ -1,6 +1,7 @@
 """The bench: peers that compute what they say, rows that follow the table, results as data."""
 
 import json
+import re
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -218,6 +219,8 @@ def test_report_writes_between_the_markers_and_draws(tmp_path, capsys, monkeypat
     readme = tmp_path / "bench" / "README.md"
     readme.parent.mkdir()
     readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+    front = tmp_path / "README.md"
+    front.write_text("first\n{}\nold\n{}\nlast\n".format(*table.FIRST))
     folder = tmp_path / "bench" / "results"
     folder.mkdir()
     sampler = [r | {"kind": "sampler", "op": "ancestral", "steps": 1000, "network": "null",
@@ -229,6 +232,9 @@ def test_report_writes_between_the_markers_and_draws(tmp_path, capsys, monkeypat
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| langevin | 1x128 | float32 | host |" in text and "| 4.0 |" in text
+    first = front.read_text()
+    assert first.startswith("first\n") and first.endswith("last\n") and "old" not in first
+    assert re.search(r"^\| .*\d+ cores \| langevin \| \S+ \| host \|", first, re.M)
     for name in ("speedup-cpu.png", "samplers-cpu.png"):
         assert f"](results/{name})" in text
         assert (folder / name).read_bytes().startswith(b"\x89PNG")

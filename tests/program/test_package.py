@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import minidiff
+from minidiff.kernels.check.words import shown
 
 ROOT = Path(__file__).parents[2]
 IMPORTED = """
@@ -34,7 +35,10 @@ def test_import_needs_numpy_alone_and_less_time_than_numpys_own():
     assert out.stdout.split() == ["minidiff", "True"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "bench/README.md"])
+PAGES = "README.md", "minidiff/README.md", "kernels/README.md", "bench/README.md"
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_files_and_tests_that_exist(page):
     text, folder = (ROOT / page).read_text(), (ROOT / page).parent
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
@@ -52,6 +56,25 @@ def test_readme_example_prints_what_the_readme_says():
     out = subprocess.run([sys.executable, "-c", "import sys; sys.modules['torch'] = None\n" + code],
                          capture_output=True, text=True, check=True)
     assert out.stdout == printed
+
+
+def test_readme_is_short_and_shows_a_picture_early():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1500
+    before = re.sub(r"```.*?```", "", text[:text.index("![")], flags=re.S)
+    assert len(before.split()) <= 150
+
+
+def test_the_kernels_page_follows_one_element_through_the_stages_that_check_prints():
+    """Every number of the walk, in hexadecimal or decimal, stands in `check --stages`."""
+    page = (ROOT / "kernels" / "README.md").read_text()
+    walk = page.split("## One element", 1)[1]
+    stages = shown()
+    bits = re.findall(r"`([0-9a-f]{8})`", walk)
+    values = re.findall(r"-?\d\.\d{6,}", walk)
+    assert len(bits) == 7 and len(values) == 3
+    for number in bits + values:
+        assert number in stages, number
 
 
 def test_from_the_clones_parent_folder_the_package_is_found(tmp_path):
