@@ -91,6 +91,15 @@ def where(args):
     return {"seed": args.seed, "device": device(args), "backend": args.backend}
 
 
+def make_folder(out):
+    """The folder --out, made where it is missing. ValueError where it cannot be."""
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"--out {out}: no folder can be made there ({e.strerror})") from e
+    return Path(out)
+
+
 def check_file(option, file):
     """ValueError where no file can be written, or would replace one of another kind."""
     path = Path(file)
@@ -125,7 +134,7 @@ def tour_options(add):
 def run_tour(args):
     """See tour.tour."""
     from .tour import tour
-    tour(args.out, args.seed)
+    tour(make_folder(args.out), args.seed)
 
 
 # ---- demo ----
@@ -136,7 +145,7 @@ def run_demo(args):
     from .data import load
     from .demo import demo
     data = load(args.data, args.seed)
-    demo(data, args.out, kernels, args.steps, **where(args))
+    demo(data, make_folder(args.out), kernels, args.steps, **where(args))
 
 
 # ---- train ----
@@ -168,8 +177,7 @@ def run_train(args):
     data = load(args.data, args.seed)
     if args.batch and args.batch > len(data.train):
         raise ValueError(f"--batch {args.batch}: {data.name} has {len(data.train)} samples")
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(args.out)
     trainer = train.Trainer(data.train, kernels, args.steps, batch=args.batch, lr=args.lr,
                             levels=data.levels, weighting=args.weighting,
                             objective=args.objective, **where(args))

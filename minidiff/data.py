@@ -21,6 +21,7 @@ class Data:
     train, held: (n, *shape) float32 arrays.
     levels: how many grey levels there are, or None for points.
     ends: the two numbers, in the data's own units, that became -1 and 1.
+    target: the distribution that it was drawn from, where one is known.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Data:
     held: np.ndarray
     levels: int | None = None
     ends: tuple = (-1., 1.)
+    target: Mixture | None = None
 
     @property
     def shape(self):
@@ -83,12 +85,16 @@ def _uniform(shape, seed):
     return noise.uniform(shape, seed, tag=noise.DATA)
 
 
-def mixture(n, seed):
-    """Eight Gaussians of deviation .05 on a circle of radius .8: (n, 2)."""
+def ring():
+    """Eight Gaussians of deviation .05 on a circle of radius .8."""
     angle = 2 * np.pi * np.arange(8) / 8
     means = .8 * np.stack((np.cos(angle), np.sin(angle)), 1)
-    target = Mixture(np.ones(8), means, .05**2)
-    return target.sample(n, seed)
+    return Mixture(np.ones(8), means, .05**2)
+
+
+def mixture(n, seed):
+    """Points of the ring, whose score is known: (n, 2)."""
+    return ring().sample(n, seed)
 
 
 def moons(n, seed):
@@ -144,7 +150,8 @@ def load(name, seed=0, ends=None):
     x = _scaled(name, x, ends)
     x = x[permutation(len(x), seed)]
     held, train = x[:HELD_OUT], x[HELD_OUT:]
-    return Data(str(name), train, held, levels, ends)
+    target = ring() if name == "mixture" else None
+    return Data(str(name), train, held, levels, ends, target)
 
 
 def _scaled(name, x, ends):

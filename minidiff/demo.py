@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from pathlib import Path
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +15,20 @@ from .families import FAMILIES
 from .likelihood import bits_per_dim, log_likelihood, with_trace
 from .predictions import rescaled
 from .quality import nearest_distance, svm_accuracy
+from .score_matching import denoising, explicit
 from .sde import VP, prior_std
 from .targets import Gaussian
-from .train import Trainer, iterations, save
+from .train import LOG_LEVEL, Trainer, edm_weight, iterations, save
 
 EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adaptive": 40,
                "heun": 39, "dpmpp_2m": 20}
 CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
 TRAJECTORY = "reverse_sde_vp"  # the family that the figure follows from noise to data
+
+
+FRESH = 1 << 20  # samples from here on are in no training set
+SAME = ("ddim, pf_ode, heun and dpmpp_2m show nearly the same samples: all start from the\n"
+        "same noise and follow the probability flow, which is one map from noise to data.")
 
 
 class Measured(NamedTuple):
@@ -87,12 +93,49 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     bits = bits_per_dim(log_p, size, data.levels or 2)
     mean = bits.mean()
     error = bits.std(ddof=1) / len(bits)**.5
-    uniform = ""
+    of, uniform = "coordinate", "1"
     if data.levels:
-        uniform = f", log2({data.levels}) = {np.log2(data.levels):.2f}"
-    print(f"bits/dim {mean:.3f} +- {error:.3f} on {len(x)} held-out samples{uniform}; "
-          f"{evaluations} evaluations")
+        of, uniform = "grey level", f"log2({data.levels}) = {np.log2(data.levels):.2f}"
+    print(f"bits/dim {mean:.3f} +- {error:.3f} on {len(x)} held-out samples; "
+          f"{evaluations} evaluations. It is what the\nmodel's density needs to name a "
+          f"{of}: less is better, and {uniform} is a uniform guess.")
     return mean, error, evaluations
+
+
+def losses(net, target, seed=0, device="cpu", n=1 << 14):
+    """[(sigma, loss, floor, left)] on fresh samples of a distribution with a known score.
+
+    loss: denoising, as in training; floor: that of the exact score, which no network can
+    beat; left: explicit score matching, how far the network is from the exact score. On
+    average loss = floor + left. The levels are equally probable ones of training, so that
+    the mean over them is about the loss that training shows.
+    """
+    x0 = target.sample(n, seed, FRESH)
+    z = noise.normal(x0.shape, seed, FRESH, tag=noise.PERTURBATION)
+    score = NetScore(net)
+    rows = []
+    for k in range(12):
+        sigma = float(np.exp(NormalDist(*LOG_LEVEL).inv_cdf((k + .5) / 12)))
+        x = x0 + sigma * z
+        s = score(torch.tensor(x, dtype=torch.float32, device=device), sigma)
+        s = s.double().cpu().numpy()
+        exact = target.noised(1, sigma).score(x)
+        weight = edm_weight(sigma) / x.shape[1]  # an element, as in training
+        rows.append((sigma, denoising(s, z, sigma, weight),
+                     denoising(exact, z, sigma, weight), explicit(s, exact, weight)))
+    return rows
+
+
+def losses_table(rows):
+    """Those of `losses` as text, and their means."""
+    lines = [f"{'sigma':<8}{'loss':>9}{'floor':>9}{'left':>9}"]
+    for sigma, *values in rows:
+        lines.append(f"{sigma:<8.3f}" + "".join(f"{v:>9.4f}" for v in values))
+    _, *means = np.mean(rows, 0)
+    lines.append(f"{'mean':<8}" + "".join(f"{v:>9.4f}" for v in means))
+    lines.append("floor: the exact score's loss, which no network can beat. left: how far "
+                 "the network's\nscore is from it, what is left to learn.")
+    return "\n".join(lines)
 
 
 def sample(score, shape, family, n, kernels, evaluations=None, *, seed=0, device="cpu",
@@ -143,11 +186,10 @@ def measure_fewer(net, data, measured, n, kernels, **options):
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
-    Prints the table. Writes model.safetensors, demo.png and evaluations.png to `out`.
+    Prints the table. Writes model.safetensors, demo.png and evaluations.png to `out`, a
+    Path, and loss.png where the data's own score is known.
     """
-    from .plot import curves, picture
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    from .plot import curves, loss_levels, picture
     with tempfile.TemporaryFile(dir=out):  # fails now rather than after training
         pass
     if (out / "state.safetensors").exists():
@@ -181,12 +223,19 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     real = Measured("train | held-out", 0, 0., accuracy, error, nearest)
     print(table(rows, real))
     likelihood(net, data, n, seed, device)
-    picture(samples_png, data, samples, trajectory)
+    picture(samples_png, data, samples, trajectory, SAME)
     curves(curves_png, [*rows, *fewer.values()], accuracy)
+    files = [samples_png, curves_png, model]
+    if data.target:
+        by_level = losses(net, data.target, seed, device)
+        print(losses_table(by_level))
+        files.append(out / "loss.png")
+        loss_levels(files[-1], by_level)
+    print(SAME)
     print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
           f"{trainer.steps} iterations")
     print(f"in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all")
-    print(samples_png, curves_png, model, sep="  ")
+    print(*files, sep="  ")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The demo's pictures: samples and one trajectory; quality against evaluations."""
+"""The demo's pictures: samples, a trajectory, quality against evaluations, the loss."""
 
 import matplotlib
 
@@ -7,7 +7,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 FLOWS = "ddim", "pf_ode", "heun", "dpmpp_2m", "pf_ode_adaptive"
+# colours that a colour-blind reader tells apart
 OKABE_ITO = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=OKABE_ITO)
 MARKERS = "os^Dvp*"
 TICKS = 10, 20, 40, 80  # evaluations
 
@@ -63,17 +65,19 @@ def _scatter_plots(rows, trajectory):
     return figure
 
 
-def picture(file, data, samples, trajectory, columns=16):
+def picture(file, data, samples, trajectory, caption, columns=16):
     """Write a PNG of held-out data, samples and one trajectory from noise to data.
 
-    samples: {family: (n, *shape)}; trajectory: the states of one sample, (k, *shape).
+    samples: {family: (n, *shape)}; trajectory: the states of one sample, (k, *shape);
+    caption: what stands below.
     """
     rows = {"data": data.held, **samples}
     if len(data.shape) == 3:
         figure = _image_rows(rows, trajectory, columns)
     else:
         figure = _scatter_plots(rows, trajectory)
-    figure.tight_layout(pad=.4)
+    figure.tight_layout(pad=.4, h_pad=.8)
+    figure.supxlabel(caption, y=0, va="top", fontsize=9)
     figure.savefig(file, dpi=120, bbox_inches="tight", facecolor="white")
     plt.close(figure)
 
@@ -118,6 +122,23 @@ def curves(file, rows, best):
         axis.minorticks_off()
         axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.16))
     axes[0].set_ylabel("SVM accuracy (dashed: real data)")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120, facecolor="white")
+    plt.close(figure)
+
+
+def loss_levels(file, rows):
+    """Write a PNG of a network's loss by noise level, and of the exact score's.
+
+    rows: as `demo.losses` returns them.
+    """
+    sigma, loss, floor, left = zip(*rows)
+    figure, axis = plt.subplots(figsize=(7, 4))
+    axis.plot(sigma, loss, "o-", label="the trained network")
+    axis.plot(sigma, floor, "--", label="the exact score: the floor of any network's")
+    axis.plot(sigma, left, ".-", label="what is left between them")
+    axis.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="loss")
+    axis.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=120, facecolor="white")
     plt.close(figure)

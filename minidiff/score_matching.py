@@ -145,7 +145,9 @@ def denoising(s, z, sigma, weight=1.):
     the levels are: sigma^2 is SMLD's [SMLD eq. 6] and, for a network that predicts the
     noise, DDPM's plain loss; g^2 bounds the likelihood [ScoreFlow].
 
-    J does not fall to 0: it counts the noise that nobody can guess from x~.
+    J does not fall to 0. With the exact score it is 1/2 E w (D / sigma^2 - |s|^2), for what
+    x~ leaves open of its noise nobody can guess; and any other model's J is that plus its
+    explicit objective on x~. So a loss that no longer falls may have nothing left to learn.
 
     Example:
         >>> x, z = np.array([[0.], [0.]]), np.array([[1.], [-2.]])

@@ -9,7 +9,6 @@ picture, change a number, and look again. Its docstring is the picture's caption
 
 import textwrap
 import time
-from pathlib import Path
 
 import numpy as np
 from matplotlib import animation
@@ -94,8 +93,8 @@ def langevin_weights(seed=0):
     shown = {"data": data, "Langevin": plain, "annealed Langevin": annealed}
     for axis, (name, x) in zip(axes, shown.items()):
         left = x[:, 0] < 0
-        show_points(axis, x, f"{name}: {left.mean():.2f} of it on the left", 11)
-        axis.scatter(*x[left].T, s=3, color=ORANGE, linewidths=0)
+        show_points(axis, x, f"{name}: {left.mean():.2f} of it on the left", 11,
+                    np.where(left, ORANGE, BLUE))
     return figure
 
 
@@ -161,8 +160,8 @@ def ddpm_there_and_back(seed=0):
     back = list(samplers.ancestral(score, prior((n, 2), seed=seed), betas, Reference(seed)))
     figure, axes = plt.subplots(2, len(steps), figsize=(12, 4.6))
     for column, i in zip(axes.T, steps):
-        show_points(column[0], there[i], f"{i + 1} there", 2.8)
-        show_points(column[1], back[999 - i], f"{i} to go", 2.8, ORANGE)
+        show_points(column[0], there[i], f"step {i + 1} of 1000", 2.8)
+        show_points(column[1], back[999 - i], f"{i} steps to go", 2.8, ORANGE)
     return figure
 
 
@@ -173,17 +172,16 @@ def processes(seed=0):
     """
     t = np.linspace(0, 1, 400)
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.3))
-    kinds = {"VE": sde.VE(), "VP": sde.VP(), "sub-VP": sde.SubVP()}
-    for (name, kind), color, style in zip(kinds.items(), OKABE_ITO, ("-", "-", "--")):
+    for kind, style in ((sde.VE(), "-"), (sde.VP(), "-"), (sde.SubVP(), "--")):
         a, sigma = kind.marginal(t)
         for axis, curve in zip(axes, (a, sigma, sigma / a)):
-            axis.plot(t, curve, style, color=color, lw=2, label=name)
+            axis.plot(t, curve, style, lw=2, label=type(kind).__name__)
     titles = "mean: a(t)", "spread: sigma(t)", "noise over signal: sigma / a"
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="t")
-        axis.legend(fontsize=9)
-    axes[1].set(yscale="log", ylim=(5e-3, 60))
-    axes[2].set(yscale="log", ylim=(5e-3, 300))
+    for axis in axes[1:]:
+        axis.set(yscale="log", ylim=(5e-3, 300))
+    axes[0].legend()
     return figure
 
 
@@ -209,53 +207,66 @@ def reversal(seed=0):
         axis.pcolormesh(times, height, shade, cmap="Blues", vmax=1.25, rasterized=True)
         path = np.stack([z, *states])[..., 0]
         axis.plot(times, path, color=ORANGE, lw=.9)
-        axis.plot(times[-1:].repeat(len(z)), path[-1], "o", color=ORANGE, mec="white")
         axis.set(title=name, xlim=(1, -.01), ylim=(-3, 3),
                  xlabel="t: noise at 1, data at 0")
     axes[0].set_ylabel("x")
     return figure
 
 
-def final_variance(step, scores, v, **parameters):
-    """The variance after a schedule's steps, from v: an exact number, nothing is sampled.
+def variances(step, tag, steps=None, **parameters):
+    """An engine that moves no sample but the variance of all samples, exactly.
 
-    For data N(0, V) the score is k x, k of `scores`. So a step, a x + b s + c z, multiplies
-    x by a + b k and adds noise of std c.
+    For data N(0, V) the score is k x, and the loops' score returns k. A step then is
+    x' = (a + b k) x + c z: it multiplies x, and adds noise.
     """
-    for (a, b, c), k in zip(coefficients(step, **parameters), scores):
-        v = (a + b * k)**2 * v + c**2
-    return v
+    rows = np.atleast_2d(coefficients(step, **parameters))
+
+    def move(i, v, k):
+        a, b, *c = rows[i % len(rows)]
+        return (a + b * k)**2 * v + sum(c)**2
+    return move
 
 
 def solver_errors(n, V=.25):
     """{step: how wrong the final std is} of n steps from noise 80 to .002, data N(0, V)."""
     levels = rho_levels(n + 1, 80., .002)
-    start, exact = (V + levels[[0, -1]]**2)**.5
+    start, exact = V + levels[[0, -1]]**2
+    edm, ve = sde.EDM(), sde.VE(.002, 80.)
+    own_times = np.append(np.linspace(1, 1e-5 / n, n + 1), 0.)
+    alpha_bar = 1 / (1 + levels[::-1]**2)
+    betas = ddpm.subset_betas(alpha_bar)
 
-    def score(x, sigma):  # x is the std itself: a flow is linear in it
-        return -x / (V + sigma**2)
+    def k(_, sigma):
+        return -1 / (V + sigma**2)
 
-    process, engine = sde.EDM(), Reference()
-    flows = {sde.pf_ode_step: samplers.pf_ode(score, start, process, levels, engine),
-             sde.heun_step: samplers.heun(score, start, process, levels, engine),
-             dpmpp_2m_step: samplers.dpmpp_2m(score, start, levels, engine)}
-    std = {step: list(states)[n - 1] for step, states in flows.items()}
-    of_reverse_sde = {"sde": process, "t": levels[:-1], "dt": -np.diff(levels)}
-    std[sde.reverse_sde_step] = final_variance(
-        sde.reverse_sde_step, score(1., levels), start**2, **of_reverse_sde)**.5
+    def at_time(_, t):
+        return k(_, ve.marginal(t)[1])
 
-    alpha_bar = 1 / (1 + levels**2)  # DDPM's chain through the same levels
-    alpha_bar, alpha_bar_prev = alpha_bar[:-1], alpha_bar[1:]
-    scores = -1 / (alpha_bar * V + 1 - alpha_bar)
-    beta = ddpm.beta_between(alpha_bar, alpha_bar_prev)
-    variance = ddpm.posterior_variance(alpha_bar, alpha_bar_prev)
-    for step, parameters in (
-            (ddpm.ddim_step, {"alpha_bar": alpha_bar, "alpha_bar_prev": alpha_bar_prev,
-                              "eta": 0.}),
-            (ddpm.ancestral_step, {"beta": beta, "variance": variance})):
-        v = final_variance(step, scores, alpha_bar[0] * start**2, **parameters)
-        std[step] = (v / alpha_bar_prev[-1])**.5
-    return {step: abs(found - exact) for step, found in std.items()}
+    def at_index(_, i):
+        return -1 / (alpha_bar[i] * V + 1 - alpha_bar[i])
+
+    def score(x, sigma):  # for two solvers whose state is the std: a flow is linear in it
+        return k(x, sigma) * x
+
+    chain = start * alpha_bar[-1]
+    found = {
+        sde.pf_ode_step: samplers.pf_ode(k, start, edm, levels, variances),
+        sde.reverse_sde_step: samplers.reverse_sde(k, start, edm, levels, variances),
+        sde.reverse_diffusion_step: samplers.reverse_diffusion(
+            at_time, start, ve, own_times, variances),
+        sde.ancestral_step: samplers.ancestral_sde(
+            at_time, start, ve, own_times, variances),
+        ddpm.ddim_step: samplers.ddim(at_index, chain, alpha_bar, variances),
+        ddpm.ancestral_step: samplers.ancestral(
+            at_index, chain, betas, variances, ddpm.posterior_variances(betas)),
+        sde.heun_step: samplers.heun(score, start**.5, edm, levels, Reference()),
+        dpmpp_2m_step: samplers.dpmpp_2m(score, start**.5, levels, Reference())}
+    std = {step: list(states)[n - 1]**.5 for step, states in found.items()}
+    for step in sde.heun_step, dpmpp_2m_step:
+        std[step] **= 2
+    for step in ddpm.ddim_step, ddpm.ancestral_step:
+        std[step] /= alpha_bar[0]**.5
+    return {step: abs(v - exact**.5) for step, v in std.items()}
 
 
 def orders(seed=0):
@@ -266,13 +277,14 @@ def orders(seed=0):
     steps = np.array([32, 64, 128, 256, 512])
     found = [solver_errors(n) for n in steps]
     figure, axis = plt.subplots(figsize=(8, 5))
-    for step, color, marker in zip(found[0], OKABE_ITO, "osD^vp"):
+    for step, color, marker in zip(found[0], 2 * OKABE_ITO, "osD^vp<>"):
         errors = np.array([of_n[step] for of_n in found])
         slope, _ = np.polyfit(np.log(steps[1:]), np.log(errors[1:]), 1)
         stated = errors[-1] * (steps / steps[-1])**-step.order
         axis.plot(steps, stated, color="silver", lw=1)
         axis.plot(steps, errors, marker, color=color, mfc="none", mew=1.5, ms=7,
-                  label=f"{step.__name__}: states {step.order}, measured {-slope:.2f}")
+                  label=f"{step.__module__[9:]}.{step.__name__}: states {step.order}, "
+                        f"measured {-slope:.2f}")
     axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="error of the final std")
     axis.set_xticks(steps, map(str, steps))
     axis.minorticks_off()
@@ -327,10 +339,8 @@ def write(file, picture):
 
 
 def tour(out, seed=0):
-    """Write every figure to the folder `out`; print the name and caption of each."""
+    """Write every figure to the folder `out`, a Path; print each's name and caption."""
     start = time.perf_counter()
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     for name, make in FIGURES.items():
         file = out / name
         write(file, make(seed))

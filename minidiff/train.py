@@ -26,14 +26,21 @@ from .predictions import c_in
 from .score_matching import residual
 from .sde import VP, importance_times, perturb
 
+LOG_LEVEL = -1.2, 1.2  # mean and std of ln sigma [EDM table 1]
 
-def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  # noqa: B008
+
+def edm_weight(sigma, sigma_data=.5):
+    """lambda of |s - grad log q|^2: sigma^4 times EDM's weight of |D - x_0|^2, that is
+    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2. [EDM table 1]"""
+    return sigma**2 * (c_in(sigma, sigma_data) * sigma_data)**-2
+
+
+def training_levels(n, seed, step, weighting="edm", sde=VP()):  # noqa: B008
     """The noise levels of one iteration's samples and the weights of their losses.
 
     Returns (sigma, lambda(sigma)), each (n,) float64. lambda weighs |s - grad log q|^2.
 
-    edm: ln sigma ~ N(-1.2, 1.2^2). lambda = sigma^4 times EDM's weight of |D - x_0|^2, that
-        is (sigma^2 + sigma_data^2) / (sigma sigma_data)^2. [EDM table 1]
+    edm: ln sigma ~ N(-1.2, 1.2^2), lambda = `edm_weight`. [EDM table 1]
     sigma2: the same levels, lambda = sigma^2. [SMLD eq. 6]
     likelihood: lambda = g^2 of the sde, by importance sampling of t, for x / a. [ScoreFlow]
     """
@@ -44,11 +51,9 @@ def training_levels(n, seed, step, weighting="edm", sigma_data=.5, sde=VP()):  #
         a, sigma = sde.marginal(t)
         return sigma / a, Z * (sigma / a)**2
     z = noise.normal((n,), **draw).astype(float)
-    sigma = np.exp(-1.2 + 1.2 * z)
-    weight = sigma**2
-    if weighting == "edm":
-        weight *= (c_in(sigma, sigma_data) * sigma_data)**-2
-    return sigma, weight
+    mean, std = LOG_LEVEL
+    sigma = np.exp(mean + std * z)
+    return sigma, edm_weight(sigma) if weighting == "edm" else sigma**2
 
 
 def jacobian_objective(name, score, x, v, weight=1.):

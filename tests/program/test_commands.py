@@ -29,13 +29,14 @@ def test_info_says_where_a_cpu_has_no_fused_multiply_add(monkeypatch, capsys):
         assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "sample", "eval", "check", "bench", "info"])
+@pytest.mark.parametrize("command", ["tour", "demo", "train", "sample", "eval", "check", "bench",
+                                     "info"])
 def test_help_has_an_example_and_the_common_options(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and f"example: python -m minidiff {command}" in text
-    assert "--seed" in text and "--device" in text
+    assert "--seed" in text and ("--device" in text) == (command != "tour")
 
 
 # ---- demo and eval ----
@@ -52,7 +53,8 @@ def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypa
     out = capsys.readouterr().out
     for family in families.FAMILIES:
         assert re.search(rf"^{family} +\d+ +[\d.]+ +0?[.\d]+ \+- [.\d]+ +[\d.]+$", out, re.M)
-    assert "train | held-out" in out
+    assert "train | held-out" in out and demo.SAME in out
+    assert "floor" not in out  # nobody knows the score of the moons
     solvers = [m for m in measured if m[0] != "pf_ode_adaptive"]  # which takes what it needs
     assert len(solvers) == len(set(solvers)) and {f for f, n in measured if n <= 24} >= {
         f for f in families.FAMILIES if f != "pc_vp"}  # at least 39
@@ -76,6 +78,45 @@ def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypa
     assert "pf_ode_adaptive computes with the whole batch" in said[2]
 
 
+def gaussian_net(target):
+    """The exact score of x0 + sigma z as a network of (x, sigma)."""
+    def net(x, sigma):
+        s = target.noised(1, float(sigma[0])).score(x.double().numpy())
+        return torch.from_numpy(s).float()
+    return net
+
+
+def test_the_loss_is_the_floor_and_what_is_left_to_learn():
+    """Of N(0, I) in closed form: the floor is 1/2 w (1 / sigma^2 - 1 / (1 + sigma^2)) an element,
+    and a network c times the score leaves 1/2 w (c - 1)^2 / (1 + sigma^2)."""
+    target, c, n = targets.Gaussian([0., 0.], 1.), .9, 1 << 14
+    exact = gaussian_net(target)
+    rows = demo.losses(lambda x, sigma: c * exact(x, sigma), target, n=n)
+    assert len(rows) == 12 and rows[0][0] < .05 and rows[-1][0] > 2
+    for sigma, loss, floor, left in rows:
+        w = demo.edm_weight(sigma)
+        # 2^15 elements: a mean square is right to 6 sqrt(2 / 2^15) of itself, 4.7 %
+        assert floor == pytest.approx(w / 2 * (1 / sigma**2 - 1 / (1 + sigma**2)), rel=.047)
+        assert left == pytest.approx(w / 2 * (c - 1)**2 / (1 + sigma**2), rel=.047)
+        # what is over is twice the mean product of two independent numbers
+        assert abs(loss - floor - left) < 6 * 2 * (floor * left * 2 / (2 * n))**.5
+    for _, loss, floor, left in demo.losses(exact, target, n=64):
+        assert loss == pytest.approx(floor, rel=1e-5) and left < 1e-9
+
+
+def test_the_demo_on_a_mixture_prints_and_draws_the_floor(tmp_path, capsys, monkeypatch):
+    few = {name: families.FAMILIES[name] for name in (demo.TRAJECTORY, "dpmpp_2m")}
+    monkeypatch.setattr(demo, "FAMILIES", few)
+    assert main(["demo", "--data", "mixture", "--steps", "200", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    rows = re.findall(r"^(\d+\.\d{3}|mean) +([\d.]+) +([\d.]+) +([\d.]+)$", out, re.M)
+    assert [r[0] for r in rows][-1] == "mean" and len(rows) == 13
+    loss, floor, left = map(float, rows[-1][1:])
+    assert .35 < floor < .45 and left > 0 and loss == pytest.approx(floor + left, rel=.05)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path / "loss.png") in out
+
+
 def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     """Bits/dim of a mixture of known density: the model is worse by its KL divergence, up to the
     spread of the difference over 64 points, some .3 / 8.
@@ -88,12 +129,11 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     model, out = str(tmp_path / "model.safetensors"), tmp_path / "bits.json"
     capsys.readouterr()
     assert main(["eval", "--likelihood", "--model", model, "--n", "64", "--out", str(out)]) == 0
-    assert re.search(r"^bits/dim -?[.\d]+ \+- [.\d]+ on 64 held-out samples; \d+ evaluations$",
+    assert re.search(r"^bits/dim -?[.\d]+ \+- [.\d]+ on 64 held-out samples; \d+ evaluations\. "
+                     r"It is .*\n.* name a coordinate: .* 1 is a uniform guess\.$",
                      capsys.readouterr().out, re.M)
     found = json.loads(out.read_text())
-    angle = 2 * np.pi * np.arange(8) / 8
-    target = targets.Mixture(np.ones(8), .8 * np.stack((np.cos(angle), np.sin(angle)), 1), .05**2)
-    exact = -target.log_density(data.load("mixture").held[:64].astype(float)) / (2 * np.log(2))
+    exact = -data.ring().log_density(data.load("mixture").held[:64].astype(float)) / (2 * np.log(2))
     gap = found["bits_per_dim"] - exact.mean()
     # along the ring the data are one of 8 modes and a normal of std .05, the ring is even
     entropy = np.log(8) + np.log(2 * np.pi * np.e * .05**2) / 2
@@ -129,7 +169,8 @@ def test_evaluations_are_drawn(tmp_path, monkeypatch):
 def test_demo_draws_images(tmp_path):
     from minidiff.plot import picture
     digits = data.load("digits")
-    picture(tmp_path / "p.png", digits, {"ddim": digits.train[:20]}, digits.train[:30])
+    picture(tmp_path / "p.png", digits, {"ddim": digits.train[:20]}, digits.train[:30],
+            demo.SAME)
     assert (tmp_path / "p.png").stat().st_size > 5000
 
 

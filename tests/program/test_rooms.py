@@ -116,13 +116,14 @@ ROOMS = {
 
 
 @pytest.mark.parametrize("room, ceiling", [
-    ("mathematics", 12_500), ("program", 15_000), ("kernels", 12_400), ("kernels/check", 8_500),
+    ("mathematics", 12_500), ("program", 16_000), ("kernels", 12_400), ("kernels/check", 8_500),
     ("bench", 19_000)])
 def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     """A ceiling in tokens of code; sentences are free.
 
     That of kernels was 11,500: a seed a row on five backends and in the operators, runs that are
-    claimed, copies and a constant step beside a counter took 800.
+    claimed, copies and a constant step beside a counter took 800. That of program was 15,000:
+    the tour's eight pictures take 3,300.
     """
     assert sum(tokens_a_line(f.read_text()).total() for f in ROOMS[room]) <= ceiling
 
