@@ -97,8 +97,8 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     if data.levels:
         of, uniform = "grey level", f"log2({data.levels}) = {np.log2(data.levels):.2f}"
     print(f"bits/dim {mean:.3f} +- {error:.3f} on {len(x)} held-out samples; "
-          f"{evaluations} evaluations. It is what the\nmodel's density needs to name a "
-          f"{of}: less is better, and {uniform} is a uniform guess.")
+          f"{evaluations} evaluations: what the model\n"
+          f"needs to name a {of}. Less is better; {uniform} is a uniform guess.")
     return mean, error, evaluations
 
 
