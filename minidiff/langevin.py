@@ -1,17 +1,19 @@
 """Langevin dynamics: samples from a score alone. And why it wants noise.
 
 Climb along the score, and shake: x' = x + eps / 2 s(x) + sqrt(eps) z. Without the noise
-the chain would stop on a peak of p. With just this much it wanders, and for small eps the
-time that it spends in a place is p's share there. That needs no density, only its score.
+the chain would stop on a peak of p. With noise of exactly this size it keeps moving, and
+for small eps the time that it spends in a place is p's share there. That needs no density,
+only its score.
 
 It fails on data twice. Between modes that lie far apart p is nearly 0, no path crosses, and
-the modes keep whatever weights the start gave them. And where p is nearly 0 no sample ever
-was, so a learned score is wrong exactly where the chain starts. Noise cures both: with
-sigma as wide as the data the modes are one hill, and samples are everywhere. So SMLD learns
-the scores of the data at many noise levels, starts at the largest, and lowers it step by
-step: annealed Langevin dynamics, `samplers.annealed_langevin`. [SMLD secs. 3 and 4]
+the modes keep whatever weights the start gave them. And there are no training samples where
+p is nearly 0, so a learned score is wrong exactly where the chain starts. Noise cures both:
+with sigma as wide as the data the modes are one hill, and samples are everywhere. So SMLD
+(score matching with Langevin dynamics) learns the scores of the data at many noise levels,
+runs the chain on the noisiest data first, and then on less and less noisy ones: annealed
+Langevin dynamics, `samplers.annealed_langevin`. [SMLD secs. 3 and 4]
 
-Next: `ddpm`, which makes the lowering of the noise itself the chain.
+Next: `ddpm`, where each step of the chain lowers the noise.
 """
 
 import numpy as np
@@ -24,8 +26,9 @@ def langevin_step(x, s, z, /, eps):
 
         x' = x + (eps / 2) s + sqrt(eps) z,   s = grad log p(x),  z ~ N(0, I)
 
-    x, s, z: of one shape; eps > 0. The chain's own distribution is p but for order eps:
-    on N(0, v) the variance settles at v / (1 - eps / (4 v)).
+    x, s, z: of one shape; eps > 0. A small eps takes many steps to get anywhere, a large
+    one misses p by an error of order eps: on N(0, v) the variance settles at
+    v / (1 - eps / (4 v)), and from eps = 4 v on the chain diverges.
 
     Example:
         >>> print(langevin_step(1., -1., 2., eps=.01))
@@ -37,8 +40,8 @@ def langevin_step(x, s, z, /, eps):
 def noise_levels(n=10, sigma_max=1., sigma_min=.01):
     """n noise levels from sigma_max down to sigma_min, geometric, (n,). [SMLD sec. 4.1]
 
-    The largest should join the modes, about as wide as the data; the smallest should not be
-    seen. ValueError unless n >= 1 and 0 < sigma_min <= sigma_max.
+    The largest should be as wide as the data, so that the modes merge; the smallest too
+    small to matter. ValueError unless n >= 1 and 0 < sigma_min <= sigma_max.
 
     Example:
         >>> print(noise_levels(3, 1., .01))
@@ -49,13 +52,13 @@ def noise_levels(n=10, sigma_max=1., sigma_min=.01):
 
 
 def step_sizes(sigmas, eps=2e-5):
-    """A step size a level, (L,), so that every level moves as far for its width.
+    """A step size a level, (L,), so that a step is the same share of sigma at each.
     [SMLD Algorithm 1]
 
         alpha_i = eps sigma_i^2 / sigma_L^2
 
     sigmas: (L,), falling; eps > 0, the smallest level's step size; else ValueError. The
-    published code steps x + alpha s + sqrt(2 alpha) z, which is twice this eps.
+    published code steps x + alpha s + sqrt(2 alpha) z: for its steps give twice its eps.
 
     Example:
         >>> print(step_sizes([1., .1], eps=2e-5))

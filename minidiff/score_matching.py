@@ -1,23 +1,30 @@
-"""Four ways to fit a model s(x) to the score grad_x log p(x), from samples of p alone.
+"""How a model s(x) is fitted to the score grad_x log p(x), from samples of p alone.
 
 What one would like to minimise is the mean square error, E |s(x) - grad log p(x)|^2 / 2:
 explicit score matching. But nobody has grad log p. Three ways around it:
 
-    implicit    integrate by parts: up to a constant, which is E |grad log p|^2 / 2, the
-                error is E [tr grad s + |s|^2 / 2]. It asks for the model's Jacobian.
-    sliced      the same along random directions v, one product with the Jacobian each.
-    denoising   add noise first, x~ = a x + sigma z, and learn the score of x~. Given x, the
-                score of x~ is -z / sigma, and z we drew ourselves. A least-squares fit
-                finds its mean over every x that could have led to x~, and that mean is the
-                score of x~. No derivative: this is how the networks here are trained.
+    implicit    integrate by parts: the error is E [tr grad s + |s|^2 / 2] plus
+                E |grad log p|^2 / 2, which no model changes. (p s must vanish far out.) It
+                asks for the trace of the model's Jacobian.
+    sliced      the same along random directions v, called probes: one product with the
+                Jacobian each, instead of a trace.
+    denoising   add noise first, x~ = a x + sigma z with z ~ N(0, I), and learn the score of
+                the noisy x~. Given x, x~ is N(a x, sigma^2 I), whose score is -z / sigma,
+                and z we drew ourselves. Least squares on a random target finds its mean,
+                given x~; and E[-z / sigma | x~] is the score of x~:
 
-All four have one minimiser (the tour draws them). Denoising learns the score of noisy data,
-so that the noise level becomes part of the question: `langevin` says why that is welcome.
+                    grad log p(x~) = E[grad log p(x~ | x) | x~].
 
-An objective is a mean over a batch, weighed by `weight`, a scalar or (B,). Points, scores
+                No derivative of the model: this is how the networks here are trained.
+
+On one distribution all have one minimiser, its score (the tour draws it). Denoising is
+about the distribution of the noisy data, so the model must be told the noise level:
+`langevin` says why that is welcome.
+
+An objective is a mean over a batch, weighted by `weight`, a scalar or (B,). Points, scores
 and probes are (B, D), arrays or tensors; other shapes raise ValueError. An objective that
 needs the model's Jacobian takes it as an argument: its trace (B,), or its product with a
-probe v, (B, D). Next: `predictions`, what a network may return instead of the score.
+probe, (B, D). Next: `predictions`, what a network may return instead of the score.
 """
 
 from .arguments import require_shape
@@ -33,7 +40,8 @@ def expectation(values, weight=1.):
         4.0
     """
     if values.ndim != 1 or getattr(weight, "shape", ()) not in ((), values.shape):
-        raise ValueError("s must be (B, D), weight a scalar or one a sample")
+        raise ValueError("s must be (B, D), weight a scalar or one a sample: got values of "
+                         f"shape {values.shape}")
     return (weight * values).mean()
 
 
@@ -70,7 +78,7 @@ def implicit(s, trace, weight=1.):
         J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit - 1/2 E |grad log p|^2
 
     s (B, D); trace (B,), of grad s(x). The constant does not depend on the model, so that
-    the minimiser is the same.
+    the minimiser is the same. With a weight that depends on x it would not be.
 
     Example:
         >>> x = np.array([[1.], [-1.]])  # of N(0, 1); the model s = -c x has trace -c
@@ -87,9 +95,9 @@ def sliced(s, v, jacobian_v, weight=1.):
 
         J = E [v . (grad s) v + 1/2 (v . s)^2]
 
-    s, v, jacobian_v: (B, D); v a probe a sample, jacobian_v = (grad s) v or v' grad s, one
-    derivative instead of D. On average over probes with E v v' = I this is the implicit
-    objective; a v of unit norm scales it by 1/D.
+    s, v, jacobian_v: (B, D). v: a random direction for each sample, the probe; jacobian_v:
+    (grad s) v or v^T grad s, one product instead of D. On average over probes with
+    E v v^T = I this is the implicit objective; a v of unit norm scales it by 1/D.
 
     Example:
         >>> x = np.array([[1., 2.]])
@@ -104,12 +112,13 @@ def sliced(s, v, jacobian_v, weight=1.):
 
 
 def sliced_vr(s, v, jacobian_v, weight=1.):
-    """Sliced score matching with less variance: |s|^2 needs no slice. [SMLD eq. 3]
+    """Sliced score matching with less variance. [SMLD eq. 3]
 
         J = E [v . (grad s) v + 1/2 |s|^2]
 
-    Arguments as in `sliced`. v is normal or Rademacher. A v of unit norm would move the
-    minimiser.
+    The mean of (v . s)^2 over probes is |s|^2, so it need not be sampled. Arguments as in
+    `sliced`; v is normal or Rademacher (-1 or 1, with equal odds). A v of unit norm would
+    move the minimiser.
 
     Example:
         >>> x = np.array([[1., 2.]])
@@ -123,10 +132,10 @@ def sliced_vr(s, v, jacobian_v, weight=1.):
 
 
 def residual(s, z, /, sigma):
-    """e = s + z / sigma: how far the model is from the score of x~, given x. [Vincent]
+    """e = s + z / sigma: the model's score less that of x~ given x. [Vincent]
 
-    Given x, x~ = a x + sigma z is N(a x, sigma^2), whose score at x~ is -z / sigma. s, z:
-    of one shape. It is affine, so kernels.dsm_loss reads its coefficients off it.
+    Given x, x~ = a x + sigma z is N(a x, sigma^2 I), whose score at x~ is -z / sigma. s, z:
+    of one shape. The residual is affine in both, so that a kernel can compute the loss.
 
     Example:
         >>> print(residual(1., 2., sigma=.5))
@@ -141,13 +150,19 @@ def denoising(s, z, sigma, weight=1.):
         J = 1/2 E w |s(x~) + z / sigma|^2,   x~ = a x + sigma z
 
     s (B, D), the model's score at x~; z (B, D), the noise in it; sigma > 0, a scalar or
-    (B, 1), else ValueError. The minimiser is the score of x~, whatever the weights w > 0 of
-    the levels are: sigma^2 is SMLD's [SMLD eq. 6] and, for a network that predicts the
-    noise, DDPM's plain loss; g^2 bounds the likelihood [ScoreFlow].
+    (B, 1), else ValueError.
 
-    J does not fall to 0. With the exact score it is 1/2 E w (D / sigma^2 - |s|^2), for what
-    x~ leaves open of its noise nobody can guess; and any other model's J is that plus its
-    explicit objective on x~. So a loss that no longer falls may have nothing left to learn.
+    The weights w > 0 may depend on the noise level. They say where a model that cannot be
+    right everywhere should be; they do not move the minimiser, the score of x~ at every
+    level. w = sigma^2 is SMLD's [SMLD eq. 6]; with it J is DDPM's loss, on the noise that a
+    network predicts. With w = g^2, g of a diffusion in `sde`, J bounds the likelihood
+    [ScoreFlow].
+
+    J does not fall to 0, because x~ does not determine z. With the exact score, call it s*,
+    it is 1/2 E w (D / sigma^2 - |s*|^2); any other model's J is that plus its explicit
+    objective on x~, with the same w. So a loss that no longer falls may have nothing left
+    to learn. Where the data's score is known this can be seen: `demo --data mixture` prints
+    the loss beside its floor.
 
     Example:
         >>> x, z = np.array([[0.], [0.]]), np.array([[1.], [-2.]])

@@ -1,25 +1,29 @@
 """Diffusions in continuous time, dx = f(x, t) dt + g(t) dw on [0, T], and their reversal.
 
-Let SMLD's levels, or DDPM's steps, become infinitely many: data turn into noise along a
-stochastic differential equation. f shrinks, g shakes. Such a process runs backwards too,
-and the reversed one is again a diffusion; the only unknown in it is the score of p_t, the
-distribution at time t [Anderson 1982]:
+Let SMLD's noise levels, or DDPM's steps, become infinitely many: data turn into noise
+along a stochastic differential equation. f, where there is one, shrinks the data; g adds
+noise. Such a process runs backwards too, and the reversed one is again a diffusion. One
+thing in it is unknown, the score s of p_t, the distribution at time t [Anderson 1982]:
 
-    dx = [f - g^2 s] dt + g dw-bar        from T down to 0               [SDE eq. 6]
+    dx = [f - g^2 s] dt + g dw            with t from T down to 0        [SDE eq. 6]
 
-And there is a path without noise that has the same p_t at every t, the probability flow:
+And there is an ODE, the probability flow, with the same distributions. A point drawn from
+p_T that moves along it is distributed as p_t at every t:
 
     dx = [f - g^2 s / 2] dt                                              [SDE eq. 13]
 
-So a score turns noise into data in two ways, and the second is invertible, which gives
-exact likelihoods. Whatever f and g are, x_t = a x_0 + sigma z [SDE eq. 29]. At t = 0 every
-process gives back the data; at T data are forgotten:
+So a score turns noise into data in two ways. The second is a map that can be inverted, and
+along it a density changes in a known way: exact likelihoods, see `likelihood`.
 
-    process   a(t)               sigma(t)               at T
-    VE        1                  smin (smax / smin)^t   N(0, smax^2)   SMLD's limit
-    VP        exp(-int beta/2)   sqrt(1 - a^2)          N(0, 1)        DDPM's limit
-    sub-VP    exp(-int beta/2)   1 - a^2                N(0, 1)        VP, less noise
-    EDM       1                  t                      N(0, smax^2)   VE, sigma its time
+In the four processes here f is linear in x, and so x_t = a x_0 + sigma z [SDE eq. 29]. At
+t = 0 that is the data, in VE the data with noise smin. At T hardly a trace of them is left.
+VP and sub-VP shrink by beta(t), which rises from .1 to 20; B is its integral from 0 to t:
+
+    process   a(t)           sigma(t)               at T, nearly
+    VE        1              smin (smax / smin)^t   N(0, smax^2 I)   SMLD's limit
+    VP        exp(-B / 2)    sqrt(1 - a^2)          N(0, I)          DDPM's limit
+    sub-VP    exp(-B / 2)    1 - a^2                N(0, I)          VP with less noise
+    EDM       1              t                      N(0, T^2 I)      VE whose time is sigma
 
 What a process has:
 
@@ -32,7 +36,7 @@ What a process has:
     discretize(x, i, n)    (f_i, G_i) of its own chain of n > 1 steps,
                            x_i = x_{i-1} + f_i + G_i z
 
-Times are host floats or NumPy arrays. A step of size dt > 0 goes from t - dt to t forwards,
+Times are host floats or NumPy arrays. A step of size dt > 0 goes from t to t + dt forwards,
 and from t to t - dt in reverse. Operands have one shape; s is the score at (x, t) and
 z ~ N(0, I). [SDE: Song et al. 2021, "Score-based generative modeling through SDEs"]
 
@@ -49,7 +53,7 @@ from .arguments import check_domain, check_range
 
 
 class _SDE:
-    """What holds where a process does not say: drift 0, kappa 1, Euler-Maruyama's chain."""
+    """Defaults: drift 0, kappa 1, a chain of Euler-Maruyama's steps."""
 
     T = 1.
     prior_std = 1.
@@ -59,7 +63,10 @@ class _SDE:
         return 0. * x
 
     def discretize(self, x, i, n):
-        """(f_i, G_i) of Euler-Maruyama's step at t = i T / (n - 1), with dt = T / n."""
+        """(f_i, G_i) of Euler-Maruyama's step at t = i T / (n - 1), with dt = T / n.
+
+        n indices from 0 to T, and n steps: the published code's grid, as VE's and VP's are.
+        """
         t = self.T * np.asarray(i) / (n - 1)
         dt = self.T / n
         G = forward_sde_step(0., 1., self, t, dt)
@@ -136,7 +143,7 @@ class EDM(_SDE):
 
         sigma(t) = t,  a = 1,  g = sqrt(2 t),  T = sigma_max
 
-    With an exact D its flow, dx / dt = (x - D) / t, is straight where D does not change.
+    Its flow is dx / dt = (x - D) / t, D = E[x_0 | x_t]: straight where D does not change.
 
     Example:
         >>> print(*EDM().marginal(2.), EDM().diffusion(2.))
@@ -212,7 +219,7 @@ class VP(_LinearBeta):
 
         f = -beta(t) x / 2,  g = sqrt(beta(t)),  sigma = sqrt(1 - a^2)
 
-    The data fade as the noise grows, so that a variance of 1 stays 1. sigma is computed by
+    The data fade as the noise grows, so that data of variance 1 keep it. sigma is made by
     expm1: as 1 - a^2 in float32 it would be off by percents near t = 1e-5. Its chain is
     DDPM: f_i = sqrt(1 - beta_i) x - x and G_i = sqrt(beta_i), where
     beta_i = beta(i / (n - 1)) / n. ValueError unless 0 < beta_min <= beta_max.
@@ -288,7 +295,8 @@ class SubVP(_LinearBeta):
 def prior_std(sde):
     """The std of the prior N(0, std^2 I), from which the reverse process starts.
 
-    sigma_max for VE and EDM, 1 for VP and sub-VP: what p_T is but for a rest of the data.
+    sigma_max for VE and EDM, 1 for VP and sub-VP. It is not quite p_T, where a trace of the
+    data remains: a times their mean, and of VE and EDM their variance.
 
     Example:
         >>> print(prior_std(VE()), prior_std(VP()))
@@ -298,12 +306,12 @@ def prior_std(sde):
 
 
 def importance_times(sde, u, t_min=1e-5):
-    """(t, Z) from u ~ U(0, 1]: t has density g^2 / (Z sigma^2) on [t_min, T]. [ScoreFlow]
+    """(t, Z) from u ~ U[0, 1]: t has density g^2 / (Z sigma^2) on [t_min, T]. [ScoreFlow]
 
-    Training for the likelihood weighs a loss by g^2, which is large where sigma is small.
-    Drawn at these times instead, its terms are of one size: the mean of Z sigma^2 |..|^2 is
-    the integral of g^2 |..|^2. As g^2 / sigma^2 = 2 d/dt ln(sigma / a), it is
-    ln(sigma / a) that is uniform.
+    Training for the likelihood weights |s + z / sigma|^2 by g^2. That product goes like
+    g^2 / sigma^2, which is large where sigma is small. Where t is drawn from this density
+    instead, and the weight is Z sigma^2, the terms are of similar size and the mean is the
+    same integral. As g^2 / sigma^2 = 2 d/dt ln(sigma / a), ln(sigma / a) is uniform.
 
     u: (B,), in [0, 1]; 0 < t_min < T; else ValueError. Returns t (B,) and the number Z.
 
@@ -327,7 +335,7 @@ def importance_times(sde, u, t_min=1e-5):
 def perturb(x0, z, /, a, sigma):
     """x_t = a x_0 + sigma z: a sample of the marginal in one step. [SDE eq. 29, DDPM eq. 4]
 
-    Training needs no path, only its end. It is DDPM's x_i where a^2 = alpha_bar and
+    Training needs x_t alone, not the path to it. It is DDPM's x_i where a^2 = alpha_bar and
     sigma^2 = 1 - alpha_bar. x0, z: of one shape.
 
     Example:
@@ -342,7 +350,8 @@ def forward_sde_step(x, z, /, sde, t, dt):
 
         x' = x + f(x, t) dt + g(t) sqrt(dt) z
 
-    Noise of independent moments adds by its variance, hence the root of dt.
+    Noise at different times is independent, so variances add: over dt the variance is
+    g^2 dt, the std g sqrt(dt).
 
     Example:
         >>> print(forward_sde_step(1., 1., EDM(), t=2., dt=.25))  # f = 0, g = 2
@@ -359,7 +368,8 @@ def reverse_sde_step(x, s, z, /, sde, t, dt):
         x' = x - [f(x, t) - g^2 s] dt + g sqrt(dt) z
 
     It undoes the drift, climbs along the score, and is shaken as on the way there. Of weak
-    order 1: the error of its distribution is proportional to dt.
+    order 1: for small dt the error of its distribution is proportional to dt, beside what
+    the score and the start get wrong, which no step size mends.
 
     Example:
         >>> print(reverse_sde_step(1., -1., 1., EDM(), t=2., dt=.25))
@@ -376,7 +386,7 @@ def reverse_diffusion_step(x, s, z, /, sde, i, n):
 
         x_{i-1} = x_i - f_i(x_i) + G_i^2 s + G_i z
 
-    (f_i, G_i) of `discretize`: the step back is discretized just as the one there was.
+    (f_i, G_i) of `discretize`: the step back is discretized as the forward step was.
 
     Example:
         >>> print(reverse_diffusion_step(1., 0., 1., VE(.01, 1.), i=0, n=10))
@@ -403,11 +413,11 @@ def ancestral_step(x, s, z, /, sde, i, n):
 def flow(x, s, sde, t):
     """f~ = f(x, t) - 1/2 g^2 s, the velocity of the probability-flow ODE. [SDE eq. 13]
 
-    Half the score's pull, and no noise: points that move so have p_t at every t. It is
-    linear in x and s, so its divergence is flow(D, tr grad s, sde, t), D the dimension.
+    Half the score's pull, and no noise. It is linear in x and s, and in D dimensions
+    div x = D: so its divergence is flow(D, tr grad s, sde, t).
 
     Example:
-        >>> print(flow(2., -.5, EDM(), t=2.))  # (x - D) / t
+        >>> print(flow(2., -.5, EDM(), t=2.))  # -t s
         1.0
     """
     return sde.drift(x, t) - .5 * sde.diffusion(t)**2 * s
@@ -429,7 +439,7 @@ def pf_ode_step(x, s, /, sde, t, dt):
 def heun_step(x, s, s_next, /, sde, t, dt):
     """A step of Heun's along the probability flow, from t to t - dt, t > dt. [EDM Alg. 1]
 
-        x' = (x + x'') / 2,   x'' two Euler steps on
+        x' = (x + x'') / 2,   x'' after two Euler steps, the second from t - dt
 
     So the slope is the mean of those at both ends, and the error of second order. s_next:
     the score at (pf_ode_step(x, s), t - dt).

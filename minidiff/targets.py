@@ -2,9 +2,9 @@
 
 The score of a density p is grad_x log p(x): at every point an arrow that says in which
 direction, and how fast, log p rises. It is a derivative with respect to the data x, not to
-a parameter, and it does not know p's constant: log(c p) has the same gradient. So a model
-of the score needs no normalization, and yet, as these chapters show, a score is enough to
-draw samples and to compute likelihoods.
+a parameter. A constant factor of p is a constant added to log p, and has no gradient: so a
+model of the score, any vector field, never has to integrate to 1. And yet, as these
+chapters show, a score is enough to draw samples and to compute likelihoods.
 
 Everything that is later learned is known here. A mixture of Gaussians has a score in closed
 form, and with noise added, x_t = a x_0 + sigma z, it is a mixture again. So objectives,
