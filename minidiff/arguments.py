@@ -1,7 +1,8 @@
 """What a caller may pass: parameters within their range, arrays of one shape, in float64.
 
 Each check raises one line that names the argument. Schedules and loops call the checks
-before they compute; an equation never does, so that it reads as it is printed.
+before they compute; an equation never does, so that it reads as it is printed. Next:
+`affine`, which calls equations with numbers that were checked.
 """
 
 import numpy as np

@@ -68,7 +68,7 @@ def alpha_bars(betas):
 
 
 def previous(alpha_bar):
-    """alpha_bar_{i-1} of each alpha_bar_i, (N,), with alpha_bar_{-1} = 1, the data.
+    """alpha_bar_{i-1} of each alpha_bar_i: (N,) to (N,), with alpha_bar_{-1} = 1, the data.
 
     Example:
         >>> print(previous([.5, .25]))
@@ -78,7 +78,9 @@ def previous(alpha_bar):
 
 
 def beta_between(alpha_bar, alpha_bar_prev):
-    """beta = 1 - alpha_bar / alpha_bar_prev, of one step between two. [iDDPM sec. 4]
+    """beta = 1 - alpha_bar / alpha_bar_prev, of one step between two. [iDDPM]
+
+    Numbers or arrays, 0 < alpha_bar < alpha_bar_prev <= 1.
 
     Example:
         >>> print(beta_between(.25, .5))
@@ -108,7 +110,8 @@ def forward_step(x, z, /, beta):
 
         x_i = sqrt(1 - beta) x_{i-1} + sqrt(beta) z
 
-    A variance of 1 stays 1. Many steps at once are `sde.perturb` with a^2 = alpha_bar.
+    x, z: of one shape; beta in (0, 1). A variance of 1 stays 1. Many steps at once are
+    `sde.perturb` with a^2 = alpha_bar.
 
     Example:
         >>> print(forward_step(1., 2., beta=.36))
@@ -138,7 +141,8 @@ def predicted_x0(x, s, /, alpha_bar):
     """x0_hat = (x_i + (1 - alpha_bar) s) / sqrt(alpha_bar), E[x_0 | x_i].
     [DDPM eq. 15, in s]
 
-    It is `predictions.posterior_mean` in the words of a chain.
+    It is `predictions.posterior_mean` in the words of a chain. x, s: of one shape;
+    alpha_bar in (0, 1).
 
     Example:
         >>> print(round(predicted_x0(1., -1., alpha_bar=.25), 4))
@@ -154,8 +158,8 @@ def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
         mean = beta sqrt(alpha_bar_prev) / (1 - alpha_bar) x0
                + (1 - alpha_bar_prev) sqrt(alpha) / (1 - alpha_bar) x
 
-    x0 may be a prediction, clipped to where data can be: with `predicted_x0` unclipped
-    this is `ancestral_step`.
+    x, x0, z: of one shape; 0 < alpha_bar < alpha_bar_prev <= 1. x0 may be a prediction,
+    clipped to where data can be: with `predicted_x0` unclipped this is `ancestral_step`.
 
     Example:
         >>> print(posterior_step(2., 1., 0., alpha_bar=.5, alpha_bar_prev=1., variance=0.))
@@ -170,7 +174,8 @@ def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
 def posterior_variance(alpha_bar, alpha_bar_prev):
     """beta~ = (1 - alpha_bar_prev) / (1 - alpha_bar) beta. [DDPM eq. 7]
 
-    It is the variance of q(x_{i-1} | x_i, x_0), smaller than beta.
+    It is the variance of q(x_{i-1} | x_i, x_0), smaller than beta. Numbers or arrays,
+    0 < alpha_bar < alpha_bar_prev <= 1.
 
     Example:
         >>> print(posterior_variance(.25, .5))
@@ -201,8 +206,8 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
         x' = sqrt(alpha_bar_prev) x0_hat + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma z
         sigma = eta sqrt(beta~), beta~ of `posterior_variance`
 
-    eta in [0, 1]. At 0 the step adds no noise, and is a step of the probability flow; at 1
-    it is DDPM's posterior step.
+    x, s, z: of one shape; 0 < alpha_bar < alpha_bar_prev <= 1; eta in [0, 1]. At 0 the step
+    adds no noise, and is a step of the probability flow; at 1 it is DDPM's posterior step.
 
     Example:
         >>> print(ddim_step(1., 0., 0., alpha_bar=.25, alpha_bar_prev=1., eta=0.))

@@ -27,8 +27,6 @@ TRAJECTORY = "reverse_sde_vp"  # the family that the figure follows from noise t
 
 
 FRESH = 1 << 20  # samples from here on are in no training set
-SAME = ("ddim, pf_ode, heun and dpmpp_2m show nearly the same samples: all start from the\n"
-        "same noise and follow the probability flow, which is one map from noise to data.")
 
 
 class Measured(NamedTuple):
@@ -93,12 +91,13 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     bits = bits_per_dim(log_p, size, data.levels or 2)
     mean = bits.mean()
     error = bits.std(ddof=1) / len(bits)**.5
-    of, uniform = "coordinate", "1"
+    means, uniform = "-log2 of the model's\ndensity, a coordinate", "1"
     if data.levels:
-        of, uniform = "grey level", f"log2({data.levels}) = {np.log2(data.levels):.2f}"
+        means = "what the model\nneeds to name a grey level"
+        uniform = f"log2({data.levels}) = {np.log2(data.levels):.2f}"
     print(f"bits/dim {mean:.3f} +- {error:.3f} on {len(x)} held-out samples; "
-          f"{evaluations} evaluations: what the model\n"
-          f"needs to name a {of}. Less is better; {uniform} is a uniform guess.")
+          f"{evaluations} evaluations: {means}. "
+          f"Less is better; {uniform} is a uniform guess.")
     return mean, error, evaluations
 
 
@@ -189,7 +188,7 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     Prints the table. Writes model.safetensors, demo.png and evaluations.png to `out`, a
     Path, and loss.png where the data's own score is known.
     """
-    from .plot import curves, loss_levels, picture
+    from .plot import CAPTION, curves, loss_levels, picture
     with tempfile.TemporaryFile(dir=out):  # fails now rather than after training
         pass
     if (out / "state.safetensors").exists():
@@ -223,7 +222,7 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     real = Measured("train | held-out", 0, 0., accuracy, error, nearest)
     print(table(rows, real))
     likelihood(net, data, n, seed, device)
-    picture(samples_png, data, samples, trajectory, SAME)
+    picture(samples_png, data, samples, trajectory)
     curves(curves_png, [*rows, *fewer.values()], accuracy)
     files = [samples_png, curves_png, model]
     if data.target:
@@ -231,7 +230,7 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
         print(losses_table(by_level))
         files.append(out / "loss.png")
         loss_levels(files[-1], by_level)
-    print(SAME)
+    print(CAPTION)
     print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
           f"{trainer.steps} iterations")
     print(f"in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all")

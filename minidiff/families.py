@@ -2,7 +2,8 @@
 
 At equal sigma / a all processes are one, scaled. So a network that knows the score of
 x_0 + sigma z knows every process's: `predictions.rescaled`. The samplers of all chapters
-then differ in nothing but their steps and levels, and may be compared.
+then differ in nothing but their steps and levels, and may be compared. With this the
+chapters end. Next: `noise` and `affine`, what carries them, and the kernels' own page.
 
 A family is a generator f(score, z, n, engine) of its process's states, the last one
 denoised. The start is z ~ N(0, I) before it is scaled to the prior, n is about the number
@@ -52,7 +53,7 @@ def _discrete(loop):
 
 
 def _ancestral(score, z, alpha_bar, engine):
-    """DDPM on those levels, with variance beta~. [DDPM Alg. 2; iDDPM eq. 19]"""
+    """DDPM on those levels, with variance beta~. [DDPM Alg. 2; iDDPM]"""
     betas = ddpm.subset_betas(alpha_bar)
     variances = ddpm.posterior_variances(betas)
     return samplers.ancestral(score, z, betas, engine, variances)

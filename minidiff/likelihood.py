@@ -7,11 +7,12 @@ carry a sample from the data to the noise, where the density is known, and add u
     log p_0(x_0) = log p_T(x_T) + int_0^T div f~(x_t, t) dt                     [SDE eq. 39]
 
 The divergence needs the trace of the score's Jacobian: exact for a few dimensions, by
-random probes for many. Nothing is bounded or approximated but by the integrator, the score,
-and the prior in the place of p_T. Next: `families`, every sampler from one score.
+random probes for many. It is no bound: what is left to err are the score, the integrator,
+the probes, the prior in the place of p_T, and t_min, a little noise in the place of none.
+Next: `families`, every sampler from one score.
 
 Points are (B, D) arrays; an image is flattened. `linearize`(x, t) returns what
-torch.func.vjp does: (s, vjp), the score (B, D) and the function v -> v' grad s, (B, D).
+torch.func.vjp does: (s, vjp), the score (B, D) and the function v -> v^T grad s, (B, D).
 """
 
 import numpy as np
@@ -22,9 +23,9 @@ from .sde import flow
 
 
 def with_trace(linearize, probes):
-    """The function (x, t) -> (s, sum of v' (grad s) v over the probes v).
+    """The function (x, t) -> (s, sum of v^T (grad s) v over the probes v).
 
-    It takes one vector-Jacobian product a probe. probes: [v] with E v v' = I for
+    It takes one vector-Jacobian product a probe. probes: [v] with E v v^T = I for
     Hutchinson's estimate [SDE eq. 40], v of (B, D), normal or Rademacher: a probe a sample,
     the same at every t. np.eye(D) gives the exact trace, for small D.
     """
@@ -46,6 +47,18 @@ def log_likelihood(score_and_trace, x, sde, prior, *, t_min=1e-5, rtol=1e-5, ato
     prior(x_T) returns log p_T; for N(0, std^2 I) pass
     `targets.Gaussian(np.zeros(D), prior_std(sde)**2).log_density`. One step size of RK45
     serves the batch, so within the tolerances each sample depends on the others.
+    ValueError unless x is (B, D) and 0 < t_min < T, and for results of other shapes;
+    FloatingPointError where the flow is not finite.
+
+    Example:
+        >>> from minidiff.sde import VP
+        >>> from minidiff.targets import Gaussian
+        >>> normal = Gaussian([0., 0.], 1.)  # VP leaves it as it is, at every t
+        >>> exact = lambda x, t: (normal.score(x), normal.jacobian_trace(x))
+        >>> x = np.array([[1., -2.]])
+        >>> log_p, x_T, _ = log_likelihood(exact, x, VP(), normal.log_density)
+        >>> print(log_p.round(4), normal.log_density(x).round(4))
+        [-4.3379] [-4.3379]
     """
     def velocity(state, t):
         x_t = state[:, :-1]

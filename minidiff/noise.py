@@ -36,7 +36,7 @@ rounds to 2^32. The angle is the middle of one of 2^24 equal parts of a turn. Fl
 Every float operation is a product, a difference, an fma or a square root, and IEEE 754
 rounds each correctly. They are done in the order written, and nothing else is contracted.
 So any machine that keeps the order returns the same bits. The polynomials' constants belong
-to the contract.
+to the contract. Next: `affine`, the other half of a kernel.
 """
 
 import reprlib

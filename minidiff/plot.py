@@ -11,6 +11,8 @@ FLOWS = "ddim", "pf_ode", "heun", "dpmpp_2m", "pf_ode_adaptive"
 OKABE_ITO = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=OKABE_ITO)
 MARKERS = "os^Dvp*"
+CAPTION = """ddim, pf ode, pf ode adaptive, heun and dpmpp 2m show nearly the same samples:
+all start from one noise and follow the probability flow, a map from noise to data."""
 TICKS = 10, 20, 40, 80  # evaluations
 
 
@@ -59,17 +61,17 @@ def _scatter_plots(rows, trajectory):
     for axis, (name, x) in zip(axes.flat, rows.items()):
         _points(axis, x, _name(name))
     last = axes.flat[len(rows) - 1]
-    last.plot(trajectory[:, 0], trajectory[:, 1], color="tab:red", lw=1)
+    last.plot(trajectory[:, 0], trajectory[:, 1], color=OKABE_ITO[1], lw=1)
     for unused in axes.flat[len(rows):]:
         unused.axis("off")
     return figure
 
 
-def picture(file, data, samples, trajectory, caption, columns=16):
+def picture(file, data, samples, trajectory, columns=16):
     """Write a PNG of held-out data, samples and one trajectory from noise to data.
 
-    samples: {family: (n, *shape)}; trajectory: the states of one sample, (k, *shape);
-    caption: what stands below.
+    samples: {family: (n, *shape)}; trajectory: the states of one sample, (k, *shape).
+    CAPTION stands below.
     """
     rows = {"data": data.held, **samples}
     if len(data.shape) == 3:
@@ -77,7 +79,7 @@ def picture(file, data, samples, trajectory, caption, columns=16):
     else:
         figure = _scatter_plots(rows, trajectory)
     figure.tight_layout(pad=.4, h_pad=.8)
-    figure.supxlabel(caption, y=0, va="top", fontsize=9)
+    figure.supxlabel(CAPTION, y=0, va="top", fontsize=9)
     figure.savefig(file, dpi=120, bbox_inches="tight", facecolor="white")
     plt.close(figure)
 

@@ -1,10 +1,10 @@
 """What a network may return instead of the score, and how each becomes the score.
 
-Near the data the score is large, about 1 / sigma; a network does better with outputs of
-unit size. So papers let it predict the clean data D = E[x_0 | x], the noise eps = E[z | x],
-a mixture v of both, or EDM's F. All say the same: at x = a x_0 + sigma z each is affine in
-x and the score s. Here each is written as that function of (x, s), and its own
-coefficients invert it.
+Near the data the score is large, about 1 / sigma; a network learns better from targets of
+one size. So papers let it predict the clean data, D = E[x_0 | x], the noise,
+eps = E[z | x], a mixture v of both, or EDM's F. All say the same: at x = a x_0 + sigma z
+each is affine in x and the score s. Here each is written as that function of (x, s), and
+its own coefficients invert it.
 
 Operands x and s are of one shape; a, sigma > 0 are numbers, or arrays that broadcast to it.
 Next: `langevin`, which draws samples with nothing but a score.
@@ -38,8 +38,9 @@ def noise_prediction(x, s, /, a, sigma):
 def velocity(x, s, /, a, sigma):
     """v = a eps - sigma D, for a^2 + sigma^2 = 1. [PD app. D]
 
-    Along x = cos(phi) x_0 + sin(phi) z it is dx / dphi. It stays of unit size where eps
-    tells nothing of the data, all noise, and where D tells nothing of the noise.
+    Along x = cos(phi) x_0 + sin(phi) z it is dx / dphi. At little noise it is about eps, at
+    much noise about -D, whichever x does not tell by itself; and what a network is trained
+    on, a z - sigma x_0, has variance 1 at every level, for data of variance 1.
 
     Example:
         >>> print(round(velocity(2., -1., a=.8, sigma=.6), 4))  # eps = .6, D = 2.05
@@ -64,15 +65,15 @@ def c_in(sigma, sigma_data=.5):
 
 
 def preconditioned(x, s, /, a, sigma, sigma_data=.5):
-    """F, what EDM's network returns: its input and its output have unit variance.
-    [EDM eq. 7, table 1]
+    """F, what EDM's network returns. [EDM eq. 7, table 1]
 
         D = c_skip x + c_out F(c_in x; c_noise)
 
         F = (D - c_skip x) / c_out = sigma (s + c_in^2 x) / (c_in sd),  sd = sigma_data
         c_skip = (c_in sd)^2, c_out = c_in sigma sd
 
-    It is taken of x / a at sigma / a. At small sigma D - x would cancel; the last form does
+    So the network's input c_in x and its training target have variance 1 at every level.
+    F is taken of x / a at sigma / a. At small sigma D - x would cancel; the last form does
     not.
 
     Example:

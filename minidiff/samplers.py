@@ -18,7 +18,12 @@ of the piece and count from 0. `level` is sigma (Langevin, EDM, DPM-Solver++), t
 (DDPM, DDIM) or the time t (SDEs). The `times` of an SDE are (N+1,) and fall, or a number N
 of even steps from T to 0.
 
-Example: *_, x = reverse_sde(score, x, VP(), 100, Reference(seed=0))
+Example:
+    >>> from minidiff.sde import VP
+    >>> score = lambda x, t: -x  # of N(0, 1), which VP leaves as it is
+    >>> *_, x = reverse_sde(score, prior((4096, 1)), VP(), 100, Reference(seed=0))
+    >>> print(x.std().round(1))
+    1.0
 
 Next: `likelihood`; and `families`, which gives every loop its levels.
 """
@@ -160,7 +165,12 @@ def langevin(score, x, n, engine, eps=1e-2, **options):
     that lie far apart it hardly ever crosses, so their weights stay those of the start.
     eps > 0, a number or one a step, (n,). options: `iterate`'s.
 
-    Example: *_, x = langevin(data.score, x, 300, Reference(seed=0), eps=.1)
+    Example:
+        >>> from minidiff.targets import Gaussian
+        >>> data = Gaussian([3.], 1.)
+        >>> *_, x = langevin(data.score, prior((4096, 1)), 100, Reference(seed=0), eps=.1)
+        >>> print(x.mean().round(1), x.std().round(1))
+        3.0 1.0
     """
     check_domain(n=n, eps=eps)
     yield from iterate(langevin_step, lambda x, _: score(x), x, np.arange(n), engine,
@@ -169,7 +179,7 @@ def langevin(score, x, n, engine, eps=1e-2, **options):
 
 def annealed_langevin(score, x, sigmas, engine, eps=2e-5, n_steps=100, **options):
     """SMLD: n_steps Langevin steps a level, from the largest sigma down.
-    [SMLD Alg. 1, NCSNv2 Alg. 1]
+    [SMLD Alg. 1; NCSNv2]
 
     score(x, sigma); sigmas (L,), falling. The last state still has noise of sigmas[-1],
     which `denoise` takes out. options: `iterate`'s.
@@ -213,8 +223,10 @@ def ancestral(score, x, betas, engine, variances=None, *, last_noise=False, clip
 def ddim(score, x, alpha_bar, engine, eta=0., **options):
     """DDIM: i = N-1 ... 0 with score(x, i), ending at alpha_bar = 1. [DDIM eq. 12]
 
-    alpha_bar: (N,), falling, a whole chain's or a subset; i counts those given.
-    eta in [0, 1]: `ddpm.ddim_step`. options: `iterate`'s.
+    At eta = 0, the default, it is a solver of the probability flow: no noise, and few steps
+    do. alpha_bar: (N,), falling, a whole chain's or a subset; i counts those given. eta in
+    [0, 1]: `ddpm.ddim_step`. options: `iterate`'s. ValueError for alpha_bar that does not
+    fall within (0, 1).
     """
     alpha_bar = check_falling(alpha_bar, "alpha_bar")
     i = np.arange(len(alpha_bar))[::-1]
@@ -225,14 +237,26 @@ def ddim(score, x, alpha_bar, engine, eta=0., **options):
 
 
 def reverse_sde(score, x, sde, times, engine, step=sdes.reverse_sde_step, **options):
-    """Euler-Maruyama on the reverse-time SDE, with score(x, t). options: `iterate`'s."""
+    """Euler-Maruyama on the reverse-time SDE, with score(x, t). [SDE eq. 6]
+
+        dx = [f - g^2 s] dt + g dw,  from the first of the times to the last
+
+    The plainest way from noise to data: every step draws noise, and the path shakes. times:
+    falling, (N+1,), else ValueError, or a number N. options: `iterate`'s.
+    """
     t, t_next = _grid(times, sde)
     yield from iterate(step, score, x, t, engine,
                        sde=sde, t=t, dt=t - t_next, **options)
 
 
 def pf_ode(score, x, sde, times, engine, **options):
-    """Euler on the probability-flow ODE, with score(x, t). options: `iterate`'s."""
+    """Euler on the probability-flow ODE, with score(x, t). [SDE eq. 13]
+
+        dx = [f - g^2 s / 2] dt
+
+    The same distributions without noise on the way: one map from noise to data. times,
+    options: as in `reverse_sde`.
+    """
     yield from reverse_sde(score, x, sde, times, engine, sdes.pf_ode_step, **options)
 
 
@@ -324,9 +348,12 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
 
 
 def forward_sde(x, sde, times, engine, *, first_step=0):
-    """Euler-Maruyama on the forward SDE. times: (N+1,), rising, or N even steps to T.
+    """Euler-Maruyama on the forward SDE: data to noise, step by step. [SDE eq. 5]
 
-    first_step: as in `iterate`.
+        dx = f dt + g dw
+
+    For pictures and proofs: training draws x_t at once, `sde.perturb`. times: (N+1,),
+    rising, else ValueError, or N even steps to T. first_step: as in `iterate`.
     """
     falling = times[::-1] if np.ndim(times) else times
     t_next, t = _grid(falling, sde)

@@ -8,7 +8,7 @@ bends.
 
 Noise on the way corrects old errors. EDM's churn adds some before a step of the flow; a
 corrector adds Langevin steps between a sampler's own, `samplers.predictor_corrector`. Their
-length follows from norms: drift and noise should be of comparable length, by the ratio snr.
+length follows from norms: the drift is to be snr times as long as the noise.
 
 Next: `samplers`, the loops that run all this; `likelihood`, what else a flow can tell.
 """
@@ -91,18 +91,20 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
 
 
 def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
-    """eps of langevin_step as a corrector: noise and drift of comparable length.
+    """eps of langevin_step as a corrector: a drift snr times as long as the noise.
     [SDE Algorithms 4 and 5]
 
         eps = 2 alpha,  alpha = 2 kappa (snr |z| / |s|)^2
 
     A step moves by eps |s| / 2 along the score and by sqrt(eps) |z| at random. The rule
-    makes the first snr sqrt(kappa) times the second: with too little noise a chain would
-    stop on the peaks, with too much it would stay where it is.
+    makes the first snr sqrt(kappa) times the second. With a longer step the drift outgrows
+    the noise, and the chain overshoots: it settles too wide, or explodes. With a shorter
+    one it hardly moves.
 
     z_norm, s_norm: |z| and |s| of each sample, (B,). For annealed Langevin they are sigma
-    and 1, as s is about -z / sigma. kappa is the SDE's. eps then depends on z, which the
-    step also multiplies: that biases, see `samplers.predictor_corrector`.
+    and 1, as s is about -z / sigma. kappa > 0 is the SDE's. eps then depends on z, which
+    the step also multiplies: that biases, see `samplers.predictor_corrector`. Nothing is
+    checked here: a score of 0 gives inf.
 
     Example:
         >>> print(snr_step_size(2., 4., snr=.5))

@@ -9,12 +9,13 @@ picture, change a number, and look again. Its docstring is the picture's caption
 
 import textwrap
 import time
+from itertools import islice
 
 import numpy as np
 from matplotlib import animation
 
 from . import ddpm, samplers, score_matching, sde
-from .affine import coefficients
+from .affine import accepted_by, coefficients
 from .data import moons
 from .langevin import noise_levels
 from .noise import FORWARD, PERTURBATION, PROBE, normal
@@ -51,21 +52,22 @@ def show_points(axis, x, title, half, color=BLUE):
 
 
 def score_field(seed=0):
-    """The score is an arrow at every point: which way the log density rises, and how fast.
-    Little noise: steep hills, and between them arrows that no sample has ever seen. Much
-    noise: one broad hill, and arrows that lead from anywhere to the data. Langevin paths
-    (orange) follow the arrows and shake.
+    """The score is an arrow at every point: where the log density rises fastest. Its length
+    is how fast, drawn here as the square root, on one scale. Little noise: steep hills, and
+    between them arrows that no sample has ever seen. Much noise: one broad hill, and arrows
+    that lead from anywhere to the data. Langevin paths (orange, each up to its dot) follow
+    the arrows and shake.
     """
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.3))
     start = prior((5, 2), 1.2, seed)
-    at = points_of_a_square(2.4, 13)
-    for axis, sigma in zip(axes, (.05, .4, 1.2)):
+    at = points_of_a_square(2.8, 13)
+    for axis, sigma in zip(axes, (.1, .4, 1.2)):
         noised = THREE.noised(1, sigma)
-        show_density(axis, noised, 2.6)
+        show_density(axis, noised, 3.2)
         s = noised.score(at)
-        length = np.linalg.norm(s, axis=-1, keepdims=True)
-        axis.quiver(*np.moveaxis(at, -1, 0), *np.moveaxis(s / length**.6, -1, 0),
-                    color=BLACK, alpha=.6, width=.004)
+        root = s / np.linalg.norm(s, axis=-1, keepdims=True)**.5
+        axis.quiver(*np.moveaxis(at, -1, 0), *np.moveaxis(root, -1, 0),
+                    scale=75, color=BLACK, alpha=.6, width=.004)
         eps = .02 * sigma + .002
         states = samplers.langevin(noised.score, start, 120, Reference(seed), eps=eps)
         path = np.stack([start, *states])
@@ -80,7 +82,7 @@ def langevin_weights(seed=0):
     middle. Annealed Langevin starts where the noise joins the modes, lets the weights
     settle, and takes the noise away.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3))
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.6))
     z = prior((2000, 2), seed=seed)
     *_, plain = samplers.langevin(TWO.score, 8 * z, 300, Reference(seed), eps=.1)
 
@@ -89,11 +91,11 @@ def langevin_weights(seed=0):
 
     *_, annealed = samplers.annealed_langevin(at_sigma, 20 * z, noise_levels(40, 20., .1),
                                               Reference(seed), eps=.002, n_steps=30)
-    data = TWO.sample(2000, seed)
-    shown = {"data": data, "Langevin": plain, "annealed Langevin": annealed}
+    shown = {"start": 8 * z, "Langevin": plain, "annealed Langevin": annealed,
+             "data": TWO.sample(2000, seed)}
     for axis, (name, x) in zip(axes, shown.items()):
-        left = x[:, 0] < 0
-        show_points(axis, x, f"{name}: {left.mean():.2f} of it on the left", 11,
+        left = x.sum(1) < 0  # nearer to the mode on the left
+        show_points(axis, x, f"{name}: {left.mean():.2f} on the left", 13,
                     np.where(left, ORANGE, BLUE))
     return figure
 
@@ -118,15 +120,17 @@ def losses(m, data, n=20000, seed=0, sigma=.4, h=1e-5):
 
 def four_losses(seed=0):
     """Four objectives, one minimum. Explicit score matching needs the score of the data,
-    which nobody has. Implicit and sliced trade it for a derivative of the model, denoising
-    for noise that we drew ourselves. They differ by constants: on the right each is drawn
-    above its own lowest point. The data's modes are at -1 and 1.
+    which nobody has. Implicit and sliced trade it for a derivative of the model, and differ
+    from it by a constant: above their lowest points the three are one curve. Denoising
+    trades it for noise that we drew ourselves. It is explicit matching of the noisy data,
+    plus a constant: another curve, but its minimum is here too, for with noise the model of
+    the data is that of the noisy data. The data's modes are at -1 and 1.
     """
     data = Mixture([.5, .5], [[-1., 0.], [1., 0.]], .25)
     at = np.linspace(.6, 1.4, 41)
     found = [losses(m, data, seed=seed) for m in at]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
-    looks = (BLUE, "-", 5), (SKY, "-", 2.5), (BLACK, "--", 1.5), (ORANGE, "-", 2)
+    looks = (SKY, "-", 6), (BLACK, "--", 2), (BLUE, ":", 2.5), (ORANGE, "-", 2)
     for name, (color, style, width) in zip(found[0], looks):
         curve = np.array([values[name] for values in found])
         lowest = curve.argmin()
@@ -137,58 +141,63 @@ def four_losses(seed=0):
     titles = "the objectives", "each above its lowest point"
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="where the model has its modes")
-    axes[0].set_ylabel("J")
-    axes[1].legend(fontsize=9)
+        axis.legend(fontsize=8)
+    axes[0].set(ylabel="J", ylim=(-4, 7))
     return figure
 
 
 def ddpm_there_and_back(seed=0):
     """Above, DDPM's thousand small steps turn two moons into noise. Below, ancestral
-    sampling starts from other noise and takes the steps back, led by the score alone.
+    sampling starts from other noise, on the right, and takes the steps back, led by the
+    score alone.
     """
-    n, steps = 800, (0, 60, 150, 300, 500, 999)
+    n, steps = 800, (0, 60, 150, 300, 500, 1000)
     data = Mixture(np.ones(100), moons(100, seed) * 2, .01)
     betas = ddpm.linear_betas()
     alpha_bar = ddpm.alpha_bars(betas)
     forward = Reference(seed)(ddpm.forward_step, FORWARD, range(1000), beta=betas)
-    x = data.sample(n, seed)
-    there = [x := forward(i, x) for i in range(1000)]
+    there = [data.sample(n, seed)]
+    for i in range(1000):
+        there.append(forward(i, there[-1]))
 
     def score(x, i):
         return data.noised(alpha_bar[i]**.5, (1 - alpha_bar[i])**.5).score(x)
 
-    back = list(samplers.ancestral(score, prior((n, 2), seed=seed), betas, Reference(seed)))
+    z = prior((n, 2), seed=seed)
+    back = [z, *samplers.ancestral(score, z, betas, Reference(seed))]
     figure, axes = plt.subplots(2, len(steps), figsize=(12, 4.6))
     for column, i in zip(axes.T, steps):
-        show_points(column[0], there[i], f"step {i + 1} of 1000", 2.8)
-        show_points(column[1], back[999 - i], f"{i} steps to go", 2.8, ORANGE)
+        show_points(column[0], there[i], f"after {i} steps", 2.8)
+        show_points(column[1], back[1000 - i], f"{i} steps to go", 2.8, ORANGE)
     return figure
 
 
-def processes(seed=0):
+def processes():
     """Three ways to drown data: x_t = a x_0 + sigma z. VE leaves the data where it is and
-    piles noise on it. VP lets the data fade, so that the variance stays 1. Sub-VP adds less
-    noise on the way. At equal sigma / a all three are one distribution, scaled.
+    piles noise on it. VP lets the data fade, so that data of std 1 keep it. Sub-VP adds
+    less noise on the way. At equal sigma / a all three are one distribution, scaled.
     """
     t = np.linspace(0, 1, 400)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.3))
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.6))
+    titles = "mean: a", "spread: sigma", "std, data of std 1", "noise over signal"
     for kind, style in ((sde.VE(), "-"), (sde.VP(), "-"), (sde.SubVP(), "--")):
         a, sigma = kind.marginal(t)
-        for axis, curve in zip(axes, (a, sigma, sigma / a)):
+        curves = a, sigma, (a**2 + sigma**2)**.5, sigma / a
+        for axis, curve, title in zip(axes, curves, titles):
             axis.plot(t, curve, style, lw=2, label=type(kind).__name__)
-    titles = "mean: a(t)", "spread: sigma(t)", "noise over signal: sigma / a"
-    for axis, title in zip(axes, titles):
-        axis.set(title=title, xlabel="t")
-    for axis in axes[1:]:
-        axis.set(yscale="log", ylim=(5e-3, 300))
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("t")
+    for axis, ends in zip(axes[1:], ((5e-3, 300), (.3, 100), (5e-3, 300))):
+        axis.set(yscale="log", ylim=ends)
     axes[0].legend()
     return figure
 
 
 def reversal(seed=0):
-    """Time runs from noise, on the left, to data. The colour is p_t(x), known exactly. Both
-    sides start at the same points: the reverse SDE shakes on its way, the probability flow
-    does not, and at every moment both have the distribution p_t.
+    """Time runs from noise, on the left, to data. The colour is p_t(x), known exactly, each
+    time scaled to its own peak. Both sides start at the same points: the reverse SDE shakes
+    on its way, the probability flow does not, and at every time both have the distribution
+    p_t.
     """
     vp = sde.VP()
     times = np.linspace(1, 1e-3, 601)
@@ -206,7 +215,7 @@ def reversal(seed=0):
     for axis, (name, states) in zip(axes, runs.items()):
         axis.pcolormesh(times, height, shade, cmap="Blues", vmax=1.25, rasterized=True)
         path = np.stack([z, *states])[..., 0]
-        axis.plot(times, path, color=ORANGE, lw=.9)
+        axis.plot(times, path, "o-", markevery=[-1], color=ORANGE, mec="white", lw=.9)
         axis.set(title=name, xlim=(1, -.01), ylim=(-3, 3),
                  xlabel="t: noise at 1, data at 0")
     axes[0].set_ylabel("x")
@@ -219,10 +228,10 @@ def variances(step, tag, steps=None, **parameters):
     For data N(0, V) the score is k x, and the loops' score returns k. A step then is
     x' = (a + b k) x + c z: it multiplies x, and adds noise.
     """
-    rows = np.atleast_2d(coefficients(step, **parameters))
+    rows = coefficients(step, **parameters)
 
     def move(i, v, k):
-        a, b, *c = rows[i % len(rows)]
+        a, b, *c = rows[i]
         return (a + b * k)**2 * v + sum(c)**2
     return move
 
@@ -232,52 +241,56 @@ def solver_errors(n, V=.25):
     levels = rho_levels(n + 1, 80., .002)
     start, exact = V + levels[[0, -1]]**2
     edm, ve = sde.EDM(), sde.VE(.002, 80.)
-    own_times = np.append(np.linspace(1, 1e-5 / n, n + 1), 0.)
-    alpha_bar = 1 / (1 + levels[::-1]**2)
+    times = np.append(np.linspace(1, 1e-5 / n, n + 1), 0.)  # of VE's own chain
+    alpha_bar = 1 / (1 + levels[::-1]**2)  # a DDPM chain through the same levels
     betas = ddpm.subset_betas(alpha_bar)
 
     def k(_, sigma):
         return -1 / (V + sigma**2)
 
-    def at_time(_, t):
+    def k_of_time(_, t):
         return k(_, ve.marginal(t)[1])
 
-    def at_index(_, i):
+    def k_of_index(_, i):
         return -1 / (alpha_bar[i] * V + 1 - alpha_bar[i])
 
-    def score(x, sigma):  # for two solvers whose state is the std: a flow is linear in it
+    def score(x, sigma):
         return k(x, sigma) * x
 
-    chain = start * alpha_bar[-1]
-    found = {
-        sde.pf_ode_step: samplers.pf_ode(k, start, edm, levels, variances),
-        sde.reverse_sde_step: samplers.reverse_sde(k, start, edm, levels, variances),
-        sde.reverse_diffusion_step: samplers.reverse_diffusion(
-            at_time, start, ve, own_times, variances),
-        sde.ancestral_step: samplers.ancestral_sde(
-            at_time, start, ve, own_times, variances),
-        ddpm.ddim_step: samplers.ddim(at_index, chain, alpha_bar, variances),
-        ddpm.ancestral_step: samplers.ancestral(
-            at_index, chain, betas, variances, ddpm.posterior_variances(betas)),
-        sde.heun_step: samplers.heun(score, start**.5, edm, levels, Reference()),
-        dpmpp_2m_step: samplers.dpmpp_2m(score, start**.5, levels, Reference())}
-    std = {step: list(states)[n - 1]**.5 for step, states in found.items()}
-    for step in sde.heun_step, dpmpp_2m_step:
-        std[step] **= 2
-    for step in ddpm.ddim_step, ddpm.ancestral_step:
-        std[step] /= alpha_bar[0]**.5
-    return {step: abs(v - exact**.5) for step, v in std.items()}
+    laws = {sde.pf_ode_step: samplers.pf_ode(k, start, edm, levels, variances),
+            sde.reverse_sde_step: samplers.reverse_sde(k, start, edm, levels, variances),
+            sde.reverse_diffusion_step: samplers.reverse_diffusion(
+                k_of_time, start, ve, times, variances),
+            sde.ancestral_step: samplers.ancestral_sde(
+                k_of_time, start, ve, times, variances)}
+    chains = {ddpm.ddim_step: samplers.ddim(
+                  k_of_index, start * alpha_bar[-1], alpha_bar, variances),
+              ddpm.ancestral_step: samplers.ancestral(
+                  k_of_index, start * alpha_bar[-1], betas, variances,
+                  ddpm.posterior_variances(betas))}
+    # two solvers move more than a state: a flow is linear, so the std itself may be one
+    flows = {sde.heun_step: samplers.heun(score, start**.5, edm, levels, Reference()),
+             dpmpp_2m_step: samplers.dpmpp_2m(score, start**.5, levels, Reference())}
+    std = {step: nth(states, n)**.5 for step, states in laws.items()}
+    std |= {step: (nth(states, n) / alpha_bar[0])**.5 for step, states in chains.items()}
+    std |= {step: nth(states, n) for step, states in flows.items()}
+    return {step: abs(found - exact**.5) for step, found in std.items()}
 
 
-def orders(seed=0):
+def nth(states, n):
+    """The n-th state of a loop, counted from 1."""
+    return next(islice(states, n - 1, None))
+
+
+def orders():
     """How fast each solver forgets its step size, on Gaussian data, where its error is an
-    exact number. Dots are measured; grey lines have the slope that the solver states. Twice
+    exact number. Dots are measured; a grey line has the slope that the solver states. Twice
     the steps halve an error of order 1, and quarter one of order 2.
     """
     steps = np.array([32, 64, 128, 256, 512])
     found = [solver_errors(n) for n in steps]
     figure, axis = plt.subplots(figsize=(8, 5))
-    for step, color, marker in zip(found[0], 2 * OKABE_ITO, "osD^vp<>"):
+    for step, color, marker in zip(found[0], (*OKABE_ITO, "gray"), "osD^vp<>"):
         errors = np.array([of_n[step] for of_n in found])
         slope, _ = np.polyfit(np.log(steps[1:]), np.log(errors[1:]), 1)
         stated = errors[-1] * (steps / steps[-1])**-step.order
@@ -285,7 +298,8 @@ def orders(seed=0):
         axis.plot(steps, errors, marker, color=color, mfc="none", mew=1.5, ms=7,
                   label=f"{step.__module__[9:]}.{step.__name__}: states {step.order}, "
                         f"measured {-slope:.2f}")
-    axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="error of the final std")
+    axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="error of the final std",
+             title="dots: measured; grey: the stated order")
     axis.set_xticks(steps, map(str, steps))
     axis.minorticks_off()
     axis.legend(fontsize=8)
@@ -311,7 +325,7 @@ def flow(seed=0):
         k = min(k, len(states) - 1)  # the last one stays for a while
         axis.clear()
         show_density(axis, THREE.noised(*vp.marginal(times[k])), 2.6)
-        show_points(axis, states[k], f"t = {times[k]:.2f}", 2.6, ORANGE)
+        show_points(axis, states[k], f"t = {times[k]:.3f}", 2.6, ORANGE)
 
     return animation.FuncAnimation(figure, draw, frames=len(states) + 20, interval=70)
 
@@ -343,7 +357,7 @@ def tour(out, seed=0):
     start = time.perf_counter()
     for name, make in FIGURES.items():
         file = out / name
-        write(file, make(seed))
+        write(file, make(**accepted_by(make, {"seed": seed})))
         caption = " ".join(make.__doc__.split())
         indented = textwrap.fill(caption, 88, initial_indent="  ", subsequent_indent="  ")
         print(f"{file}\n{indented}", flush=True)

@@ -121,9 +121,10 @@ EVERY_LOOP = pytest.mark.parametrize("name", LOOPS)
 
 # The SNR's rule takes norms of all coordinates, so no line has a law of its own: these are bounds,
 # measured with 2^17 ... 2^20 points and rounded up. The batch's means take the same step for
-# all samples; a sample's own norms make large steps where |s| is small: p |s|^2 is what such steps
-# keep, (D + 2) / D wider in each direction for a normal of D dimensions, and here, where steps are
-# large, more. In 2 dimensions |s| comes near 0 and the steps explode.
+# all samples; a sample's own norms make large steps where |s| is small, and a step size that
+# follows the step's own |z|: what such steps keep is |s|^2 p^(D / (D + 2)), whose variance is
+# (1 + 2 / D)^2 for N(0, I), see test_a_corrector_by_own_norms. In 2 dimensions |s| comes near 0 and
+# the steps explode.
 CORRECTED = {(f"corrected, {corrector}, {name}", d): corrected(name, corrector, *bias, snr=.1)
              for name, d, corrector, *bias in (
                  ("VE", 2, "batch_langevin", .005, .02, .05, .008),
@@ -133,6 +134,23 @@ CORRECTED = {(f"corrected, {corrector}, {name}", d): corrected(name, corrector, 
                  ("VP", 10, "langevin", .004, .02, .28, .036),
                  ("sub-VP", 10, "langevin", .012, .065, .32, .04))}
 ALL = {(name, d): row for name, row in SAMPLERS.items() for d in (2, 10)} | CORRECTED
+
+
+@pytest.mark.parametrize("D", [5, 10])
+def test_a_corrector_by_own_norms_keeps_s_squared_times_a_power_of_p(D):
+    """On N(0, I) |s|^2 p^(D / (D + 2)) has the variance (1 + 2 / D)^2.
+
+    |x|^2 then is a gamma variable of shape (D + 2) / 2 and mean (D + 2)^2 / D, so that its mean
+    over 2^13 chains is right to 6 sqrt(2 / (D + 2)) / 2^6.5 = .036 of itself. A step eps is about
+    4 snr^2 |z|^2 / |s|^2 = .02 at snr .1: 800 forget the start, exp(-800 eps / 2) = 3e-4, and are
+    of first order, some eps / 2 too wide. With p |s|^2 it would be 1 + 2 / D, .17 and more off.
+    """
+    rule = partial(solvers.snr_step_size, snr=.1)
+    correct = kernels.Fused(seed=1).corrector(langevin.langevin_step, rule, noise.CORRECTOR)
+    x = np.ascontiguousarray(noise.normal((2**13, D), seed=2))
+    for k in range(800):
+        x = correct(k, x, -x)
+    assert (x.astype(float)**2).mean() == pytest.approx((1 + 2 / D)**2, rel=.036 + .015)
 
 
 @cache

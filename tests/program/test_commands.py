@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff import data, demo, families, kernels, noise, targets
+from minidiff import data, demo, families, kernels, noise, plot, targets
 from minidiff.__main__ import main
 from minidiff.demo import Measured, NetScore
 from minidiff.demo import sample as draw
@@ -53,7 +53,8 @@ def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypa
     out = capsys.readouterr().out
     for family in families.FAMILIES:
         assert re.search(rf"^{family} +\d+ +[\d.]+ +0?[.\d]+ \+- [.\d]+ +[\d.]+$", out, re.M)
-    assert "train | held-out" in out and demo.SAME in out
+    assert "Less is better; 1 is a uniform guess." in out
+    assert "train | held-out" in out and plot.CAPTION in out
     assert "floor" not in out  # nobody knows the score of the moons
     solvers = [m for m in measured if m[0] != "pf_ode_adaptive"]  # which takes what it needs
     assert len(solvers) == len(set(solvers)) and {f for f, n in measured if n <= 24} >= {
@@ -130,7 +131,7 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     capsys.readouterr()
     assert main(["eval", "--likelihood", "--model", model, "--n", "64", "--out", str(out)]) == 0
     assert re.search(r"^bits/dim -?[.\d]+ \+- [.\d]+ on 64 held-out samples; \d+ evaluations: "
-                     r".*\nneeds to name a coordinate\. .* 1 is a uniform guess\.$",
+                     r".*\ndensity, a coordinate\. Less is better; 1 is a uniform guess\.$",
                      capsys.readouterr().out, re.M)
     found = json.loads(out.read_text())
     exact = -data.ring().log_density(data.load("mixture").held[:64].astype(float)) / (2 * np.log(2))
@@ -148,7 +149,6 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
 
 def test_evaluations_are_drawn(tmp_path, monkeypatch):
     """A labelled line for every family, through its points; fresh noise apart from the flow."""
-    from minidiff import plot
     rows = [Measured(f, n, 1., .5 + n / 100, .01, 2.)
             for f in families.FAMILIES for n in (20, 10)]
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
@@ -166,12 +166,45 @@ def test_evaluations_are_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_draws_images(tmp_path):
-    from minidiff.plot import picture
+def test_demo_draws_images_a_row_each_and_says_why_some_are_alike(tmp_path, monkeypatch):
     digits = data.load("digits")
-    picture(tmp_path / "p.png", digits, {"ddim": digits.train[:20]}, digits.train[:30],
-            demo.SAME)
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    plot.picture(tmp_path / "p.png", digits, {"ddim": digits.train[:20]}, digits.train[:30])
+    figure = plot.plt.gcf()
+    names = [axis.get_ylabel() for axis in figure.axes]
+    assert names == ["data", "ddim", "one trajectory"]
+    for axis, x in zip(figure.axes, (digits.held, digits.train)):
+        shown = axis.images[0].get_array()
+        assert shown.shape == (10, 160)  # sixteen images of 8 by 8, framed
+        np.testing.assert_array_equal(shown[1:9, 1:9], x[0, 0])
+    assert figure.get_supxlabel() == plot.CAPTION
+    assert all(f.replace("_", " ") in plot.CAPTION for f in plot.FLOWS)
+    figure.clear()
     assert (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_the_flows_of_the_caption_show_nearly_the_same_samples():
+    """With an exact score; of the same noise the others end elsewhere."""
+    def score(x, sigma):
+        return torch.from_numpy(data.ring().noised(1, sigma).score(x.double().numpy())).float()
+    ends = {}
+    for family in (*plot.FLOWS, "reverse_sde_vp", "edm_churn"):
+        *_, ends[family] = draw(score, (2,), family, 200, kernels, 60)
+    for family, x in ends.items():
+        apart = (x - ends["heun"]).norm(dim=1).median()
+        assert (apart < .05) == (family in plot.FLOWS), family  # .05: the modes' std
+
+
+def test_the_loss_is_drawn_over_its_floor(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot.plt, "close", lambda figure: None)
+    rows = [(.1, .5, .4, .1), (1., .7, .5, .2)]
+    plot.loss_levels(tmp_path / "l.png", rows)
+    drawn = {line.get_label(): line.get_xydata().T for line in plot.plt.gca().lines}
+    for label, column in (("trained network", 1), ("floor", 2), ("left", 3)):
+        xy, = (v for k, v in drawn.items() if label in k)
+        np.testing.assert_array_equal(xy, [[.1, 1.], [r[column] for r in rows]])
+    plot.plt.gcf().clear()
+    assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_quality_figures_know_good_from_bad():
