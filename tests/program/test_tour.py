@@ -180,7 +180,7 @@ def test_every_solver_that_states_an_order_is_drawn_and_has_it():
     assert len({line.get_color() for line in marked}) == len(marked) == len(stated)
     for line, grey in zip(marked, stated):
         name, said = line.get_label().split(": ")
-        order, measured = (float(word) for word in re.findall(r"\d+(?:\.\d+)?", said))
+        order, measured = map(float, re.fullmatch(r"states (\d), measured (.*)", said).groups())
         assert order == steps[name].order == pytest.approx(measured, abs=.06)
         n, errors = line.get_xydata()[1:].T
         assert -np.polyfit(np.log(n), np.log(errors), 1)[0] == pytest.approx(measured, abs=.005)
