@@ -1,17 +1,18 @@
-"""Langevin dynamics: samples from a score alone. And why it wants noise.
+"""Langevin dynamics: samples from a score alone. And why the data want noise.
 
 Climb along the score, and shake: x' = x + eps / 2 s(x) + sqrt(eps) z. Without the noise
-the chain would stop on a peak of p. With noise of exactly this size it keeps moving, and
-for small eps the time that it spends in a place is p's share there. That needs no density,
-only its score.
+the chain would stop on a peak of p. With noise of exactly this size it keeps moving. With
+small eps, and long enough, the share of its time that it spends in a region is p's
+probability of that region. That needs no density, only its score.
 
-It fails on data twice. Between modes that lie far apart p is nearly 0, no path crosses, and
-the modes keep whatever weights the start gave them. And there are no training samples where
-p is nearly 0, so a learned score is wrong exactly where the chain starts. Noise cures both:
-with sigma as wide as the data the modes are one hill, and samples are everywhere. So SMLD
-(score matching with Langevin dynamics) learns the scores of the data at many noise levels,
-runs the chain on the noisiest data first, and then on less and less noisy ones: annealed
-Langevin dynamics, `samplers.annealed_langevin`. [SMLD secs. 3 and 4]
+On real data it fails, for two reasons. Long enough may be for ever: between modes that lie
+far apart p is nearly 0, no path crosses, and the modes keep whatever weights the start gave
+them. And there are no training samples where p is nearly 0, so a learned score is wrong
+exactly where the chain starts. Noise added to the data cures both: with sigma as wide as
+the data the modes are one hill, and samples are everywhere. So SMLD (score matching with
+Langevin dynamics) learns the scores of the data at many noise levels, runs the chain on the
+noisiest data first, and then on less and less noisy ones: annealed Langevin dynamics,
+`samplers.annealed_langevin`. [SMLD secs. 3 and 4]
 
 Next: `ddpm`, where each step of the chain lowers the noise.
 """

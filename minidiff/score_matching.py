@@ -9,22 +9,24 @@ explicit score matching. But nobody has grad log p. Three ways around it:
     sliced      the same along random directions v, called probes: one product with the
                 Jacobian each, instead of a trace.
     denoising   add noise first, x~ = a x + sigma z with z ~ N(0, I), and learn the score of
-                the noisy x~. Given x, x~ is N(a x, sigma^2 I), whose score is -z / sigma,
-                and z we drew ourselves. Least squares on a random target finds its mean,
-                given x~; and E[-z / sigma | x~] is the score of x~:
+                the noisy x~. Given x, x~ is N(a x, sigma^2 I), whose score at x~ is
+                -(x~ - a x) / sigma^2 = -z / sigma, and z we drew ourselves. Least squares
+                on a random target finds its mean, given x~, and that is the score of x~:
 
-                    grad log p(x~) = E[grad log p(x~ | x) | x~].
+                    grad p(x~) = E_x[grad p(x~ | x)] = E_x[p(x~ | x) (-z / sigma)],
 
-                No derivative of the model: this is how the networks here are trained.
+                and dividing by p(x~), grad log p(x~) = E[-z / sigma | x~]. It takes no
+                derivative of the model. The networks here are trained so.
 
-On one distribution all have one minimiser, its score (the tour draws it). Denoising is
-about the distribution of the noisy data, so the model must be told the noise level:
-`langevin` says why that is welcome.
+On one distribution all have one minimiser, its score (the tour draws it). Denoising gives
+the score of the noisy data, another one at each noise level, and a model of many levels is
+told which: `langevin` says why noise is welcome.
 
 An objective is a mean over a batch, weighted by `weight`, a scalar or (B,). Points, scores
 and probes are (B, D), arrays or tensors; other shapes raise ValueError. An objective that
 needs the model's Jacobian takes it as an argument: its trace (B,), or its product with a
-probe, (B, D). Next: `predictions`, what a network may return instead of the score.
+probe, (B, D). What stands in square brackets is a source, listed in minidiff/README.md.
+Next: `predictions`, what a network may return instead of the score.
 """
 
 from .arguments import require_shape
@@ -78,7 +80,8 @@ def implicit(s, trace, weight=1.):
         J = E [tr(grad s(x)) + 1/2 |s(x)|^2] = explicit - 1/2 E |grad log p|^2
 
     s (B, D); trace (B,), of grad s(x). The constant does not depend on the model, so that
-    the minimiser is the same. With a weight that depends on x it would not be.
+    the minimiser is the same. A weight may depend on the noise level, not on x: by parts it
+    would add a term with its gradient.
 
     Example:
         >>> x = np.array([[1.], [-1.]])  # of N(0, 1); the model s = -c x has trace -c
@@ -153,16 +156,17 @@ def denoising(s, z, sigma, weight=1.):
     (B, 1), else ValueError.
 
     The weights w > 0 may depend on the noise level. They say where a model that cannot be
-    right everywhere should be; they do not move the minimiser, the score of x~ at every
-    level. w = sigma^2 is SMLD's [SMLD eq. 6]; with it J is DDPM's loss, on the noise that a
-    network predicts. With w = g^2, g of a diffusion in `sde`, J bounds the likelihood
-    [ScoreFlow].
+    right everywhere should be right; they do not move the minimiser, the score of x~ at
+    every level. w = sigma^2 is SMLD's [SMLD eq. 6]: then J = 1/2 E |z - eps|^2 with
+    eps = -sigma s, the noise that a network predicts, and twice that is DDPM's plain loss.
+    With w = g^2, g of a diffusion in `sde`, the mean of J over t, times T, plus a constant
+    that no model changes, bounds the mean of -log p from above [ScoreFlow].
 
     J does not fall to 0, because x~ does not determine z. With the exact score, call it s*,
     it is 1/2 E w (D / sigma^2 - |s*|^2); any other model's J is that plus its explicit
-    objective on x~, with the same w. So a loss that no longer falls may have nothing left
-    to learn. Where the data's score is known this can be seen: `demo --data mixture` prints
-    the loss beside its floor.
+    objective on x~, with the same w. So a model whose loss no longer falls may be as good
+    as it gets: `demo --data mixture`, where s* is known, prints the loss beside this floor.
+    Where s* is unknown, the losses of two models still differ by what their errors do.
 
     Example:
         >>> x, z = np.array([[0.], [0.]]), np.array([[1.], [-2.]])

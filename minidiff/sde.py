@@ -10,14 +10,18 @@ thing in it is unknown, the score s of p_t, the distribution at time t [Anderson
 And there is an ODE, the probability flow, with the same distributions. A point drawn from
 p_T that moves along it is distributed as p_t at every t:
 
-    dx = [f - g^2 s / 2] dt                                              [SDE eq. 13]
+    dx = [f - g^2 s / 2] dt               likewise                       [SDE eq. 13]
+
+There dt < 0, so that the score's term leads uphill, and w is run backwards too. The
+functions below take dt > 0 and turn the sign.
 
 So a score turns noise into data in two ways. The second is a map that can be inverted, and
 along it a density changes in a known way: exact likelihoods, see `likelihood`.
 
 In the four processes here f is linear in x, and so x_t = a x_0 + sigma z [SDE eq. 29]. At
-t = 0 that is the data, in VE the data with noise smin. At T hardly a trace of them is left.
-VP and sub-VP shrink by beta(t), which rises from .1 to 20; B is its integral from 0 to t:
+t = 0 that is the data, in VE the data with noise smin. At T they are lost in noise. In VP
+and sub-VP f = -beta(t) x / 2, where beta rises evenly, by default from .1 to 20; B is its
+integral from 0 to t:
 
     process   a(t)           sigma(t)               at T, nearly
     VE        1              smin (smax / smin)^t   N(0, smax^2 I)   SMLD's limit
@@ -32,7 +36,7 @@ What a process has:
     marginal(t)            (a, sigma) of x_t = a x_0 + sigma z
     time(ratio)            the t at which sigma / a is that ratio
     prior_std              the std of N(0, std^2 I), where the reverse process starts
-    kappa(t, dt)           the corrector's factor
+    kappa(t, dt)           a factor of a corrector's step size, see `solvers`
     discretize(x, i, n)    (f_i, G_i) of its own chain of n > 1 steps,
                            x_i = x_{i-1} + f_i + G_i z
 
@@ -295,8 +299,9 @@ class SubVP(_LinearBeta):
 def prior_std(sde):
     """The std of the prior N(0, std^2 I), from which the reverse process starts.
 
-    sigma_max for VE and EDM, 1 for VP and sub-VP. It is not quite p_T, where a trace of the
-    data remains: a times their mean, and of VE and EDM their variance.
+    sigma_max for VE and EDM, 1 for VP and sub-VP. It is not quite p_T, of which the mean is
+    a E[x_0] and the variance a^2 Var[x_0] + sigma^2: with VE and EDM, where a = 1, the
+    data's own, small beside sigma_max.
 
     Example:
         >>> print(prior_std(VE()), prior_std(VP()))
@@ -309,9 +314,10 @@ def importance_times(sde, u, t_min=1e-5):
     """(t, Z) from u ~ U[0, 1]: t has density g^2 / (Z sigma^2) on [t_min, T]. [ScoreFlow]
 
     Training for the likelihood weights |s + z / sigma|^2 by g^2. That product goes like
-    g^2 / sigma^2, which is large where sigma is small. Where t is drawn from this density
-    instead, and the weight is Z sigma^2, the terms are of similar size and the mean is the
-    same integral. As g^2 / sigma^2 = 2 d/dt ln(sigma / a), ln(sigma / a) is uniform.
+    g^2 / sigma^2, which but for VE grows without bound as t falls to 0. Where t is drawn
+    from this density instead, and the weight is Z sigma^2, the terms are of similar size
+    and the mean is the same integral. As g^2 / sigma^2 = 2 d/dt ln(sigma / a),
+    ln(sigma / a) is uniform.
 
     u: (B,), in [0, 1]; 0 < t_min < T; else ValueError. Returns t (B,) and the number Z.
 
@@ -368,8 +374,9 @@ def reverse_sde_step(x, s, z, /, sde, t, dt):
         x' = x - [f(x, t) - g^2 s] dt + g sqrt(dt) z
 
     It undoes the drift, climbs along the score, and is shaken as on the way there. Of weak
-    order 1: for small dt the error of its distribution is proportional to dt, beside what
-    the score and the start get wrong, which no step size mends.
+    order 1: for small dt the error of its distribution, not of a path, is proportional to
+    dt, and twice the steps halve it. What the score and the start get wrong comes on top;
+    no step size mends that.
 
     Example:
         >>> print(reverse_sde_step(1., -1., 1., EDM(), t=2., dt=.25))
