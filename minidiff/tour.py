@@ -142,7 +142,7 @@ def four_losses(seed=0):
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="where the model has its modes")
         axis.legend(fontsize=8)
-    axes[0].set(ylabel="J", ylim=(-4, 7))
+    axes[0].set(ylabel="J", ylim=(-4, 9))
     return figure
 
 
