@@ -182,6 +182,26 @@ def measure_fewer(net, data, measured, n, kernels, **options):
             yield row
 
 
+def measure_all(net, data, n, kernels, **options):
+    """Every family: (its rows, those at fewer evaluations, samples, a trajectory).
+
+    samples: {family: (n, *shape)}; the trajectory is TRAJECTORY's.
+    """
+    rows = []
+    fewer = {}  # one row for each family and cost
+    samples = {}
+    bar = tqdm(FAMILIES, desc="sampling", unit="family")
+    for family in bar:
+        bar.set_postfix_str(family)
+        row, samples[family], states = measure(net, data, family, n, kernels, **options)
+        rows.append(row)
+        if family == TRAJECTORY:
+            trajectory = states
+        for less in measure_fewer(net, data, row, n, kernels, **options):
+            fewer[family, less.evaluations] = less
+    return rows, list(fewer.values()), samples, trajectory
+
+
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
@@ -204,18 +224,7 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     net = trainer.average.module.eval().requires_grad_(False)
     save(model, net.state_dict(), metadata(data, trainer))
     trained = time.perf_counter() - start
-    rows = []
-    fewer = {}  # one row for each family and cost
-    samples = {}
-    bar = tqdm(FAMILIES, desc="sampling", unit="family")
-    for family in bar:
-        bar.set_postfix_str(family)
-        row, samples[family], states = measure(net, data, family, n, kernels, **options)
-        rows.append(row)
-        if family == TRAJECTORY:
-            trajectory = states
-        for less in measure_fewer(net, data, row, n, kernels, **options):
-            fewer[family, less.evaluations] = less
+    rows, fewer, samples, trajectory = measure_all(net, data, n, kernels, **options)
     held = data.held[:n]
     accuracy, error = svm_accuracy(data.train[:n], held)
     nearest = nearest_distance(held, data.train)
@@ -223,7 +232,7 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     print(table(rows, real))
     likelihood(net, data, n, seed, device)
     picture(samples_png, data, samples, trajectory)
-    curves(curves_png, [*rows, *fewer.values()], accuracy)
+    curves(curves_png, [*rows, *fewer], accuracy)
     files = [samples_png, curves_png, model]
     if data.target:
         by_level = losses(net, data.target, seed, device)

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import animation
 
 from . import ddpm, samplers, score_matching, sde
-from .affine import accepted_by, coefficients
+from .affine import accepted_by, coefficients, operands
 from .data import moons
 from .langevin import noise_levels
 from .noise import FORWARD, PERTURBATION, PROBE, normal
@@ -226,13 +226,14 @@ def variances(step, tag, steps=None, **parameters):
     """An engine that moves no sample but the variance of all samples, exactly.
 
     For data N(0, V) the score is k x, and the loops' score returns k. A step then is
-    x' = (a + b k) x + c z: it multiplies x, and adds noise.
+    x' = (a + b k) x + c z: it multiplies x, and adds noise. var' = (a + b k)^2 var + c^2.
     """
-    rows = coefficients(step, **parameters)
+    rows = np.atleast_2d(coefficients(step, **parameters))
 
-    def move(i, v, k):
-        a, b, *c = rows[i]
-        return (a + b * k)**2 * v + sum(c)**2
+    def move(i, variance, k=0.):
+        row = dict(zip(operands(step), rows[i % len(rows)]))
+        of_x = row["x"] + row.get("s", 0.) * k
+        return of_x**2 * variance + row.get("z", 0.)**2
     return move
 
 
@@ -245,28 +246,32 @@ def solver_errors(n, V=.25):
     alpha_bar = 1 / (1 + levels[::-1]**2)  # a DDPM chain through the same levels
     betas = ddpm.subset_betas(alpha_bar)
 
-    def k(_, sigma):
-        return -1 / (V + sigma**2)
+    def k(a, sigma):
+        return -1 / (a**2 * V + sigma**2)
 
-    def k_of_time(_, t):
-        return k(_, ve.marginal(t)[1])
+    def at_sigma(_, sigma):
+        return k(1., sigma)
 
-    def k_of_index(_, i):
-        return -1 / (alpha_bar[i] * V + 1 - alpha_bar[i])
+    def at_time(_, t):
+        return k(*ve.marginal(t))
+
+    def at_index(_, i):
+        return k(alpha_bar[i]**.5, (1 - alpha_bar[i])**.5)
 
     def score(x, sigma):
-        return k(x, sigma) * x
+        return k(1., sigma) * x
 
-    laws = {sde.pf_ode_step: samplers.pf_ode(k, start, edm, levels, variances),
-            sde.reverse_sde_step: samplers.reverse_sde(k, start, edm, levels, variances),
+    laws = {sde.pf_ode_step: samplers.pf_ode(at_sigma, start, edm, levels, variances),
+            sde.reverse_sde_step: samplers.reverse_sde(
+                at_sigma, start, edm, levels, variances),
             sde.reverse_diffusion_step: samplers.reverse_diffusion(
-                k_of_time, start, ve, times, variances),
+                at_time, start, ve, times, variances),
             sde.ancestral_step: samplers.ancestral_sde(
-                k_of_time, start, ve, times, variances)}
+                at_time, start, ve, times, variances)}
     chains = {ddpm.ddim_step: samplers.ddim(
-                  k_of_index, start * alpha_bar[-1], alpha_bar, variances),
+                  at_index, start * alpha_bar[-1], alpha_bar, variances),
               ddpm.ancestral_step: samplers.ancestral(
-                  k_of_index, start * alpha_bar[-1], betas, variances,
+                  at_index, start * alpha_bar[-1], betas, variances,
                   ddpm.posterior_variances(betas))}
     # two solvers move more than a state: a flow is linear, so the std itself may be one
     flows = {sde.heun_step: samplers.heun(score, start**.5, edm, levels, Reference()),

@@ -10,11 +10,12 @@ minidiff's own are `samplers.Reference`, which draws the noise in NumPy, and
 hand them an engine whose state is not a sample but the *law* of a sample, and read off at the
 end what infinitely many samples would have shown: weights, means, variances, distribution
 functions, to rounding. Such a number is a fact about the loop, so it can be compared to
-five digits, and a wrong coefficient, a wrong time or a step too few changes it. Two such
-engines are here.
+five digits, and a wrong coefficient, a wrong time or a step too few changes it. There
+are two such engines.
 
-**variances**: data N(0, v). The exact score is linear, s = k x, hence each step is an
-affine map x' = a x + b s + c z, and the variance after it is
+**variances**, which the tour draws with (minidiff.tour): data N(0, v). The exact score is
+linear, s = k x, hence each step is an affine map x' = a x + b s + c z, and the variance after
+it is
 
     v' = (a + b k)^2 v + c^2.
 
@@ -49,19 +50,7 @@ import numpy as np
 from scipy.stats import norm
 
 from minidiff import samplers
-from minidiff.affine import coefficients, operands
 from minidiff.engine import Engine
-
-
-def variances(step, tag, steps=None, **parameters):
-    """An engine on variances: var' = (a + b k)^2 var + c^2."""
-    table = np.atleast_2d(coefficients(step, **parameters))
-
-    def move(i, variance, k=0.):
-        row = dict(zip(operands(step), table[i % len(table)]))
-        of_x = row["x"] + row.get("s", 0.) * k
-        return of_x**2 * variance + row.get("z", 0.)**2
-    return move
 
 
 class Law(Engine):

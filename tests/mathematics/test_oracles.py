@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from law import variances
 from minidiff import ddpm, kernels, langevin, samplers, solvers
 from minidiff import sde as sdes
 from minidiff.sde import EDM, VE, VP, SubVP
+from minidiff.tour import variances
 
 DATA = .25
 N = 1000
