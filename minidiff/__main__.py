@@ -6,6 +6,7 @@ A command has a function for its options, one for what it does, and an entry in 
 import argparse
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -62,10 +63,16 @@ def model_options(add):
     add("--evaluations", type=positive, help="about how many network evaluations")
 
 
-def kernel_option(add):
+def kernel_options(add):
     """A user's own kernels, to be checked or timed."""
-    add("--kernel", metavar="FILE.py",
-        help="your own: functions named like ops (see the README)")
+    add("--kernel", metavar="FILE.py", action="append",
+        help="your own: functions named like ops, or a version, langevin_v2 (repeatable; "
+             "see the README)")
+    add("--ulp", type=positive, metavar="N",
+        help="with --kernel: it need not be equal, N units in the last place are near "
+             "enough")
+    add("--rtol", type=tolerance, metavar="R",
+        help="with --kernel: the same, R (1 + |expected|)")
 
 
 def json_option(add):
@@ -98,6 +105,22 @@ def make_folder(out):
     except OSError as e:
         raise ValueError(f"--out {out}: no folder can be made there ({e.strerror})") from e
     return Path(out)
+
+
+def tolerance(text):
+    """A relative tolerance: between 0 and 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise ValueError
+    return value
+
+
+def shape(text):
+    """A shape, as 3,5: samples first."""
+    sizes = tuple(int(n) for n in text.split(","))
+    if min(sizes) < 0:
+        raise ValueError
+    return sizes
 
 
 def check_file(option, file):
@@ -326,10 +349,14 @@ def check_options(add):
     """The options of check."""
     from .kernels import BACKENDS, FLOATS, OPS
     add("--dtype", action="append", choices=FLOATS, help="only this one (repeatable)")
-    kernel_option(add)
+    kernel_options(add)
     json_option(add)
     add("--backend", action="append", choices=BACKENDS,
         help="only this one; it must be able to run (repeatable)")
+    add("--shape", action="append", type=shape, metavar="B,N,...",
+        help="only this one, samples first (repeatable)")
+    add("--elements", action="append", type=positive, metavar="N",
+        help="the same, N elements as one sample (repeatable)")
     add("--stages", action="store_true",
         help="print one counter's noise stage by stage, words to normals and an update, "
              "for whoever writes a kernel")
@@ -343,27 +370,44 @@ def run_check(args):
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
     from .kernels import FLOATS, check
-    from .kernels.check import words
-    from .kernels.check.yours import UserKernels
+    from .kernels.check import apart, words
+    options = (args.backend, args.kernel, args.op, args.dtype, args.json, args.shape,
+               args.elements)
+    if args.stages and any(options):
+        raise ValueError("--stages prints one counter of the contract and takes --seed alone")
     if args.stages:
-        if args.backend or args.kernel or args.op or args.dtype or args.json:
-            raise ValueError("--stages prints one counter of the contract and takes --seed "
-                             "alone")
-        print(words.shown(args.seed))
+        print(words.shown(args.seed or 0))
         return 0
     device(args)
+    near = nearness(args)
+    shapes = [*(args.shape or []), *((1, n) for n in args.elements or [])] or None
     if args.kernel and args.backend:
         raise ValueError("--kernel checks your own functions, not a --backend")
+    seed = args.seed
     if args.kernel:
-        user = UserKernels(args.kernel, args.op)
-        rows = user.check(args.dtype or ("float32",), args.seed)
+        if seed is None:
+            seed = secrets.randbits(32)  # no kernel can know it
+        rows = apart.check(args.kernel, args.op, args.dtype or ("float32",), seed, shapes,
+                           near)
     else:
-        rows = check.check(args.op, args.backend, args.dtype or FLOATS, args.seed)
+        rows = check.check(args.op, args.backend, args.dtype or FLOATS, seed or 0, shapes)
     rows = check.report(rows)
+    if args.kernel:
+        print(f"--seed {seed} checks the same again")
     if args.json:
         write_json(args.json, rows)
     passed = [row["passed"] for row in rows]
     return int(False in passed or True not in passed)
+
+
+def nearness(args):
+    """What a user's kernels are held to, if not to the bits: --ulp, --rtol."""
+    from .kernels.check.compare import Near
+    if not args.ulp and not args.rtol:
+        return None
+    if not args.kernel:
+        raise ValueError("--ulp and --rtol are for a --kernel: ours return the same bits")
+    return Near(args.ulp or 0, args.rtol or 0.)
 
 
 # ---- bench ----
@@ -371,7 +415,7 @@ def run_check(args):
 def bench_options(add):
     """The options of bench."""
     from .kernels import FLOATS, OPS
-    kernel_option(add)
+    kernel_options(add)
     json_option(add)
     add("--backend", action="append",
         help="a backend or a peer; default: all that run here (repeatable)")
@@ -403,9 +447,10 @@ def run_bench(args):
         if n > 1024 and n % 1024:
             raise ValueError(f"--elements {n}: a multiple of 1024, or below it")
     old = args.compare and report.load(args.compare)
-    user = UserKernels(args.kernel, args.op) if args.kernel else None
+    near = nearness(args)
+    user = UserKernels(*args.kernel, ops=args.op, near=near) if args.kernel else None
     if args.op or args.backend or args.elements or args.dtype or user:
-        default = list(user.functions) if user else [MAIN_OP.name]
+        default = user.ops if user else [MAIN_OP.name]
         dtype = args.dtype or "float32"
         rows = bench(args.op or default, args.backend, args.elements, dtype, device(args),
                      seed=args.seed, user_kernels=user)
@@ -456,7 +501,9 @@ def parser():
         one = commands.add_parser(name, help=text, description=description,
                                   epilog=f"{EXAMPLE}{name} {example}")
         add = one.add_argument
-        add("--seed", type=int, default=0, help="names the run's noise (default 0)")
+        usual = "a new one for --kernel, else 0" if run is run_check else "0"
+        add("--seed", type=int, default=None if run is run_check else 0,
+            help=f"names the run's noise (default {usual})")
         if run is not run_tour:  # it computes in NumPy
             add("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
         options(add)

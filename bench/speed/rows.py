@@ -10,7 +10,7 @@ from ..peers import PEERS
 
 MAIN_OP = next(op for op in OPS.values() if op.noise and len(op.operands) == 2 and not op.denoise)
 UNKNOWN = ("seconds", "quartiles", "rounds", "bytes", "gb_per_s", "fraction_of_copy",
-           "matches_reference", "predicted_seconds", "reason")
+           "matches_reference", "within", "predicted_seconds", "reason")
 ELEMENTS = 1 << 20, 1 << 22, 1 << 24
 
 

@@ -1,5 +1,6 @@
 """Gate, then clock: medians of one interleaved run, contract backends beside peers."""
 
+import secrets
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch
 
 from ... import kernels
 from ...kernels import BACKENDS, OPS, bind
-from ...kernels.check import CLIP, COUNTER, check_op, check_sums
+from ...kernels.check import CLIP, COUNTER, apart, check_op, check_sums
 from ...kernels.check.compare import expected_update
 from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
@@ -85,6 +86,19 @@ def gate(op, name, dtype):
     return all(row["passed"] for row in rows)
 
 
+def user_gate(user_kernels, dtype):
+    """RuntimeError unless a user's kernels pass check, of cases that nobody knows, and can
+    be timed here."""
+    for row in apart.check(user_kernels.files, user_kernels.ops, (dtype,),
+                           secrets.randbits(32), near=user_kernels.near):
+        if row["passed"] is False:
+            raise RuntimeError(f"{row['backend']}: {row['op']} does not return the reference's "
+                               f"bits, nothing was timed; see check --kernel ({row['reason']})")
+    if user_kernels.interpreted:
+        raise RuntimeError(f"{', '.join(user_kernels.files)}: right in Triton's interpreter, "
+                           "whose time says nothing; nothing was timed without a GPU")
+
+
 def check_peer(name, f, work):
     """RuntimeError unless a peer computes the reference's update of an explicit z; None
     where it then draws its own, else True."""
@@ -141,10 +155,7 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", *, s
     where a peer that was named computes none of the ops.
     """
     if user_kernels:
-        for row in user_kernels.check((dtype,), seed):
-            if not row["passed"]:
-                raise RuntimeError(f"{user_kernels.file}: {row['op']} does not return the "
-                                   "reference's bits, nothing was timed; see check --kernel")
+        user_gate(user_kernels, dtype)
     names = candidates(backends, device)
     reasons = {op: {name: why_not(name, op, dtype, device) for name in names} for op in ops}
     for name in backends or ():
@@ -175,7 +186,8 @@ def show(rows):
              f"{'ns/element':>11}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  speedup over"]
     number = lambda v, form: format(v, form) if v is not None else "-"
     for r in measured(rows):
-        n, bits = r["elements"], "same" if r["matches_reference"] else "-"
+        n = r["elements"]
+        bits = "same" if r["matches_reference"] else r.get("within") or "-"
         predicted = r["predicted_seconds"] and r["predicted_seconds"] / n * 1e9
         lines.append(f"{r['op']:<16}{label(r):<{wide}}{r['dtype']:<9}{n:>10}"
                      f"{r['shape'][-1]:>6}{r['seconds'] / n * 1e9:>11.2f}"

@@ -127,7 +127,7 @@ def sums_race(op, names, elements, *, dtype, device, seed, width, user_kernels):
             engine = Fused(backend=name)
             correct = partial(engine.corrector(langevin_step, snr_step_size, TAG), 0)
             call = partial(correct, x.clone(), s)
-            race.entrants[name, False] = Entrant(call, race.bytes, True, correct)
+            race.entrants[name, False] = Entrant(call, race.bytes, True, results=correct)
         elif name in BACKENDS:
             race.enter(name, partial(sums_of, op, s, coef, name, **COUNTER))
     user_given = race.enter_user(user_kernels, coef, {})

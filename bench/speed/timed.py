@@ -71,13 +71,15 @@ class Entrant:
     """One that is timed: a call without arguments.
 
     bytes: what it reads and writes. matches: whether it returns the reference's bits. Both
-    are None where that is not known. results(step=...): what it returns, to be checked.
+    are None where that is not known. near: compare.Near, where it need not return them.
+    results(step=...): what it returns, to be checked.
     passes, fill: of a peer (peers.Peer), to predict its time.
     """
 
     call: Callable
     bytes: int | None = None
     matches: bool | None = None
+    near: tuple | None = None
     results: Callable | None = None
     passes: int | None = None
     fill: Callable | None = None
@@ -90,7 +92,7 @@ class Race:
     op: its name. u: its operands. out: a buffer of their shape. bytes: what a kernel of
     ours reads and writes. expected(**counter): NumPy's results.
     entrants: {(name, whether z is given): Entrant}.
-    user: the user's key, if there is one, and how many arrays like out it reads and writes.
+    users: the keys of a user's, and how many arrays like out each reads and writes.
     """
 
     op: str
@@ -99,31 +101,30 @@ class Race:
     bytes: int
     expected: Callable
     entrants: dict = field(default_factory=dict)
-    user: tuple | None = None
-    arrays: int = 0
+    users: dict = field(default_factory=dict)
 
     def enter(self, name, results):
         """A backend's call, results(step=...)."""
         call = partial(results, step=0)
-        self.entrants[name, False] = Entrant(call, self.bytes, True, results)
+        self.entrants[name, False] = Entrant(call, self.bytes, True, results=results)
 
     def enter_user(self, user_kernels, coef, parameters):
-        """The user's function, if there is one; returns whether it is given z."""
-        if not user_kernels or self.op not in user_kernels.functions:
-            return False
-        given = user_kernels.takes_z(self.op)
-        if given and self.op == "normal":
-            raise ValueError(f"{user_kernels.file}: a normal that is given z has nothing to do; "
-                             "draw it from seed, sample, step and tag")
-        u = self.u or [self.out]
-        mine = [t.clone() for t in u]  # to overwrite, if it likes
-        call = user_kernels.bind(self.op, mine, coef, parameters)
-        moved = self.bytes + given * 4 * self.out.numel()  # z is float32
-        self.arrays = max(1, self.bytes // self.out.nbytes + given)
-        self.user = user_kernels.file, given
-        results = partial(user_kernels.renewed, call, self.op, u)
-        self.entrants[self.user] = Entrant(user_kernels.timed(call), moved, True, results)
-        return given
+        """The user's functions of the op, if there are; returns whether one is given z."""
+        near = user_kernels and user_kernels.near
+        for function in user_kernels.of(self.op) if user_kernels else ():
+            given = function.takes_z
+            if given and self.op == "normal":
+                raise ValueError(f"{function.file}: a normal that is given z has nothing to do; "
+                                 "draw it from seed, sample, step and tag")
+            u = self.u or [self.out]
+            mine = [t.clone() for t in u]
+            call = function.bind(mine, coef, parameters)
+            moved = self.bytes + given * 4 * self.out.numel()  # z is float32
+            key = function.label, given
+            self.users[key] = max(1, self.bytes // self.out.nbytes + given)
+            results = partial(function.renewed, call, u)
+            self.entrants[key] = Entrant(function.timed(call), moved, not near, near, results)
+        return any(given for _, given in self.users)
 
     def check(self, when, step):
         """RuntimeError unless ours and the user's return NumPy's results, whole."""
@@ -131,7 +132,8 @@ class Race:
         for (name, _), entrant in self.entrants.items():
             if entrant.results:
                 self.out.fill_(float("nan"))
-                require_same(self.op, name, entrant.results(step=step), want, when)
+                require_same(self.op, name, entrant.results(step=step), want, when,
+                             entrant.near)
 
     def functions(self):
         """{name: call} of the entrants and of what they are held to."""
@@ -139,7 +141,10 @@ class Race:
         found = {key: e.call for key, e in self.entrants.items()}
         found |= {e.fill: e.fill(self.out) for e in self.entrants.values() if e.fill}
         found["copy"] = lambda: self.out.copy_(copied)
-        return found | yardsticks(self.out, self.arrays) if self.user else found
+        for arrays in {*self.users.values()}:
+            sticks = yardsticks(self.out, arrays)
+            found |= {(arrays, stick): f for stick, f in sticks.items()}
+        return found
 
     def rows(self, dtype, seconds):
         """A row for each entrant, after a check, the clock, and a check with fresh data in
@@ -153,15 +158,16 @@ class Race:
             t.normal_(generator=random)
         self.check(AFTER, 1)
         size, rows = self.out.nbytes, []
-        if self.user:
-            require_possible(self.op, self.user[0], times[self.user],
-                             self.entrants[self.user].bytes, not self.u, size=size,
-                             arrays=self.arrays, times=times)
+        for key, arrays in self.users.items():
+            sticks = {key[1]: time for key, time in times.items() if key[0] == arrays}
+            require_possible(self.op, key[0], times[key], self.entrants[key].bytes,
+                             not self.u, size=size, arrays=arrays, times=sticks)
         copy_rate = 2 * size / times["copy"]["seconds"]
         for (name, given), e in self.entrants.items():
             time = times[name, given]
             row = row_of(self.op, name, dtype, self.out.shape, **time, bytes=e.bytes,
                          given_z=given, matches_reference=e.matches,
+                         within=e.near and str(e.near).removeprefix("within "),
                          copy_gb_per_s=copy_rate / 1e9)
             if e.bytes is not None:
                 rate = e.bytes / time["seconds"]

@@ -15,39 +15,25 @@ A row: op, backend, dtype, shape, max_ulp, passed, reason. `passed` is None wher
 backend cannot run here; it never counts as passed.
 """
 
+from collections import Counter
 from functools import partial
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ... import noise
 from ...affine import accepted_by
-from .. import BACKENDS, FLOATS, OPS, dsm_loss, noise_norms, norms, update, why_not
-from .compare import compare, oracle, row_of
+from .. import BACKENDS, FLOATS, OPS, update, why_not
+from .cases import CLIP, COUNTER, SHAPES, SUMS, sum_cases, sums_of, update_cases
+from .compare import row_of
+from .explain import compared
 from .words import check_words
-
-SHAPES = [
-    (0, 3),  # no sample
-    (4, 0),  # samples without elements
-    (1,),
-    *((3, size) for size in range(1, 10)),  # every remainder of a quad
-    (7, 13),
-    (2, 3, 5, 7),
-    (1, 4099),
-    (300, 2),
-    (17, 1024),
-]
-CLIP = -1., 1.
-SUMS = "norms", "noise_norms", "dsm_loss"
-COUNTER = {"seed": 0x123456789ABCDEF, "sample": 5, "step": 3, "tag": 2}
-KEYED = "a seed a row"
 
 
 # ---- the rows ----
 
-def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
+def check(ops=None, backends=None, dtypes=FLOATS, seed=0, shapes=None):
     """All rows, one by one, for names of ops and backends (default: all).
 
     RuntimeError for a backend that is asked for and cannot run here.
@@ -68,8 +54,8 @@ def check(ops=None, backends=None, dtypes=FLOATS, seed=0):
             continue
         yield from check_words(backend)
         for op in ops:
-            yield from check_op(op, backend, dtypes, seed=seed)
-        yield from check_sums(backend, sums, dtypes)
+            yield from check_op(op, backend, dtypes, shapes, seed)
+        yield from check_sums(backend, sums, dtypes, shapes, seed)
 
 
 def check_equation(op, trials=100, shape=(64, 5)):
@@ -118,10 +104,12 @@ def equation_errors(op, rng, shape):
     return step_error.max(), abs(at_zero).max(), update_error.max()
 
 
-def check_op(op, backend, dtypes=FLOATS, shapes=SHAPES, seed=0):
+def check_op(op, backend, dtypes=FLOATS, shapes=None, seed=0):
     """Rows of one op on one backend, out of place and in place."""
     device = device_of(backend)
     for case in update_cases(op, dtypes, shapes, seed):
+        if case.z is not None:  # ours draw it
+            continue
         u = [v.to(device) for v in case.u]
         fresh = torch.full_like(case.expected[0], torch.nan, device=device)
         outs = {"out of place": fresh}
@@ -129,15 +117,16 @@ def check_op(op, backend, dtypes=FLOATS, shapes=SHAPES, seed=0):
             outs["in place"] = u[0]
         for where, out in outs.items():
             update(u, case.coef, out=out, backend=backend, **case.counter)
-            yield from case.rows(backend, [out], f", {where}")
+            yield from compared(case, backend, [out], where=f", {where}", draws=op.noise)
 
 
-def check_sums(backend, ops=SUMS, dtypes=FLOATS, shapes=SHAPES):
+def check_sums(backend, ops=SUMS, dtypes=FLOATS, shapes=None, seed=0):
     """Rows of norms, noise_norms and dsm_loss on one backend."""
-    for case in sum_cases(ops, dtypes, shapes):
-        s = case.u[0].to(device_of(backend))
-        got = sums_of(case.op, s, case.coef, backend, **case.counter)
-        yield from case.rows(backend, got)
+    for name in ops:
+        for case in sum_cases(name, dtypes, shapes, seed):
+            s = case.u[0].to(device_of(backend))
+            got = sums_of(name, s, case.coef, backend, **case.counter)
+            yield from compared(case, backend, got, draws=True)
 
 
 def device_of(backend):
@@ -146,121 +135,37 @@ def device_of(backend):
     return "cuda" if on_gpu else "cpu"
 
 
-# ---- the cases ----
-
-class Case(NamedTuple):
-    """One call of an op, on the CPU, and what NumPy makes of it.
-
-    u: the operands. counter: seed, sample, step, tag. expected: NumPy's results, a tuple of
-    tensors. parts: the names of the results, for the rows. allowed: how many ulp each may
-    be off.
-    """
-
-    op: str
-    dtype: str
-    shape: tuple
-    u: list
-    coef: np.ndarray
-    parameters: dict
-    counter: dict
-    expected: tuple
-    parts: tuple
-    allowed: tuple
-
-    def rows(self, backend, got, where=""):
-        """A row for each result that a backend got. where: added to the row's reason."""
-        results = zip(got, self.expected, self.parts, self.allowed)
-        for result, expected, part, ulp in results:
-            result = result.cpu()
-            yield compare(self.op, backend, self.dtype, self.shape, result, expected,
-                          part=part + where, allowed=ulp)
-
-
-def update_cases(op, dtypes, shapes, seed=0):
-    """Cases of an op with random parameters, for the call and for each sample, and where it
-    draws with KEYED's counters.
-
-    NumPy's result is the float32 oracle's, rounded to the dtype.
-    """
-    rngs = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    variants = ["per call", "per sample"] + [KEYED] * op.noise
-    for dtype, shape, variant in product(dtypes, shapes, variants):
-        rng = rngs[variant == KEYED]  # of its own: the other cases stay as they were
-        batch = shape[0] if variant == "per sample" else None
-        u = [random_tensor(rng, shape, dtype) for _ in op.operands]
-        parameters = op.parameters(rng, batch)
-        coef = op.coefficients(CLIP if op.denoise else None, **parameters)
-        if variant == "per sample":
-            width = coef.shape[-1]
-            coef = np.broadcast_to(coef, (batch, width))
-        like = torch.empty(shape, dtype=getattr(torch, dtype))
-        counter = a_row_each(rng, shape[0]) if variant == KEYED else COUNTER
-        expected = oracle(u, coef, like, **counter)
-        yield Case(op.name, dtype, shape, u, coef, parameters, counter,
-                   expected=(expected,), parts=(variant,), allowed=(0,))
-
-
-def a_row_each(rng, batch):
-    """COUNTER with a random seed and id for each row."""
-    return COUNTER | {"seed": rng.integers(-2**63, 2**63, batch),
-                      "sample": rng.integers(0, 2**32, batch)}
-
-
-def sum_cases(ops, dtypes, shapes):
-    """Cases of those of SUMS that are named: u is (s,), coef is dsm_loss's.
-
-    Sums may be 1 ulp off NumPy's; the gradient may not.
-    """
-    rng, other = np.random.default_rng(3), np.random.default_rng(4)
-    for dtype, shape in product(dtypes, shapes):
-        s = random_tensor(rng, shape, dtype)
-        batch = shape[0]
-        coef = rng.uniform(.1, 2., (batch, 3))
-        keyed = a_row_each(other, batch)
-        for op, counter in product(ops, (COUNTER, keyed)):
-            if op == "norms" and counter is keyed:
-                continue
-            more = f", {KEYED}" * (counter is keyed)
-            expected = sums_of(op, s, coef, "numpy", **counter)
-            yield Case(op, dtype, shape, [s], coef, {}, counter, expected=expected,
-                       parts=(f"sum{more}", f"gradient{more}"),  # a loss has both
-                       allowed=(1, 0))
-
-
-def random_tensor(rng, shape, dtype):
-    """Standard normal numbers, drawn in float32, as a CPU tensor of a dtype."""
-    values = rng.standard_normal(shape, np.float32)
-    return torch.from_numpy(values).to(getattr(torch, dtype))
-
-
-def sums_of(op, s, coef, backend, **counter):
-    """One of SUMS on a backend, as a tuple: the loss comes with its gradient."""
-    if op == "norms":
-        return (norms(s, backend=backend),)
-    if op == "noise_norms":
-        return (noise_norms(s, backend=backend, **counter),)
-    return dsm_loss(s, coef, backend=backend, **counter)
-
-
 # ---- the report ----
 
 def report(rows):
-    """Print failures as they come, then a line an op and backend; returns the rows."""
+    """Print a failure of each kind as it comes, then a line an op and backend; returns the
+    rows."""
     kept = []
     groups = {}
+    shown = Counter()
     for row in rows:
         kept.append(row)
-        if row["passed"] is False:
-            print(f"FAILED {row['op']} {row['backend']} {row['dtype']} {row['shape']}: "
-                  f"{row['reason']}")
-        group = groups.setdefault((row["backend"], row["op"]), [])
-        group.append(row)
-    for (backend, op), group in groups.items():
-        print(f"{backend:<10}{op:<20}{summary(group)}")
+        name = row["op"], row["backend"]
+        groups.setdefault(name, []).append(row)
+        what = None if row["max_ulp"] else row["reason"].split(": ", 1)[-1]
+        kind = *name, row["explained"] or what
+        shown[kind] += row["passed"] is False
+        if row["passed"] is False and shown[kind] == 1:
+            print(failure(row))
+    wide = max([10, *(len(backend) + 1 for _, backend in groups)])
+    for (op, backend), group in groups.items():
+        print(f"{backend:<{wide}}{op:<20}{summary(group)}")
     verdicts = [row["passed"] for row in kept]
     print(f"{verdicts.count(True)} passed, {verdicts.count(False)} failed, "
           f"{verdicts.count(None)} not run")
     return kept
+
+
+def failure(row):
+    """A failed row in words."""
+    because = row["explained"] and f"\n  {row['explained']}"
+    return (f"FAILED {row['op']} {row['backend']} {row['dtype']} {row['shape']}: "
+            f"{row['reason']}{because or ''}")
 
 
 def summary(rows):
@@ -270,4 +175,8 @@ def summary(rows):
         return f"not run: {rows[0]['reason']}"
     found = [row["max_ulp"] for row in rows if row["max_ulp"] is not None]
     worst = f"{max(found)} ulp" if found else rows[-1]["reason"]
-    return f"{sum(passed):>5} of {len(passed):>4} passed  {worst}"
+    if found and rows[0]["within"]:
+        worst = f"{rows[0]['within']}: at most {worst}"
+    more = len(rows) - len(passed)
+    not_run = f", {more} not run" if more else ""
+    return f"{sum(passed):>5} of {len(passed):>4} passed{not_run}  {worst}"

@@ -7,6 +7,7 @@ cores (`expected_update`, `expected_sums`).
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ... import noise
 from ...machine import cores
 from ...noise import PREDICTOR
 from .. import dsm_loss, norms, update
+from ..launch import dtype_name
 
 CHUNK = 1 << 16  # elements that NumPy computes at once, a core
 EDGE = 1 << 16  # guard elements either side of an array: more than any kernel's block
@@ -31,32 +33,75 @@ ULPS = {
 
 # ---- comparisons ----
 
-def compare(op, backend, dtype, shape, got, expected, *, part="", allowed=0):
-    """A row that says whether two CPU tensors agree to `allowed` ulp.
+class Near(NamedTuple):
+    """How far a kernel that is not meant to be equal may be off, by either measure.
+
+    ulp: units in the last place. rtol: |got - expected| <= rtol (1 + |expected|).
+    """
+
+    ulp: int = 0
+    rtol: float = 0.
+
+    def __str__(self):
+        """What is said of a kernel that is as near."""
+        bounds = [f"{self.ulp} ulp"] * bool(self.ulp)
+        bounds += [f"rtol {self.rtol:g}"] * bool(self.rtol)
+        return f"within {' or '.join(bounds)}"
+
+
+def compare(op, backend, dtype, shape, got, expected, *, part="", allowed=0, near=None):
+    """A row that says whether two CPU tensors agree to `allowed` ulp, or are Near.
 
     op, backend, dtype, shape: what the row says of them. part: what is compared, for the
-    row's reason. The reason of a failure also names the worst element.
+    row's reason. The reason of a failure also names the worst elements.
     """
     row = partial(row_of, op, backend, dtype, shape)
     if got.shape != expected.shape or got.dtype != expected.dtype:
-        return row(False, f"returned {got.dtype} {tuple(got.shape)}, not "
-                          f"{expected.dtype} {tuple(expected.shape)}")
-    distance = ulps(_comparable(got.contiguous()), _comparable(expected))
+        return row(False, f"{part}: returned {kind_of(got)}, not {kind_of(expected)}")
+    distance = ulps(comparable(got.contiguous()), comparable(expected))
     worst = int(distance.max(initial=0))
-    if worst <= allowed:
-        return row(True, part, max_ulp=worst)
-    different = np.count_nonzero(distance)
-    index = np.unravel_index(distance.argmax(), distance.shape)
-    at = tuple(int(i) for i in index)
-    a = float(got[at])
-    b = float(expected[at])
-    reason = (f"{part}: {different} of {distance.size} elements differ, most at {at}: "
-              f"got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {worst} ulp)")
+    wrong = distance > max(allowed, near.ulp if near else 0)
+    apart = differences(got, expected)
+    if near and near.rtol:
+        wrong &= ~(apart <= near.rtol * (1 + abs(as_float64(expected))))
+    if not wrong.any():
+        return row(True, part, max_ulp=worst, within=near and str(near))
+    in_ulp = at_largest(distance)
+    largest = at_largest(np.where(np.isfinite(apart), apart, -1.))
+    a, b = (float(t[in_ulp]) for t in (got, expected))
+    reason = (f"{part}: {np.count_nonzero(wrong)} of {wrong.size} elements differ, most at "
+              f"{in_ulp}: got {a:.9g}, expected {b:.9g} (off by {a - b:.3g}, {worst} ulp)")
+    if largest != in_ulp and apart[largest] > 0:
+        reason += f"; the largest difference is {apart[largest]:.3g}, at {largest}"
     return row(False, reason, max_ulp=worst)
 
 
-def row_of(op, backend, dtype, shape, passed, reason, *, max_ulp=None):
-    """One of check's rows."""
+def kind_of(t):
+    """A tensor's dtype and shape, in NumPy's words."""
+    return f"{dtype_name(t.dtype)} {tuple(t.shape)}"
+
+
+def as_float64(t):
+    """A CPU tensor as a float64 array."""
+    return t.double().numpy()
+
+
+@np.errstate(invalid="ignore")
+def differences(got, expected):
+    """|got - expected|, element by element, float64; NaN where there is none."""
+    return abs(as_float64(got) - as_float64(expected))
+
+
+def at_largest(a):
+    """The index of an array's largest element."""
+    index = np.unravel_index(a.argmax(), a.shape)
+    return tuple(int(i) for i in index)
+
+
+def row_of(op, backend, dtype, shape, passed, reason, *, max_ulp=None, within=None,
+           explained=None):
+    """One of check's rows. within: what a kernel that need not be equal was held to.
+    explained: what would make the same difference."""
     return {
         "op": op,
         "backend": backend,
@@ -64,6 +109,8 @@ def row_of(op, backend, dtype, shape, passed, reason, *, max_ulp=None):
         "shape": shape and list(shape),
         "max_ulp": max_ulp,
         "passed": passed,
+        "within": within,
+        "explained": explained,
         "reason": reason,
     }
 
@@ -76,11 +123,11 @@ def ulps(got, expected):
     both_nan = False
     if got.dtype.kind == "f":
         both_nan = np.isnan(got) & np.isnan(expected)
-    distance = np.abs(_place(got) - _place(expected))
+    distance = np.abs(place(got) - place(expected))
     return np.where(both_nan, 0, distance)
 
 
-def _place(a):
+def place(a):
     """Each float's place among all floats of its size, counted from +0, as int64."""
     bits = np.dtype(f"i{a.itemsize}")
     i = a.view(bits).astype(np.int64)
@@ -88,7 +135,7 @@ def _place(a):
     return np.where(i < 0, -magnitude - 1, i)
 
 
-def _comparable(tensor):
+def comparable(tensor):
     """A tensor's values, or for bfloat16 its bits with every NaN made one."""
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()
@@ -97,8 +144,9 @@ def _comparable(tensor):
     return torch.where(tensor.isnan(), nan, bits).numpy()
 
 
-def require_same(op, backend, got, want, when="nothing was timed"):
-    """RuntimeError unless a result, all of it, is NumPy's: bit for bit, sums to their ulps.
+def require_same(op, backend, got, want, when="nothing was timed", near=None):
+    """RuntimeError unless a result, all of it, is NumPy's: bit for bit, sums to their ulps,
+    or Near.
 
     got, want: a tensor or a tuple of them; want is on the CPU. when: for the message.
     """
@@ -109,7 +157,8 @@ def require_same(op, backend, got, want, when="nothing was timed"):
         if same_bits(a, b):
             continue
         dtype = str(b.dtype)
-        row = compare(op, backend, dtype, b.shape, a, b, part="whole", allowed=ulp)
+        row = compare(op, backend, dtype, b.shape, a, b, part="whole", allowed=ulp,
+                      near=near)
         if not row["passed"]:
             raise RuntimeError(f"{op}: {backend} does not return the reference's bits at "
                                f"{tuple(b.shape)}; {when} ({row['reason']})")
@@ -161,10 +210,12 @@ def expected_update(op, u, coef, like, **counter):
         z = normals(tuple(like.shape), **counter)
         operands.append(z)
     out = torch.empty(like.shape)
+    coef = np.asarray(coef)
 
     def part(rows):
         here = [v[rows].cpu().float() for v in operands]
-        update(here, coef, out=out[rows], backend="numpy")
+        c = coef[rows] if coef.ndim > 1 else coef
+        update(here, c, out=out[rows], backend="numpy")
 
     in_parts(part, len(out), out[:1].numel())
     return out.to(like.dtype)

@@ -1,17 +1,27 @@
 """A kernel of your own: functions named like ops in a Python file, held to the same bits.
 
 Each function names the arguments it wants and returns the result. There are
-  the operands (x, s, ...; norms: x, dsm_loss: s), z, and out, a buffer to fill if it likes;
+  the operands (x, s, ...; norms: x, dsm_loss: s), z, and out, a buffer to fill, which may
+  be x itself: where it is filled, nothing need be returned;
   coef, float32, (K,) or one row a sample, and clip (p0, p1, lo, hi) where the op has it;
   the step's parameters, shape, seed, sample, step, tag; and in place of seed and sample
   keys, int64 (batch, 2), a seed and an id a row.
-Arrays are NumPy's, or with ARRAYS = "torch" in the file tensors, on the GPU if there is
-one. dsm_loss returns (value, gradient); norms and noise_norms one number a sample.
+Only out may be written to. Arrays are NumPy's, or with ARRAYS = "torch" in the file
+tensors, on the GPU if there is one. What is returned may be another library's array.
+dsm_loss returns (value, gradient); norms and noise_norms one number a sample. langevin_v2
+is another version of langevin.
+
+Here a file is loaded and a function called, for the clock; apart.py checks it.
 """
 
+import importlib.util
 import inspect
-import runpy
-from functools import partial
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,197 +29,251 @@ import torch
 
 from ... import noise
 from .. import OPS
-from . import COUNTER, SHAPES, SUMS, sum_cases, update_cases
-from .compare import as_tuple, normals, row_of
+from .cases import COUNTER, SUMS
+from .compare import as_tuple, normals
+
+KNOWN = *OPS, *SUMS
+NAMED = re.compile(rf"({'|'.join(KNOWN)})(_v\d+)?")
+STOPS = Exception, SystemExit
 
 
-class UserKernels:
-    """The functions of a file. ValueError in one line where the file cannot be used.
+# ---- the file ----
 
-    `check` makes rows, as check.check does. The rest serves the clock: a function is bound
-    to its arguments once, and called with fresh data in the same memory.
+def load(file):
+    """(the Functions of a file, whether it has Triton's kernels and there is no GPU).
+
+    A function's label is the file, and its name where that has a version. ValueError in
+    one line where the file cannot be used. It may import from its own folder.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"--kernel {str(file)!r}: not a file")
+    sys.path.insert(0, str(path.resolve().parent))
+    name = f"kernels of {path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise ValueError(f"{file}: not a Python file, NAME.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except STOPS as e:
+        raise ValueError(f"{file}: {short(e, file)}") from e
+    arrays = getattr(module, "ARRAYS", "numpy")
+    if arrays not in ("numpy", "torch"):
+        raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', got {arrays!r}")
+    named = {name: NAMED.fullmatch(name) for name in vars(module)}
+    found = [Function(f"{file}:{name}" if match[2] else str(file), str(file), match[1],
+                      getattr(module, name), arrays)
+             for name, match in named.items() if match and callable(getattr(module, name))]
+    if not found:
+        raise ValueError(f"{file} defines no function named like an op: {', '.join(KNOWN)}")
+    for function in found:
+        function.wanted  # noqa: B018  it raises where they cannot be read
+    is_triton = any(type(v).__module__.startswith("triton.runtime")
+                    for v in vars(module).values())
+    return found, is_triton and not torch.cuda.is_available()
+
+
+def only(functions, ops, files):
+    """Those of some ops, or all. ValueError where there is none."""
+    kept = [f for f in functions if not ops or f.op in ops]
+    if not kept:
+        raise ValueError(f"{', '.join(files)} defines no {', '.join(ops)}; it has "
+                         f"{', '.join(f.op for f in functions)}")
+    return kept
+
+
+def short(e, file=None):
+    """An exception in one line, with the line of the file that it came from."""
+    text = f"{type(e).__name__}: {e}".splitlines()[0]
+    found, here = None, e.__traceback__
+    while here:
+        if file and here.tb_frame.f_code.co_filename == os.path.abspath(file):
+            found = here.tb_lineno
+        here = here.tb_next
+    return f"{text} ({file}, line {found})" if found else text
+
+
+# ---- what a function may ask for ----
+
+def available(op, u, coef, parameters, counter):
+    """{name: value} of all that a function may ask for, but z. u: the operands, or where
+    the op has none a tensor of the result's shape."""
+    have = dict(zip(operands(op), u))
+    coef = np.array(coef, np.float32)
+    if op in OPS and OPS[op].denoise:
+        have["clip"] = coef[..., -4:]
+        coef = coef[..., :-4]
+    have["coef"] = coef
+    have["out"] = torch.full_like(u[0], torch.nan)
+    have["keys"] = noise.keys(counter["seed"], counter["sample"], len(u[0]))
+    return have | parameters | {"shape": tuple(u[0].shape)} | counter
+
+
+def operands(op):
+    """The names of a function's operands."""
+    if op in OPS:
+        return OPS[op].operands
+    return ("s",) if op == "dsm_loss" else ("x",)
+
+
+def require_known(function, have):
+    """ValueError where a function needs an argument that there is not."""
+    for argument, optional in function.wanted.items():
+        if argument not in have and argument != "z" and not optional:
+            raise ValueError(f"{function.op}: unknown argument {argument!r}; there are z, "
+                             f"{', '.join(have)}")
+
+
+def drawn(shape, counter):
+    """The noise that a function is handed."""
+    if noise.are_numbers(counter["seed"], counter["sample"]):
+        return normals(tuple(shape), **counter).clone()  # kept from call to call
+    return torch.from_numpy(noise.normal(shape, **counter))
+
+
+def given(value, arrays, device):
+    """An array in the kind that a file asks for. Other values stay as they are."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device) if arrays == "torch" else value.cpu().numpy()
+
+
+# ---- what it returns ----
+
+def tensors(got, count):
+    """What a function returned, as `count` CPU tensors. TypeError where it is not that."""
+    got = as_tuple(got)
+    if len(got) != count:
+        raise TypeError(f"returned {len(got)} results, not {count}")
+    return tuple(map(as_tensor, got))
+
+
+def as_tensor(value):
+    """An array of any library, or a NumPy number, as a CPU tensor without its graph."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if hasattr(value, "__dlpack__"):
+        return torch.from_dlpack(value).cpu().clone()
+    if hasattr(value, "__array__"):
+        return torch.from_numpy(np.array(value))
+    raise TypeError(f"returned a {type(value).__name__}, not an array or a tensor")
+
+
+# ---- how fast is it ----
+
+@dataclass(frozen=True)
+class Function:
+    """A function of a file: its op, what to call and the arrays it takes.
+
+    Bound to its arguments once, it is called with fresh data in the same memory.
     """
 
-    def __init__(self, file, ops=None):
-        if not Path(file).is_file():
-            raise ValueError(f"{file}: not a file")
+    label: str
+    file: str
+    op: str
+    call: Callable
+    arrays: str
+
+    @cached_property
+    def wanted(self):
+        """{argument: whether it may be left out}. ValueError where they have no names."""
         try:
-            names = runpy.run_path(str(file))
-        except (Exception, SystemExit) as e:
-            raise ValueError(f"{file}: {short(e)}") from e
-        self.file = str(file)
-        self.arrays = names.get("ARRAYS", "numpy")
-        known = *OPS, *SUMS
-        found = {name: f for name, f in names.items() if name in known and callable(f)}
-        self.functions = {name: found[name] for name in found if not ops or name in ops}
-        if not found:
-            raise ValueError(f"{file} defines no function named like an op: "
-                             f"{', '.join(known)}")
-        if not self.functions:
-            raise ValueError(f"{file} defines no {', '.join(ops)}; "
-                             f"it has {', '.join(found)}")
-        if self.arrays not in ("numpy", "torch"):
-            raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', "
-                             f"got {self.arrays!r}")
+            found = inspect.signature(self.call).parameters.values()
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"{self.file}: {self.op} does not tell its arguments' names; "
+                             "put a Python function around it") from e
+        rest = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        return {p.name: p.kind in rest or p.default is not p.empty for p in found}
+
+    @property
+    def device(self):
+        """Where its arrays are."""
         cuda = self.arrays == "torch" and torch.cuda.is_available()
-        self.device = "cuda" if cuda else "cpu"
+        return "cuda" if cuda else "cpu"
 
-    # ---- is it right ----
+    @property
+    def takes_z(self):
+        """Whether it is handed its noise, rather than drawing it."""
+        return "z" in self.wanted
 
-    def check(self, dtypes=("float32",), seed=0):
-        """Rows as check's: each function on every case of its op.
-
-        What a function raises is the reason of a failed row.
-        """
-        if self.arrays == "numpy" and "bfloat16" in dtypes:
-            raise ValueError(f"{self.file}: NumPy has no bfloat16; "
-                             "put ARRAYS = 'torch' into it")
-        for name in self.functions:
-            for case in self._cases(name, dtypes, seed):
-                try:
-                    got = self._returned(case)
-                except (Exception, SystemExit) as e:
-                    yield row_of(name, self.file, case.dtype, case.shape, False, short(e))
-                else:
-                    yield from case.rows(self.file, got)
-
-    def _cases(self, name, dtypes, seed):
-        """The cases of a function's op; of a seed a row only where it wants keys."""
-        cases = sum_cases([name], dtypes, SHAPES)
-        if name in OPS:
-            cases = update_cases(OPS[name], dtypes, SHAPES, seed)
-        wants_keys = "keys" in inspect.signature(self.functions[name]).parameters
-        for case in cases:
-            if wants_keys or isinstance(case.counter["seed"], int):
-                yield case
-
-    def _returned(self, case):
-        """What the function returns for a case, as CPU tensors."""
-        like = case.u or case.expected
-        u = [v.clone() for v in like]  # to overwrite, if it likes
-        call = self.bind(case.op, u, case.coef, case.parameters, case.counter)
-        return self.results(call, len(case.expected))
-
-    # ---- a call and its results ----
-
-    def bind(self, name, u, coef, parameters, counter=COUNTER):
-        """The op's function with its arguments, as a call without any.
-
-        u: the operands; where the op has none, a tensor of the result's shape. ValueError
-        where the function wants an argument that there is not.
-        """
-        wanted = inspect.signature(self.functions[name]).parameters
-        have = self._arguments(name, u, coef, parameters, counter)
-        if "z" in wanted:
-            have["z"] = drawn(have["shape"], counter)
-        for argument, parameter in wanted.items():
-            rest = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            optional = rest or parameter.default is not parameter.empty
-            if argument not in have and not optional:
-                raise ValueError(f"{name}: unknown argument {argument!r}; there are z, "
-                                 f"{', '.join(have)}")
-        given = {argument: self.give(have[argument]) for argument in wanted
-                 if argument in have}
-        return partial(self.functions[name], **given)
-
-    def _arguments(self, name, u, coef, parameters, counter):
-        """{name: value} of all that a function may ask for, but z."""
-        have = dict(zip(self.operands(name), u))
+    def bind(self, u, coef, parameters, counter=COUNTER):
+        """The function with its arguments, as a call without any."""
         if isinstance(coef, torch.Tensor):
             coef = coef.cpu().numpy()
-        coef = np.array(coef, np.float32)
-        if name in OPS and OPS[name].denoise:
-            have["clip"] = coef[..., -4:]
-            coef = coef[..., :-4]
-        have["coef"] = coef
-        have["out"] = torch.full_like(u[0], torch.nan)
-        have["keys"] = noise.keys(counter["seed"], counter["sample"], len(u[0]))
-        return have | parameters | {"shape": tuple(u[0].shape)} | counter
+        have = available(self.op, u, coef, parameters, counter)
+        require_known(self, have)
+        if self.takes_z:
+            have["z"] = drawn(have["shape"], counter)
+        return partial(self.call, **{
+            argument: given(have[argument], self.arrays, self.device)
+            for argument in self.wanted if argument in have})
 
-    def operands(self, name):
-        """The names of a function's operands."""
-        if name in OPS:
-            return OPS[name].operands
-        return ("s",) if name == "dsm_loss" else ("x",)
-
-    def give(self, value):
-        """An array in the kind that the file asks for. Other values stay as they are."""
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.ascontiguousarray(value))
-        if not isinstance(value, torch.Tensor):
-            return value
-        if self.arrays == "torch":
-            return value.to(self.device)
-        return value.cpu().numpy()
-
-    def results(self, call, count):
-        """What a call returns, as `count` CPU tensors. TypeError where it is not that."""
-        got = as_tuple(call())
-        for value in got:
-            if not isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-                kind = type(value).__name__
-                raise TypeError(f"returned a {kind}, not an array or a tensor")
-        if len(got) != count:
-            raise TypeError(f"returned {len(got)} results, not {count}")
-        return tuple(to_cpu(value) for value in got)
-
-    # ---- how fast is it ----
-
-    def takes_z(self, name):
-        """Whether a function is handed its noise, rather than drawing it."""
-        return "z" in inspect.signature(self.functions[name]).parameters
+    def results(self, call):
+        """What a call returns, as CPU tensors."""
+        got = call()
+        if got is None:
+            got = call.keywords.get("out")
+        return tensors(got, 2 if self.op == "dsm_loss" else 1)
 
     def timed(self, call):
-        """A call for the clock.
-
-        What it raises becomes a RuntimeError that names the file.
-        """
+        """A call for the clock. What it raises becomes a RuntimeError that names the
+        file."""
         def f():
             try:
                 return call()
-            except (Exception, SystemExit) as e:
-                raise RuntimeError(f"{self.file}: {short(e)}") from e
+            except STOPS as e:
+                raise RuntimeError(f"{self.file}: {short(e, self.file)}") from e
         return f
 
-    def renewed(self, call, name, u, step):
+    def renewed(self, call, u, step):
         """What a call returns after `renew`, as CPU tensors; it raises as `timed` does."""
-        self.renew(call, name, u, step)
-        count = 2 if name == "dsm_loss" else 1
-        return self.timed(partial(self.results, call, count))()
+        self.renew(call, u, step)
+        return self.timed(partial(self.results, call))()
 
-    def renew(self, call, name, u, step):
+    def renew(self, call, u, step):
         """Other operands, and noise of another step, in the very arrays of a call."""
-        given = call.keywords
-        have = dict(zip(self.operands(name), u))
-        if "z" in given:
+        bound = call.keywords
+        have = dict(zip(operands(self.op), u))
+        if "z" in bound:
             counter = COUNTER | {"step": step}
             have["z"] = normals(tuple(u[0].shape), **counter)
-        if "out" in given:
+        if "out" in bound:
             have["out"] = torch.full_like(u[0], torch.nan)
         for argument, value in have.items():
-            array = given.get(argument)
+            array = bound.get(argument)
             if isinstance(array, np.ndarray):
                 array[...] = value.cpu().numpy()
             elif array is not None:
                 array.copy_(value)
-        if "step" in given:
-            given["step"] = step
+        if "step" in bound:
+            bound["step"] = step
 
 
-def drawn(shape, counter):
-    """The noise that a function is handed, which it may overwrite."""
-    if isinstance(counter["seed"], int):
-        return normals(shape, **counter).clone()  # kept from call to call
-    return torch.from_numpy(noise.normal(shape, **counter))
+class UserKernels:
+    """The functions of some files, to be timed; `apart.check` has held them to the bits, or
+    to what is near.
 
+    ValueError as `load`'s, and where no function is one of the ops.
+    """
 
-def to_cpu(value):
-    """An array, a NumPy number or a tensor as a CPU tensor, without its graph."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    return torch.from_numpy(np.asarray(value))
+    def __init__(self, *files, ops=None, near=None):
+        self.files = [str(file) for file in files]
+        loaded = [load(file) for file in files]
+        found = [f for functions, _ in loaded for f in functions]
+        self.functions = only(found, ops, self.files)
+        self.interpreted = any(is_so for _, is_so in loaded)
+        self.near = near
 
+    @property
+    def ops(self):
+        """The names of their ops, each once."""
+        return [*dict.fromkeys(f.op for f in self.functions)]
 
-def short(e):
-    """An exception in one line."""
-    return f"{type(e).__name__}: {e}".splitlines()[0]
+    def of(self, op):
+        """The functions of an op."""
+        return [f for f in self.functions if f.op == op]

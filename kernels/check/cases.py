@@ -1,0 +1,228 @@
+"""The cases of check: calls of an op, and what NumPy makes of them.
+
+Each has parameters, operands and a counter of its own, drawn from check's seed. The
+counters lie where a kernel may lose a bit: seeds from 2^63 on, ids that wrap at 2^32 within
+a batch, steps from 2^31 on.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+import torch
+
+from ... import noise
+from .. import OPS, dsm_loss, noise_norms, norms
+from .compare import expected_update, oracle
+
+SHAPES = [
+    (0, 3),  # no sample
+    (4, 0),  # samples without elements
+    (1,),
+    *((3, size) for size in range(1, 10)),  # every remainder of a quad
+    (7, 13),
+    (2, 3, 5, 7),
+    (1, 4099),
+    (300, 2),
+    (17, 1024),
+]
+BEYOND = [  # the largest grid's side, the largest block, more than is checked elsewhere
+    (70_001, 3),
+    (1, 2**17 + 3),
+    *[(1025, 1024)] * 2,  # twice: what is kept from the first is not the second
+]
+HARD = (64, 37)  # the shape of operands that hold special values
+CLIP = -1., 1.
+SUMS = "norms", "noise_norms", "dsm_loss"
+COUNTER = {"seed": 0x123456789ABCDEF, "sample": 5, "step": 3, "tag": 2}
+KEYED = "a seed a row"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op, on the CPU.
+
+    u: the operands. coef, and the parameters that it follows from; they are None where it
+    follows from none. counter: seed, sample, step, tag. note: what is tried, for the rows.
+    z: what takes the noise's place, for a function that is given it; else None.
+    """
+
+    op: str
+    dtype: str
+    shape: tuple
+    u: list
+    coef: np.ndarray
+    parameters: dict | None
+    counter: dict
+    note: str
+    z: torch.Tensor | None = None
+
+    @cached_property
+    def expected(self):
+        """NumPy's results, a tuple of tensors."""
+        if self.op in SUMS:
+            return sums_of(self.op, self.u[0], self.coef, "numpy", **self.counter)
+        return (self.exact.to(getattr(torch, self.dtype)),)
+
+    @cached_property
+    def exact(self):
+        """NumPy's update in float32, before it is rounded to the dtype."""
+        like = torch.empty(self.shape)
+        if self.keyed or self.z is not None:
+            return oracle(self.terms, self.coef, like, **self.counter)
+        return expected_update(OPS[self.op], self.u, self.coef, like, **self.counter)
+
+    @property
+    def terms(self):
+        """The operands, and z where it takes the noise's place."""
+        return self.u if self.z is None else [*self.u, self.z]
+
+    @property
+    def parts(self):
+        """What each result is, for the rows."""
+        if self.op not in SUMS:
+            return (self.note,)
+        names = ("value", "gradient") if self.op == "dsm_loss" else ("sum",)
+        return tuple(f"{name}{self.note}" for name in names)
+
+    @property
+    def allowed(self):
+        """How many ulp each result may be off: a sum 1, all else none."""
+        return (1, 0) if self.op in SUMS else (0,)
+
+    @property
+    def keyed(self):
+        """Whether each row has a seed and an id of its own."""
+        return not noise.are_numbers(self.counter["seed"], self.counter["sample"])
+
+
+# ---- of updates ----
+
+def update_cases(op, dtypes, shapes=None, seed=0):
+    """Cases of an op: with parameters for the call and for each sample, where it draws with
+    a seed a row, and, unless shapes are named, with numbers that kernels get wrong."""
+    rng = np.random.default_rng([*op.name.encode(), seed % 2**64])
+    variants = ["per call", "per sample"] + [KEYED] * op.noise
+    for dtype, shape, variant in product(dtypes, shapes or SHAPES, variants):
+        yield plain_case(op, dtype, shape, variant, rng)
+    if shapes is None:
+        for dtype in dtypes:
+            yield from hard_cases(op, dtype, rng)
+
+
+def plain_case(op, dtype, shape, variant, rng):
+    """Standard normal operands; parameters for the call, or for each sample."""
+    batch = shape[0]
+    u = [random_tensor(rng, shape, dtype) for _ in op.operands]
+    parameters = op.parameters(rng, batch if variant == "per sample" else None)
+    clip = None
+    if op.denoise:
+        clip = -rng.uniform(.5, 1.5), rng.uniform(.5, 1.5)
+    coef = op.coefficients(clip, **parameters)
+    if variant == "per sample":
+        coef = np.broadcast_to(coef, (batch, coef.shape[-1]))
+    counter = fresh_counter(rng, batch, variant == KEYED)
+    return Case(op.name, dtype, shape, u, coef, parameters, counter, variant)
+
+
+def hard_cases(op, dtype, rng):
+    """Special values among operands; beside coefficients 0 and -0; coefficients that are no
+    step's, where a step has a 1; subnormal results."""
+    count = len(op.operands) + op.noise
+    bounds = [rng.uniform(-1, 1), rng.uniform(-1, 1), 0., 1.] if op.denoise else []
+    usual = plain_case(op, dtype, HARD, "per call", rng)
+    zero = np.zeros(count)
+    zero[-1] = 1.
+    zero[0] *= -1
+    coefs = {
+        "special values": usual.coef,
+        "special values, zero coefficients": [*zero, *bounds],
+        "any coefficients": [*rng.uniform(-2, 2, count), *bounds],
+        "subnormal results": [*(rng.uniform(.5, 2., count) * 2.**-128), *bounds],
+    }
+    for note, coef in coefs.items():
+        special = "special" in note
+        draw = special_tensor if special else random_tensor
+        u = [draw(rng, HARD, dtype) for _ in op.operands]
+        parameters = usual.parameters if coef is usual.coef else None
+        coef = np.asarray(coef)
+        for given in range(op.noise + 1):
+            counter = fresh_counter(rng, HARD[0])
+            z = draw(rng, HARD, "float32") if given else None
+            if u or given:
+                yield Case(op.name, dtype, HARD, u, coef, parameters, counter, note, z)
+
+
+# ---- of sums ----
+
+def sum_cases(op, dtypes, shapes=None, seed=0):
+    """Cases of one of SUMS: u is (s,), coef is dsm_loss's."""
+    rng = np.random.default_rng([*op.encode(), seed % 2**64])
+    keyed = [False] if op == "norms" else [False, True]
+    for dtype, shape, by_row in product(dtypes, shapes or SHAPES, keyed):
+        s = random_tensor(rng, shape, dtype)
+        yield sum_case(op, dtype, s, rng, by_row, f", {KEYED}" * by_row)
+    if shapes is None and op != "noise_norms":
+        for dtype in dtypes:
+            s = random_tensor(rng, HARD, dtype)
+            s[::2, 5] = special_tensor(rng, s[::2, 5].shape, dtype)
+            yield sum_case(op, dtype, s, rng, False, ", special values")
+
+
+def sum_case(op, dtype, s, rng, by_row, note):
+    """A sum over s, with random coefficients and a fresh counter."""
+    batch = len(s)
+    coef = rng.uniform(.1, 2., (batch, 3))
+    counter = fresh_counter(rng, batch, by_row)
+    return Case(op, dtype, tuple(s.shape), [s], coef, {}, counter, note)
+
+
+def sums_of(op, s, coef, backend, **counter):
+    """One of SUMS on a backend, as a tuple: the loss comes with its gradient."""
+    if op == "norms":
+        return (norms(s, backend=backend),)
+    if op == "noise_norms":
+        return (noise_norms(s, backend=backend, **counter),)
+    return dsm_loss(s, coef, backend=backend, **counter)
+
+
+def cases_of(op, dtypes, shapes=None, seed=0):
+    """Cases of an op or of one of SUMS, by its name."""
+    if op in SUMS:
+        return sum_cases(op, dtypes, shapes, seed)
+    return update_cases(OPS[op], dtypes, shapes, seed)
+
+
+# ---- what they are made of ----
+
+def fresh_counter(rng, batch, by_row=False):
+    """A counter that no case has had, far out in each of its fields; or, by_row, with a
+    random seed and id for each row."""
+    counter = {"seed": int(rng.integers(2**63, 2**64, dtype=np.uint64)),
+               "sample": 2**32 - int(rng.integers(1, batch + 2)),
+               "step": int(rng.integers(2**31, 2**32)),
+               "tag": int(rng.integers(1, 2**32))}
+    if by_row:
+        counter["seed"] = rng.integers(-2**63, 2**63, batch)
+        counter["sample"] = rng.integers(0, 2**32, batch)
+    return counter
+
+
+def random_tensor(rng, shape, dtype):
+    """Standard normal numbers, drawn in float32, as a CPU tensor of a dtype."""
+    values = rng.standard_normal(shape, np.float32)
+    return torch.from_numpy(values).to(getattr(torch, dtype))
+
+
+def special_tensor(rng, shape, dtype):
+    """The same, half of them replaced: NaN, infinities, both zeros, subnormal numbers, the
+    largest and the smallest."""
+    kind = getattr(torch, dtype)
+    limits = torch.finfo(kind)
+    least = limits.tiny * limits.eps
+    positive = [np.inf, 0., least, limits.tiny / 2, limits.tiny, limits.max]
+    values = torch.tensor([np.nan, *positive, *(-v for v in positive)], dtype=kind)
+    chosen = values[torch.from_numpy(rng.integers(0, len(values), shape))]
+    kept = torch.from_numpy(rng.random(shape) < .5)
+    return torch.where(kept, random_tensor(rng, shape, dtype), chosen)

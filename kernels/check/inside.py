@@ -1,0 +1,111 @@
+"""The process that a file of kernels runs in: it loads the file and answers calls.
+
+It is told where in shared memory the arguments lie, calls a function, puts the results
+where it is told and says what they are. It has no expected result, and decides nothing.
+
+    python -m minidiff.kernels.check.inside CONNECTION MEMORY FAULTS FILE
+"""
+
+import faulthandler
+import json
+import mmap
+import os
+import pickle
+import sys
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+
+from .yours import load, short, tensors
+
+BITS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
+
+
+def main(connection, memory, faults, file):
+    """Answer until the other end closes."""
+    faulthandler.enable(int(faults))
+    connection = Connection(int(connection))
+    sys.argv = [file]
+    np.seterr(all="ignore")  # special values are among the operands
+
+    def answer(**what):
+        connection.send_bytes(json.dumps(what).encode())
+
+    try:
+        found, interpreted = load(file)
+    except BaseException as e:
+        return answer(error=str(e) if isinstance(e, ValueError) else short(e, file))
+    answer(functions=[(f.label, f.op, f.wanted, f.arrays) for f in found],
+           interpreted=interpreted)
+    functions = {(f.label, f.op): f for f in found}
+    memory = Memory(int(memory))
+    while True:
+        try:
+            request = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return None
+        try:
+            answer(results=called(functions[request["function"]], memory, request))
+        except BaseException as e:
+            answer(error=short(e, file))
+
+
+def called(function, memory, request):
+    """Call a function, its results put in their places. Returns their dtypes and shapes."""
+    memory.take(request["size"], function.device)
+    arrays = {name: memory.array(*place, function.arrays)
+              for name, place in request["arrays"].items()}
+    got = function.call(**arrays, **request["values"])
+    if got is None:
+        got = arrays.get("out")
+    got = tensors(got, len(request["results"]))
+    if function.device != "cpu":
+        torch.cuda.synchronize()
+    memory.give_back()
+    for tensor, place in zip(got, request["results"]):
+        memory.put(tensor, *place)
+    return [(str(t.dtype), tuple(t.shape)) for t in got]
+
+
+class Memory:
+    """What both processes see; where the arrays are a GPU's, a copy of it there."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+        self.shared = b""
+        self.there = None
+
+    def take(self, size, device):
+        """See so many bytes."""
+        if len(self.shared) < size:
+            self.shared = mmap.mmap(self.descriptor, size)
+        whole = torch.frombuffer(self.shared, dtype=torch.uint8)
+        self.there = None if device == "cpu" else whole[:size].to(device)
+
+    def array(self, start, dtype, shape, kind):
+        """The array that begins at a byte, NumPy's or torch's."""
+        size = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+        bits = np.ndarray(shape, BITS[size], self.shared, start)
+        if kind == "numpy":
+            return bits.view(dtype)
+        if self.there is None:
+            return torch.from_numpy(bits).view(getattr(torch, dtype))
+        part = self.there[start:start + bits.nbytes]
+        return part.view(getattr(torch, dtype)).view(shape)
+
+    def give_back(self):
+        """What a GPU's copy holds, and what lies around it."""
+        if self.there is not None:
+            self.shared[:len(self.there)] = self.there.cpu().numpy().tobytes()
+
+    def put(self, tensor, start, size):
+        """A result's bytes, where it has as many as were expected."""
+        if size and tensor.nbytes == size:
+            words = tensor.contiguous().flatten().view(torch.uint8)
+            self.shared[start:start + size] = words.numpy().tobytes()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    os._exit(0)  # whatever threads a kernel has left
