@@ -17,7 +17,8 @@ if EDITABLE and os.path.islink(os.path.join(".src", "minidiff")):
 else:
     ROOMS = {
         "packages": ["minidiff", "minidiff.kernels", "minidiff.kernels.check",
-                     "minidiff.bench", "minidiff.bench.peers", "minidiff.bench.speed",
+                     "minidiff.kernels.check.yours", "minidiff.bench",
+                     "minidiff.bench.peers", "minidiff.bench.speed",
                      "minidiff.bench.device", "minidiff.bench.report"],
         "package_dir": {"minidiff.kernels": "kernels", "minidiff.bench": "bench"},
         "package_data": {"minidiff.kernels": ["*.cu"]},

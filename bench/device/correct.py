@@ -19,7 +19,8 @@ import torch
 
 from ...data import load
 from ...kernels import FLOATS, OPS, Fused, apply, bind, coefficients, dsm_loss, update
-from ...kernels.check import SHAPES, check_op, check_sums
+from ...kernels.check import check_op, check_sums
+from ...kernels.check.cases import SHAPES
 from ...kernels.check.compare import guarded, normals_at, oracle
 from ...kernels.check.words import check_words, every_word, raw, stages
 from ...solvers import snr_step_size

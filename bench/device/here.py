@@ -5,7 +5,7 @@ from statistics import median
 import torch
 
 from ... import kernels
-from ...kernels.check import COUNTER
+from ...kernels.check.cases import COUNTER
 from ...kernels.check.compare import same_bits
 
 CUDA = torch.cuda.is_available()

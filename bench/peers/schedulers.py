@@ -14,7 +14,7 @@ import torch
 
 from ... import ddpm, sde, solvers
 from ...affine import accepted_by
-from ...kernels.check import CLIP
+from ...kernels.check.cases import CLIP
 from ..speed.work import is_sum
 
 SEED = 5

@@ -9,8 +9,10 @@ import torch
 
 from ... import kernels
 from ...kernels import BACKENDS, OPS, bind
-from ...kernels.check import CLIP, COUNTER, apart, check_op, check_sums
+from ...kernels.check import check_op, check_sums
+from ...kernels.check.cases import CLIP, COUNTER
 from ...kernels.check.compare import expected_update
+from ...kernels.check.yours import apart
 from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
 from .clock import SECONDS, is_cuda

@@ -7,7 +7,7 @@ import torch
 
 from ... import noise
 from ...kernels import BACKENDS, Fused
-from ...kernels.check import COUNTER, sums_of
+from ...kernels.check.cases import COUNTER, sums_of
 from ...kernels.check.compare import expected_sums, in_parts, normals
 from ...langevin import langevin_step
 from ...samplers import Reference

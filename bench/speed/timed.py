@@ -10,13 +10,14 @@ from functools import partial
 
 import torch
 
-from ...kernels.check import COUNTER
+from ...kernels.check.cases import COUNTER
 from ...kernels.check.compare import require_same
 from .clock import clock, summary
 from .rows import add_speedups, row_of
 
 CALLS = 3  # what takes less than so many calls' time is bound by calls, not by bytes
 MARGIN = 1.1  # of the fastest rate seen
+STICKS = "copied", "negated", "added", "filled", "zeroed", "call"
 AFTER = "what was timed is not what was checked before"
 
 
@@ -159,7 +160,7 @@ class Race:
         self.check(AFTER, 1)
         size, rows = self.out.nbytes, []
         for key, arrays in self.users.items():
-            sticks = {key[1]: time for key, time in times.items() if key[0] == arrays}
+            sticks = {stick: times[arrays, stick] for stick in STICKS}
             require_possible(self.op, key[0], times[key], self.entrants[key].bytes,
                              not self.u, size=size, arrays=arrays, times=sticks)
         copy_rate = 2 * size / times["copy"]["seconds"]

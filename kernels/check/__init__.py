@@ -25,11 +25,10 @@ import torch
 from ... import noise
 from ...affine import accepted_by
 from .. import BACKENDS, FLOATS, OPS, update, why_not
-from .cases import CLIP, COUNTER, SHAPES, SUMS, sum_cases, sums_of, update_cases
+from .cases import COUNTER, SUMS, sum_cases, sums_of, update_cases
 from .compare import row_of
 from .explain import compared
 from .words import check_words
-
 
 # ---- the rows ----
 
@@ -147,7 +146,7 @@ def report(rows):
         kept.append(row)
         name = row["op"], row["backend"]
         groups.setdefault(name, []).append(row)
-        what = None if row["max_ulp"] else row["reason"].split(": ", 1)[-1]
+        what = None if row["max_ulp"] else row["reason"].split(": ")[-1]
         kind = *name, row["explained"] or what
         shown[kind] += row["passed"] is False
         if row["passed"] is False and shown[kind] == 1:

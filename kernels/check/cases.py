@@ -130,7 +130,9 @@ def hard_cases(op, dtype, rng):
     """Special values among operands; beside coefficients 0 and -0; coefficients that are no
     step's, where a step has a 1; subnormal results."""
     count = len(op.operands) + op.noise
-    bounds = [rng.uniform(-1, 1), rng.uniform(-1, 1), 0., 1.] if op.denoise else []
+    bounds = []
+    if op.denoise:
+        bounds = [*rng.uniform(-1, 1, 2), 0., 1.]
     usual = plain_case(op, dtype, HARD, "per call", rng)
     zero = np.zeros(count)
     zero[-1] = 1.
@@ -139,7 +141,7 @@ def hard_cases(op, dtype, rng):
         "special values": usual.coef,
         "special values, zero coefficients": [*zero, *bounds],
         "any coefficients": [*rng.uniform(-2, 2, count), *bounds],
-        "subnormal results": [*(rng.uniform(.5, 2., count) * 2.**-128), *bounds],
+        "subnormal results": [*(2.**-128 * rng.uniform(.5, 2., count)), *bounds],
     }
     for note, coef in coefs.items():
         special = "special" in note
@@ -152,6 +154,24 @@ def hard_cases(op, dtype, rng):
             z = draw(rng, HARD, "float32") if given else None
             if u or given:
                 yield Case(op.name, dtype, HARD, u, coef, parameters, counter, note, z)
+    if dtype != "float32" and len(op.operands) > 1:
+        yield tie_case(op, dtype, rng)
+
+
+def tie_case(op, dtype, rng):
+    """Results half-way between two numbers of 16 bits: u0 + eps / 2, 1 <= |u0| < 2."""
+    kind = getattr(torch, dtype)
+    eps = torch.finfo(kind).eps
+    u0 = 1 + eps * rng.integers(0, round(1 / eps), HARD)
+    u0 *= rng.choice([-1., 1.], HARD)
+    u = [torch.from_numpy(u0).to(kind)]
+    u += [torch.ones(HARD, dtype=kind) for _ in op.operands[1:]]
+    coef = np.zeros(len(u) + op.noise)
+    coef[:2] = 1., eps / 2
+    if op.denoise:
+        coef = np.append(coef, [0., 1., 0., 1.])  # u1 itself
+    counter = fresh_counter(rng, HARD[0])
+    return Case(op.name, dtype, HARD, u, coef, None, counter, "ties")
 
 
 # ---- of sums ----
@@ -166,7 +186,8 @@ def sum_cases(op, dtypes, shapes=None, seed=0):
     if shapes is None and op != "noise_norms":
         for dtype in dtypes:
             s = random_tensor(rng, HARD, dtype)
-            s[::2, 5] = special_tensor(rng, s[::2, 5].shape, dtype)
+            column = s[::2, 5]
+            column[:] = special_tensor(rng, column.shape, dtype)
             yield sum_case(op, dtype, s, rng, False, ", special values")
 
 
@@ -199,10 +220,12 @@ def cases_of(op, dtypes, shapes=None, seed=0):
 def fresh_counter(rng, batch, by_row=False):
     """A counter that no case has had, far out in each of its fields; or, by_row, with a
     random seed and id for each row."""
-    counter = {"seed": int(rng.integers(2**63, 2**64, dtype=np.uint64)),
-               "sample": 2**32 - int(rng.integers(1, batch + 2)),
-               "step": int(rng.integers(2**31, 2**32)),
-               "tag": int(rng.integers(1, 2**32))}
+    def between(low, high):
+        return int(rng.integers(low, high, dtype=np.uint64))
+    counter = {"seed": between(2**63, 2**64),
+               "sample": 2**32 - between(1, batch + 2),
+               "step": between(2**31, 2**32),
+               "tag": between(1, 2**32)}
     if by_row:
         counter["seed"] = rng.integers(-2**63, 2**63, batch)
         counter["sample"] = rng.integers(0, 2**32, batch)
@@ -222,7 +245,9 @@ def special_tensor(rng, shape, dtype):
     limits = torch.finfo(kind)
     least = limits.tiny * limits.eps
     positive = [np.inf, 0., least, limits.tiny / 2, limits.tiny, limits.max]
-    values = torch.tensor([np.nan, *positive, *(-v for v in positive)], dtype=kind)
-    chosen = values[torch.from_numpy(rng.integers(0, len(values), shape))]
+    negative = [-v for v in positive]
+    values = torch.tensor([np.nan, *positive, *negative], dtype=kind)
+    places = rng.integers(0, len(values), shape)
+    chosen = values[torch.from_numpy(places)]
     kept = torch.from_numpy(rng.random(shape) < .5)
     return torch.where(kept, random_tensor(rng, shape, dtype), chosen)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from minidiff.__main__ import main
-from minidiff.kernels.check import apart
-from minidiff.kernels.check.apart import Host, check
 from minidiff.kernels.check.compare import Near, compare
+from minidiff.kernels.check.yours import apart
+from minidiff.kernels.check.yours.apart import Host, check
 
 HEAD = """
 import ctypes, os, signal, sys, threading, time
@@ -88,7 +88,8 @@ if sample + len(x) > 2**32: sample = 2**32 - 1
     "sign": (DRAWS, PAIRS.replace("LINE", "r = abs(r)"), "radius's sign"),
     "radius": (DRAWS, PAIRS.replace("LINE", "r = r / np.float32(2**.5)"), "is the radius"),
     "angle": (DRAWS, PAIRS.replace("LINE", "cos, sin = np.cos(u), np.sin(u)"), "the angle"),
-    "words": (DRAWS, PAIRS.replace("step, tag)", "tag ^ step, 77)").replace("LINE", ""), "is the words"),
+    "words": (DRAWS, PAIRS.replace("step, tag)", "tag ^ step, 77)").replace("LINE", ""),
+              "is the words"),
     "library": (DRAWS, PAIRS.replace("LINE", "r = np.sign(r) * np.sqrt(-2 * np.log(u))"),
                 "right to about three digits"),
     # where
@@ -122,7 +123,8 @@ if sample + len(x) > 2**32: sample = 2**32 - 1
     "half": (OUT, "out[:1] = right(x, s, z, coef)[:1]", "elements differ"),
     "float64s": (GIVEN, "return right(x, s, z, coef).astype(float)",
                  r"returned float64 \(0, 3\), not float32 \(0, 3\)"),
-    "flat": (GIVEN, "return right(x, s, z, coef).ravel()", r"returned float32 \(0,\), not float32 \(0, 3\)"),
+    "flat": (GIVEN, "return right(x, s, z, coef).ravel()",
+             r"returned float32 \(0,\), not float32 \(0, 3\)"),
     "nothing": (GIVEN, "right(x, s, z, coef)", "returned a NoneType"),
     "two": (GIVEN, "return [right(x, s, z, coef)] * 2, 0", "returned 2 results, not 1"),
     "a list": (GIVEN, "return right(x, s, z, coef).tolist()", "returned a list"),
@@ -280,9 +282,10 @@ def horner(c, x):
 def philox(c0, c1, c2, c3, k0, k1):
     for _ in range(10):
         p, q = u64(0xD2511F53) * u64(c0), u64(0xCD9E8D57) * u64(c2)
-        c0, c1, c2, c3 = u32(q >> u64(32)) ^ c1 ^ k0, u32(q), u32(p >> u64(32)) ^ c3 ^ k1, u32(p)
+        high, low = u32(q >> u64(32)), u32(p >> u64(32))
+        c0, c1, c2, c3 = u32(high ^ c1 ^ k0), u32(q), u32(low ^ c3 ^ k1), u32(p)
         k0, k1 = u32(k0 + u32(0x9E3779B9)), u32(k1 + u32(0xBB67AE85))
-    return c0, c1, c2, c3
+    return u32(c0), u32(c1), u32(c2), u32(c3)
 @numba.njit
 def normals(out, quads, k0, k1, sample, step, tag):
     one = np.empty(1, np.int32)
@@ -334,13 +337,17 @@ def test_a_good_kernel_passes(name, tmp_path, capsys):
     file = tmp_path / "good.py"
     file.write_text(GOOD[name])
     dtypes = ["float32", "bfloat16"] if name == "torch" else ["float32"]
-    rows = list(check([file], dtypes=dtypes, seed=3))
+    # XLA flushes subnormal numbers on a CPU, whatever it is told: all else is the same
+    near = Near(rtol=1e-37) if name == "jax" else None
+    rows = list(check([file], dtypes=dtypes, seed=3, near=near))
     assert [said(row) for row in rows if not row["passed"]] == []
     shapes = {tuple(row["shape"]) for row in rows}
     assert {(70_001, 3), (1, 2**17 + 3), (1025, 1024), (64, 37)} <= shapes
     notes = " ".join(row["reason"] for row in rows)
-    assert "special values" in notes and "calls more" in notes
+    assert ("special values" in notes) == (near is None) and "calls more" in notes
     assert ("in place" in notes) == (name in ("torch", "ctypes", "triton"))
+    if name == "jax":
+        rows = [row for row in rows if "subnormal" not in row["reason"]]
     assert all(row["max_ulp"] in (0, None) for row in rows)
 
 
@@ -450,16 +457,17 @@ def test_near_is_near_and_never_the_same(tmp_path, capsys):
                                   "return a * x + (b * s + c * z)"))
     one = "check", "--kernel", str(file), "--op", "langevin", "--shape", "17,64"
     assert main([*one]) == 1
-    assert main([*one, "--ulp", "1000000000"]) == main([*one, "--rtol", "1e-6"]) == 0
+    assert main([*one, "--ulp", str(2**32)]) == main([*one, "--rtol", "1e-6"]) == 0
     out = capsys.readouterr().out
-    assert "within 1000000000 ulp: at most" in out and "within rtol 1e-06: at most" in out
+    assert f"within {2**32} ulp: at most" in out and "within rtol 1e-06: at most" in out
     assert main([*one, "--rtol", "1e-9"]) == 1
-    for options, bits in (["--rtol", "1e-5"], "rtol 1e-05"), (["--ulp", str(10**9)], "1000000000 ulp"):
-        file.write_text(file.read_text())
+    for options, bits in ((["--rtol", "1e-5"], "rtol 1e-05"),
+                          (["--ulp", str(2**32)], f"{2**32} ulp")):
         assert main(["bench", "--device", "cpu", "--kernel", str(file), "--op", "langevin",
                      "--elements", "4096", *options, "--json", str(tmp_path / "r.json")]) == 0
         out = capsys.readouterr().out
-        mine, = [line for line in out.splitlines() if "mine.py" in line and "langevin" in line]
+        mine, = [line for line in out.splitlines()
+                 if line.startswith("langevin ") and "mine.py" in line]
         assert bits in mine and "same" not in mine
         row, = [r for r in json.loads((tmp_path / "r.json").read_text())
                 if "mine.py" in r["backend"]]
@@ -479,9 +487,10 @@ def test_near_counts_from_what_was_expected():
 def test_several_files_and_versions(tmp_path, capsys):
     (tmp_path / "helper.py").write_text(NUMPY.replace("langevin", "mine"))
     for name in ("a", "b"):
-        (tmp_path / f"{name}.py").write_text(f"import helper\nlangevin_{'v1' if name == 'a' else 'v12'}"
-                                             " = helper.mine\nlangevin = helper.mine\n"
-                                             "langevin_kernel = langevin_v = helper.mine\n")
+        version = {"a": "v1", "b": "v12"}[name]
+        (tmp_path / f"{name}.py").write_text(
+            f"import helper\nlangevin_{version} = langevin = helper.mine\n"
+            "langevin_kernel = langevin_v = helper.mine\n")
     files = [str(tmp_path / f"{name}.py") for name in "ab"]
     options = [text for file in files for text in ("--kernel", file)]
     assert main(["check", *options, "--shape", "3,5", "--json", str(tmp_path / "r.json")]) == 0

@@ -259,7 +259,7 @@ def test_a_network_that_diverges_is_never_masked():
 
 # ---- check and bench ----
 
-CHECKED = {"op", "backend", "dtype", "shape", "max_ulp", "passed", "reason"}
+CHECKED = {"op", "backend", "dtype", "shape", "max_ulp", "passed", "within", "explained", "reason"}
 
 
 def test_check_writes_a_row_for_all_that_it_compared(tmp_path):

@@ -3,7 +3,7 @@
 It is told where in shared memory the arguments lie, calls a function, puts the results
 where it is told and says what they are. It has no expected result, and decides nothing.
 
-    python -m minidiff.kernels.check.inside CONNECTION MEMORY FAULTS FILE
+    python -m minidiff.kernels.check.yours.inside CONNECTION MEMORY FAULTS FILE
 """
 
 import faulthandler
@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
-from .yours import load, short, tensors
+from ...launch import dtype_name
+from . import load, short, tensors
 
 BITS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
@@ -34,10 +35,12 @@ def main(connection, memory, faults, file):
 
     try:
         found, interpreted = load(file)
+    except ValueError as e:
+        return answer(error=str(e))
     except BaseException as e:
-        return answer(error=str(e) if isinstance(e, ValueError) else short(e, file))
-    answer(functions=[(f.label, f.op, f.wanted, f.arrays) for f in found],
-           interpreted=interpreted)
+        return answer(error=short(e, file))
+    told = [(f.label, f.file, f.op, None, f.arrays, f.wanted) for f in found]
+    answer(functions=told, interpreted=interpreted)
     functions = {(f.label, f.op): f for f in found}
     memory = Memory(int(memory))
     while True:
@@ -65,7 +68,7 @@ def called(function, memory, request):
     memory.give_back()
     for tensor, place in zip(got, request["results"]):
         memory.put(tensor, *place)
-    return [(str(t.dtype), tuple(t.shape)) for t in got]
+    return [(dtype_name(t.dtype), tuple(t.shape)) for t in got]
 
 
 class Memory:
@@ -85,7 +88,7 @@ class Memory:
 
     def array(self, start, dtype, shape, kind):
         """The array that begins at a byte, NumPy's or torch's."""
-        size = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+        size = getattr(torch, dtype).itemsize
         bits = np.ndarray(shape, BITS[size], self.shared, start)
         if kind == "numpy":
             return bits.view(dtype)

@@ -21,16 +21,16 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ... import noise
-from .. import OPS
-from .cases import COUNTER, SUMS
-from .compare import as_tuple, normals
+from .... import noise
+from ... import OPS
+from ..cases import COUNTER, SUMS
+from ..compare import as_tuple, normals
 
 KNOWN = *OPS, *SUMS
 NAMED = re.compile(rf"({'|'.join(KNOWN)})(_v\d+)?")
@@ -61,17 +61,30 @@ def load(file):
     arrays = getattr(module, "ARRAYS", "numpy")
     if arrays not in ("numpy", "torch"):
         raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', got {arrays!r}")
-    named = {name: NAMED.fullmatch(name) for name in vars(module)}
-    found = [Function(f"{file}:{name}" if match[2] else str(file), str(file), match[1],
-                      getattr(module, name), arrays)
-             for name, match in named.items() if match and callable(getattr(module, name))]
+    found = []
+    for name, call in vars(module).items():
+        match = NAMED.fullmatch(name)
+        if match and callable(call):
+            op, version = match.groups()
+            label = f"{file}:{name}" if version else str(file)
+            wanted = arguments_of(call, f"{file}: {name}")
+            found.append(Function(label, str(file), op, call, arrays, wanted))
     if not found:
         raise ValueError(f"{file} defines no function named like an op: {', '.join(KNOWN)}")
-    for function in found:
-        function.wanted  # noqa: B018  it raises where they cannot be read
-    is_triton = any(type(v).__module__.startswith("triton.runtime")
-                    for v in vars(module).values())
+    kinds = {type(value).__module__ for value in vars(module).values()}
+    is_triton = any(kind.startswith("triton.runtime") for kind in kinds)
     return found, is_triton and not torch.cuda.is_available()
+
+
+def arguments_of(call, name):
+    """{argument: whether it may be left out}. ValueError where they have no names."""
+    try:
+        found = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{name} does not tell its arguments' names; put a Python "
+                         "function around it") from e
+    rest = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return {p.name: p.kind in rest or p.default is not p.empty for p in found}
 
 
 def only(functions, ops, files):
@@ -156,7 +169,7 @@ def as_tensor(value):
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, (np.ndarray, np.generic)):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return torch.from_numpy(np.array(value, order="C"))
     if hasattr(value, "__dlpack__"):
         return torch.from_dlpack(value).cpu().clone()
     if hasattr(value, "__array__"):
@@ -168,7 +181,8 @@ def as_tensor(value):
 
 @dataclass(frozen=True)
 class Function:
-    """A function of a file: its op, what to call and the arrays it takes.
+    """A function of a file: its op, what to call, the arrays it takes and the names of its
+    arguments (`arguments_of`).
 
     Bound to its arguments once, it is called with fresh data in the same memory.
     """
@@ -178,17 +192,7 @@ class Function:
     op: str
     call: Callable
     arrays: str
-
-    @cached_property
-    def wanted(self):
-        """{argument: whether it may be left out}. ValueError where they have no names."""
-        try:
-            found = inspect.signature(self.call).parameters.values()
-        except (TypeError, ValueError) as e:
-            raise ValueError(f"{self.file}: {self.op} does not tell its arguments' names; "
-                             "put a Python function around it") from e
-        rest = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-        return {p.name: p.kind in rest or p.default is not p.empty for p in found}
+    wanted: dict
 
     @property
     def device(self):

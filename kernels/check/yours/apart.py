@@ -10,7 +10,6 @@ import json
 import mmap
 import os
 import pickle
-import re
 import signal
 import socket
 import subprocess
@@ -18,81 +17,97 @@ import sys
 import tempfile
 import threading
 import time
-from itertools import chain
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from .. import FLOATS, OPS
-from .cases import BEYOND, cases_of
-from .compare import row_of, same_bits
-from .explain import compared
-from .yours import available, drawn, only, operands, require_known
+from ... import OPS
+from ...launch import dtype_name
+from ..cases import BEYOND, cases_of
+from ..compare import kind_of, row_of, same_bits
+from ..explain import compared
+from . import Function, available, drawn, only, operands, require_known
 
 LIMIT = 60.  # seconds that a call, or a file's import, may take
 PATIENCE = 3.  # the same for a large case in Triton's interpreter
 PRINTED = 4000  # characters of a file's output that are shown
 GUARD = 1 << 18  # bytes either side of an array: more than any kernel's block
-CALLS, SECONDS = 500, 1.  # small calls at the end, at most so many, for about so long
+CALLS, SECONDS = 300, .6  # small calls at the end, at most so many, for about so long
 COUNTER = {"seed", "sample", "step", "tag", "keys"}
 
 
 def check(files, ops=None, dtypes=("float32",), seed=0, shapes=None, near=None):
-    """Rows as check.check's, one by one: each function of the files on every case of its op.
+    """Rows as check.check's, one by one: each function of the files, on every case of its
+    op.
 
     shapes: these alone. near: compare.Near, for what is not meant to be equal. ValueError
     in one line where a file cannot be used.
     """
-    hosts = [Host(file) for file in files]
+    hosts = {}
     try:
-        functions = only([f for host in hosts for f in host.functions], ops, files)
-        for function in functions:
-            host = next(h for h in hosts if function in h.functions)
+        for file in files:
+            hosts[str(file)] = Host(file)
+        found = [f for host in hosts.values() for f in host.functions]
+        for function in only(found, ops, [*hosts]):
             if function.arrays == "numpy" and "bfloat16" in dtypes:
-                raise ValueError(f"{host.file}: NumPy has no bfloat16; put ARRAYS = 'torch' "
-                                 "into it")
+                raise ValueError(f"{function.file}: NumPy has no bfloat16; put "
+                                 "ARRAYS = 'torch' into it")
+            host = hosts[function.file]
             yield from check_function(host, function, dtypes, seed, shapes, near)
     finally:
-        for host in hosts:
+        for host in hosts.values():
             host.close()
 
 
 def check_function(host, function, dtypes, seed, shapes, near):
     """Rows of one function. The first case that its process does not answer is its last."""
-    cases = cases_of(function.op, dtypes, shapes, seed)
-    if not shapes:
-        beyond = cases_of(function.op, dtypes, BEYOND, seed + 1)
-        cases = chain(cases, beyond)
-    slow = set()
+    first = next(cases_of(function.op, dtypes, [(1, 1)]))
     try:
-        for case in cases:
-            if not fits(function, case):
-                continue
-            large = host.interpreted and case.shape in BEYOND
-            if large and case.shape in slow:
-                yield not_run(function, case)
-                continue
-            try:
-                for where in places(function):
-                    yield from rows_of(host, function, case, where, near,
-                                       PATIENCE if large else LIMIT)
-            except TimeoutError:
-                slow.add(case.shape)
-                yield not_run(function, case)
+        require_known(function, handed(function, first))
+    except ValueError as e:
+        yield failure(function, first, "", str(e))
+        return
+    cases = cases_of(function.op, dtypes, shapes, seed)
+    if near:  # what overflows, or is NaN, by the order of its terms has no one answer
+        cases = (case for case in cases if "special" not in case.note)
+    beyond = [] if shapes else cases_of(function.op, dtypes, BEYOND, seed + 1)
+    try:
+        yield from rows_of_cases(host, function, cases, near)
+        yield from rows_of_cases(host, function, beyond, near, large=True)
         for dtype in dtypes if not shapes else ():
             yield many_calls(host, function, dtype, seed, near)
     except Gone as e:
         yield e.row
 
 
+def rows_of_cases(host, function, cases, near, large=False):
+    """Rows of those cases that are a function's. Large ones are called once, and left where
+    Triton's interpreter takes too long."""
+    limit = PATIENCE if large and host.interpreted else LIMIT
+    slow = set()
+    for case in cases:
+        if not fits(function, case):
+            continue
+        if case.shape in slow:
+            yield not_run(function, case)
+            continue
+        try:
+            for where in places(function):
+                yield from rows_of(host, function, case, where, near, limit, once=large)
+        except TimeoutError:
+            slow.add(case.shape)
+            yield not_run(function, case)
+
+
 def not_run(function, case):
     """A row of what Triton's interpreter would take too long for."""
     shape = ",".join(map(str, case.shape))
     return row_of(function.op, function.label, case.dtype, case.shape, None,
-                  f"takes more than {PATIENCE:g} s in Triton's interpreter; check it on a GPU, "
-                  f"or --shape {shape}")
+                  f"takes more than {PATIENCE:g} s in Triton's interpreter; check it on a "
+                  f"GPU, or --shape {shape}")
 
 
 def many_calls(host, function, dtype, seed, near):
@@ -100,11 +115,10 @@ def many_calls(host, function, dtype, seed, near):
     shape = 7, 13
     end = time.monotonic() + SECONDS
     count = 0
-    for case in cases_of(function.op, [dtype], [shape] * CALLS, seed + 2):
+    cases = cases_of(function.op, [dtype], [shape] * CALLS, seed + 2)
+    for case in filter(partial(fits, function), cases):
         if time.monotonic() > end or count == CALLS:
             break
-        if not fits(function, case):
-            continue
         count += 1
         for row in rows_of(host, function, case, "", near, LIMIT, once=True):
             if not row["passed"]:
@@ -123,51 +137,61 @@ def fits(function, case):
     if case.z is not None and ("z" not in has or has & COUNTER):
         return False
     needs = {name for name, optional in wanted.items() if not optional}
-    own = set(OPS[case.op].tried) if case.op in OPS else set()
-    return case.parameters is not None or "coef" in has and not needs & own
+    if case.parameters is not None:
+        return True
+    return "coef" in has and not needs & set(OPS[case.op].tried)
 
 
 def places(function):
-    """Where out is: a buffer of its own, and, where there is an operand, that very array."""
+    """Where out is: a buffer of its own, and, where an op has an operand, that array."""
     if "out" not in function.wanted:
         return [""]
-    return [", out of place", ", in place"] if operands(function.op) else [", out of place"]
+    if not operands(function.op):
+        return [", out of place"]
+    return [", out of place", ", in place"]
 
 
 # ---- one call ----
 
 def rows_of(host, function, case, where, near, limit, once=False):
     """Rows of a case: called twice, with other guards, it returns the same and harms
-    nothing. Gone where it is not answered."""
-    def failed(reason):
-        return row_of(function.op, function.label, case.dtype, case.shape, False,
-                      f"{case.parts[0]}{where}: {reason}")
-    call = None
+    nothing. Gone where it is not answered, TimeoutError where it need not be."""
+    first = Call(function, case, "in place" in where)
+    again = Call(function, case, "in place" in where)
+    failed = partial(failure, function, case, where)
     try:
-        call = Call(function, case, "in place" in where)
-        got = call.answered(host, limit)
-        again = got if once else Call(function, case, "in place" in where).answered(
-            host, limit)
+        got = first.results(host, limit)
+        more = got if once else again.results(host, limit)
     except TimeoutError as e:
         if limit < LIMIT:
             raise
-        raise Gone(failed(f"{e}{call.damage(host)}")) from e
+        raise Gone(failed(f"{e}{first.damage(host)}")) from e
     except EOFError as e:
-        raise Gone(failed(f"{e}, called with {', '.join(call.given)}"
-                          f"{call.damage(host)}")) from e
-    except (ValueError, RuntimeError) as e:
+        given = ", ".join(first.given)
+        raise Gone(failed(f"{e}, called with {given}{first.damage(host)}")) from e
+    except RuntimeError as e:
         yield failed(str(e))
         return
-    draws = "z" not in function.wanted
+    draws = draws_itself(function)
     for row in compared(case, function.label, got, where=where, near=near, draws=draws):
-        noise = case.op not in OPS or OPS[case.op].noise
-        if not row["passed"] and draws and noise and case.op != "norms":
-            if not COUNTER & set(function.wanted):
-                row["explained"] = ("its noise cannot be the counter's: it asks for none of "
-                                    "seed, sample, step, tag")
+        if draws and not row["passed"] and not COUNTER & set(function.wanted):
+            row["explained"] = ("its noise cannot be the counter's: it asks for none of "
+                                "seed, sample, step, tag")
         yield row
-    if not all(map(same_bits, got, again)):
+    if not all(map(same_bits, got, more)):
         yield failed("called again with the same arguments, it returns something else")
+
+
+def failure(function, case, where, reason):
+    """A failed row of a case that has no result to compare."""
+    return row_of(function.op, function.label, case.dtype, case.shape, False,
+                  f"{case.parts[0]}{where}: {reason}")
+
+
+def draws_itself(function):
+    """Whether a function has noise in it that it is not handed."""
+    draws = OPS[function.op].noise if function.op in OPS else function.op != "norms"
+    return draws and "z" not in function.wanted
 
 
 class Gone(Exception):
@@ -179,93 +203,89 @@ class Gone(Exception):
 
 
 class Call:
-    """A function's arguments for a case, as they are laid into memory between guards."""
+    """A function's arguments for a case, and where they lie in memory.
+
+    given: the arguments' names. arrays, values: what is shared, and what is sent. alias:
+    the operand that out is, in place.
+    """
 
     def __init__(self, function, case, in_place):
-        like = case.u or [torch.empty(case.shape, dtype=getattr(torch, case.dtype))]
-        have = available(case.op, like, case.coef, case.parameters or {}, case.counter)
-        require_known(function, have)
-        if "z" in function.wanted:
-            have["z"] = case.z if case.z is not None else drawn(case.shape, case.counter)
-        have["out"] = torch.randn(case.shape).to(like[0].dtype)  # stale numbers, never right
+        have = handed(function, case)
         self.function = function.label, function.op
         self.given = [name for name in function.wanted if name in have]
-        arrays = {name: as_cpu(have[name]) for name in self.given
-                  if isinstance(have[name], (np.ndarray, torch.Tensor))}
-        self.values = {name: have[name] for name in self.given if name not in arrays}
         self.alias = operands(case.op)[0] if in_place else None
-        if self.alias:
-            out = arrays.pop("out")
-            arrays.setdefault(self.alias, have[self.alias])
-        self.arrays = arrays
-        self.results = case.expected
-        self.places = {}
+        self.arrays, self.values = {}, {}
+        for name in self.given:
+            value = have[name]
+            if not isinstance(value, (np.ndarray, torch.Tensor)):
+                self.values[name] = value
+            elif name != "out" or not in_place:
+                self.arrays[name] = as_cpu(value)
+        if in_place:
+            self.arrays[self.alias] = as_cpu(have[self.alias])
+        self.expected = case.expected
+        self.lay_out()
+
+    def lay_out(self):
+        """Give every array its place, between guards, and the results theirs after them."""
         end = GUARD
-        for name, t in arrays.items():
-            self.places[name] = end
-            end += t.nbytes + GUARD + -t.nbytes % 256
+        self.places, self.room = {}, []
+        for name, t in self.arrays.items():
+            self.places[name] = slice(end, end + t.nbytes)
+            end += up_to_line(t.nbytes) + GUARD
         self.end = end
-        self.put = []
-        for t in case.expected:
-            self.put.append((end, t.nbytes))
-            end += t.nbytes + -t.nbytes % 256
+        for t in self.expected:
+            self.room.append(slice(end, end + t.nbytes))
+            end += up_to_line(t.nbytes)
         self.size = end
 
-    def answered(self, host, limit):
-        """The results, CPU tensors. RuntimeError for what it raised, returned, overran or
-        changed; EOFError or TimeoutError where there is no answer."""
+    def zones(self):
+        """Where the guards are: before the first array, and after each."""
+        places = self.places.values()
+        starts = [0, *(place.stop for place in places)]
+        stops = [*(place.start for place in places), self.end]
+        return [slice(*ends) for ends in zip(starts, stops)]
+
+    def results(self, host, limit):
+        """What the function returns, CPU tensors. RuntimeError for what it raised, overran,
+        changed or returned amiss; EOFError or TimeoutError where there is no answer."""
         memory = host.room(self.size)
         self.guards = host.noise()
-        for start in self.guarded():
-            memory[start] = self.guards[:start.stop - start.start]
+        for zone in self.zones():
+            memory[zone] = self.guards[:zone.stop - zone.start]
         for name, t in self.arrays.items():
-            memory[self.part(name)] = raw(t)
-        arrays = {name: (self.places[name], str(t.dtype).removeprefix("torch."),
-                         tuple(t.shape)) for name, t in self.arrays.items()}
-        if self.alias:
-            arrays["out"] = arrays[self.alias]
-            arrays = {name: arrays[name] for name in self.given}
-        answer = host.ask({"function": self.function, "size": self.size, "arrays": arrays,
-                           "values": self.values, "results": self.put}, limit)
+            memory[self.places[name]] = raw(t)
+        answer = host.ask(self.request(), limit)
         if "error" in answer:
             raise RuntimeError(answer["error"])
         if damage := self.damage(host):
             raise RuntimeError(damage.removeprefix(", after it "))
-        for name, t in self.arrays.items():
-            if name not in ("out", self.alias) and (memory[self.part(name)] != raw(t)).any():
-                raise RuntimeError(f"changed {name}, which is only to be read: write to out, "
-                                   "or to a new array")
-        kinds = [(str(t.dtype), list(t.shape)) for t in self.results]
-        for (dtype, shape), (kind, size) in zip(answer["results"], kinds, strict=True):
-            if (dtype, shape) != (kind, size):
-                raise RuntimeError(
-                    f"returned {dtype.removeprefix('torch.')} {tuple(shape)}, not "
-                    f"{kind.removeprefix('torch.')} {tuple(size)}")
-        got = [torch.empty_like(t) for t in self.results]
-        for t, (start, size) in zip(got, self.put):
-            raw(t)[:] = memory[start:start + size]
+        self.require_unchanged(memory)
+        self.require_kind(answer["results"])
+        got = [torch.empty_like(t) for t in self.expected]
+        for t, part in zip(got, self.room):
+            raw(t)[:] = memory[part]
         return got
 
-    def part(self, name):
-        """Where an array's bytes are."""
-        start = self.places[name]
-        return slice(start, start + self.arrays[name].nbytes)
-
-    def guarded(self):
-        """Where the guards are."""
-        begin = 0
-        for name in self.places:
-            part = self.part(name)
-            yield slice(begin, part.start)
-            begin = part.stop
-        yield slice(begin, self.end)
+    def request(self):
+        """What the process is told."""
+        places = {}
+        for name, t in self.arrays.items():
+            start = self.places[name].start
+            places[name] = start, dtype_name(t.dtype), tuple(t.shape)
+        if self.alias:
+            places["out"] = places[self.alias]
+        arrays = {name: places[name] for name in self.given if name in places}
+        return {"function": self.function, "size": self.size, "arrays": arrays,
+                "values": self.values,
+                "results": [(part.start, part.stop - part.start) for part in self.room]}
 
     def damage(self, host):
         """", after it wrote ..." where a guard is not whole: beyond the end, or before the
         start, of which array; else nothing."""
         memory = host.room(self.size)
         names = [*self.places]
-        for k, zone in enumerate(self.guarded()):
+        for k, zone in enumerate(self.zones()):
             size = zone.stop - zone.start
             off = np.flatnonzero(memory[zone] != self.guards[:size])
             if not len(off):
@@ -274,8 +294,42 @@ class Call:
             if k and len(low):
                 return (f", after it wrote up to {low[-1] + 1} bytes beyond the end of "
                         f"{names[k - 1]}")
-            return f", after it wrote from {size - off[0]} bytes before the start of {names[k]}"
+            return (f", after it wrote from {size - off[0]} bytes before the start of "
+                    f"{names[k]}")
         return ""
+
+    def require_unchanged(self, memory):
+        """RuntimeError where an argument but out is not what was handed over."""
+        for name, t in self.arrays.items():
+            changed = (memory[self.places[name]] != raw(t)).any()
+            if changed and name not in ("out", self.alias):
+                raise RuntimeError(f"changed {name}, which is only to be read: write to "
+                                   "out, or to a new array")
+
+    def require_kind(self, returned):
+        """RuntimeError unless what was returned, (dtype, shape) each, is of the kind."""
+        for (dtype, shape), t in zip(returned, self.expected, strict=True):
+            kind = f"{dtype} {tuple(shape)}"
+            if kind != kind_of(t):
+                raise RuntimeError(f"returned {kind}, not {kind_of(t)}")
+
+
+def handed(function, case):
+    """{name: value} of all that a function may ask for in a case."""
+    like = case.u or [torch.empty(case.shape, dtype=getattr(torch, case.dtype))]
+    parameters = case.parameters or {}
+    have = available(case.op, like, case.coef, parameters, case.counter)
+    have["z"] = case.z
+    if case.z is None and "z" in function.wanted:
+        have["z"] = drawn(case.shape, case.counter)
+    stale = torch.randn(case.shape)  # numbers that are never right
+    have["out"] = stale.to(like[0].dtype)
+    return have
+
+
+def up_to_line(size):
+    """A size up to the next multiple of 256 bytes, which arrays begin at."""
+    return -(-size // 256) * 256
 
 
 def as_cpu(value):
@@ -299,8 +353,8 @@ class Host:
 
     def __init__(self, file):
         self.file = str(file)
-        self.memory = tempfile.TemporaryFile()
-        self.faults = tempfile.TemporaryFile()
+        self.memory = tempfile.TemporaryFile()  # noqa: SIM115  while this lives
+        self.faults = tempfile.TemporaryFile()  # noqa: SIM115
         self.shared = np.empty(0, np.uint8)
         self.random = np.frombuffer(os.urandom(2 * GUARD), np.uint8)
         self.process = None
@@ -310,12 +364,13 @@ class Host:
         """Begin, and learn what the file holds. ValueError where it cannot be used."""
         here, there = socket.socketpair()
         descriptors = there.fileno(), self.memory.fileno(), self.faults.fileno()
+        names = map(str, descriptors)
         environment = dict(os.environ)
         if not torch.cuda.is_available():
             environment.setdefault("TRITON_INTERPRET", "1")
         self.faults.truncate(0)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.inside", *map(str, descriptors), self.file],
+            [sys.executable, "-m", f"{__package__}.inside", *names, self.file],
             pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, env=environment)
         there.close()
@@ -330,8 +385,7 @@ class Host:
             self.close()
             raise ValueError(found["error"])
         self.interpreted = found["interpreted"]
-        self.functions = [SimpleNamespace(label=label, op=op, wanted=wanted, arrays=arrays)
-                          for label, op, wanted, arrays in found["functions"]]
+        self.functions = [Function(*fields) for fields in found["functions"]]
 
     def ask(self, request, limit):
         """The answer to a request."""
@@ -344,7 +398,7 @@ class Host:
         return self.hear(limit)
 
     def hear(self, limit):
-        """What the process says. EOFError where it ends, TimeoutError where it is silent."""
+        """What the process says. EOFError where it ends, TimeoutError where it does not."""
         try:
             if self.connection.poll(limit):
                 return json.loads(self.connection.recv_bytes(1 << 20))
@@ -374,16 +428,19 @@ class Host:
     def last_line(self):
         """The line of the file in which the process crashed, where Python knows it."""
         self.faults.seek(0)
-        for line in self.faults.read(1 << 16).decode(errors="replace").splitlines():
-            if match := re.match(f' *File "{re.escape(os.path.abspath(self.file))}", (line \\d+)', line):
-                return f" in {self.file}, {match[1]}"
+        text = self.faults.read(1 << 16).decode(errors="replace")
+        for line in text.splitlines():
+            if f'File "{os.path.abspath(self.file)}"' in line:
+                number = line.split(", line ")[1].split()[0]
+                return f" in {self.file}, line {number}"
         return ""
 
     def room(self, size):
         """Shared memory of at least so many bytes."""
         if len(self.shared) < size:
             self.memory.truncate(size)
-            self.shared = np.frombuffer(mmap.mmap(self.memory.fileno(), size), np.uint8)
+            view = mmap.mmap(self.memory.fileno(), size)
+            self.shared = np.frombuffer(view, np.uint8)
         return self.shared
 
     def noise(self):
@@ -395,10 +452,8 @@ class Host:
         """End the process and all that it began."""
         if self.process is None:
             return
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self.connection.close()
         self.process = None
