@@ -108,19 +108,19 @@ def make_folder(out):
 
 
 def tolerance(text):
-    """A relative tolerance: between 0 and 1."""
+    """A relative tolerance."""
     value = float(text)
     if not 0 < value < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
     return value
 
 
 def shape(text):
     """A shape, as 3,5: samples first."""
-    sizes = tuple(int(n) for n in text.split(","))
-    if min(sizes) < 0:
-        raise ValueError
-    return sizes
+    sizes = text.split(",")
+    if not all(n.isdecimal() for n in sizes):
+        raise argparse.ArgumentTypeError(f"must be whole numbers, as 3,5, got {text!r}")
+    return tuple(map(int, sizes))
 
 
 def check_file(option, file):
@@ -441,7 +441,7 @@ def run_bench(args):
     from .bench.speed.rows import MAIN_OP
     from .bench.speed.run import bench
     from .bench.speed.suite import show_all, suite
-    from .kernels.check.yours import UserKernels
+    from .kernels.check.yours import UserKernels, apart
     if args.report is not None:
         print(report.report(args.report or report.RESULTS))
         return 0
@@ -450,6 +450,8 @@ def run_bench(args):
             raise ValueError(f"--elements {n}: a multiple of 1024, or below it")
     old = args.compare and report.load(args.compare)
     near = nearness(args)
+    for file in args.kernel or ():
+        apart.Host(file).close()  # where its import ends the process, it ends another
     user = UserKernels(*args.kernel, ops=args.op, near=near) if args.kernel else None
     if args.op or args.backend or args.elements or args.dtype or user:
         default = user.ops if user else [MAIN_OP.name]
@@ -555,6 +557,9 @@ def main(argv=None):
         if os.environ.get("MINIDIFF_TRACEBACK"):
             raise
         print(f"minidiff {args.command}: {e}", file=sys.stderr)
+        return 2
+    except MemoryError as e:
+        print(f"minidiff {args.command}: out of memory: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -174,7 +174,7 @@ def summary(rows):
         return f"not run: {rows[0]['reason']}"
     found = [row["max_ulp"] for row in rows if row["max_ulp"] is not None]
     worst = f"{max(found)} ulp" if found else rows[-1]["reason"]
-    if found and rows[0]["within"]:
+    if found and all(passed) and rows[0]["within"]:
         worst = f"{rows[0]['within']}: at most {worst}"
     more = len(rows) - len(passed)
     not_run = f", {more} not run" if more else ""

@@ -14,7 +14,7 @@ import torch
 from minidiff.__main__ import main
 from minidiff.kernels.check.compare import Near, compare
 from minidiff.kernels.check.yours import apart
-from minidiff.kernels.check.yours.apart import Host, check
+from minidiff.kernels.check.yours.apart import check
 
 HEAD = """
 import ctypes, os, signal, sys, threading, time
@@ -147,7 +147,7 @@ if sample + len(x) > 2**32: sample = 2**32 - 1
     "later": (GIVEN, "threading.Timer(.01, os._exit, [0]).start()\ntime.sleep(.02)\n"
               "return right(x, s, z, coef)", "ended its process with exit status 0"),
     "silent": (GIVEN, "os.closerange(3, 99)\ntime.sleep(60)", "answered no more|SIGKILL|ended"),
-    "sleeps": (GIVEN, "time.sleep(60)", "takes more than 1.5 s"),
+    "sleeps": (GIVEN, "time.sleep(60)", "takes more than 5 s"),
     "forges": (GIVEN, "for fd in range(3, 20):\n"
                "    try: os.write(fd, b'\\0\\0\\0\\x0e{\"results\": 0}')\n"
                "    except OSError: pass\nos._exit(0)", "ended its process|answered no more|"
@@ -171,8 +171,7 @@ def verdicts(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apart, "BEYOND", [(70_001, 3), (70_001, 3), (1, 2**17 + 3)])
         patch.setattr(apart, "SECONDS", .4)
-        patch.setattr(apart, "LIMIT", 1.5)
-        patch.setattr(Host.hear, "__defaults__", (10.,))
+        patch.setattr(apart, "LIMIT", 5.)
         rows = list(check([file], seed=1))
     names = [f"{file}:langevin_v{k}" for k in range(len(WRONG))]
     found = {name: [] for name in names}
@@ -446,7 +445,8 @@ def test_check_goes_where_a_failure_is(tmp_path, capsys):
 @pytest.mark.parametrize("argv, words", [
     (["--kernel", ""], ["--kernel ''", "not a file"]),
     (["--ulp", "1"], ["--ulp", "--kernel"]),
-    (["--kernel", "no.py"], ["no.py", "not a file"])])
+    (["--kernel", "no.py"], ["no.py", "not a file"]),
+    (["--op", "langevin", "--shape", "99999999999,99999"], ["memory"])])
 def test_check_options_that_cannot_be(argv, words, refused):
     refused(*words, argv=["check", *argv])
 
@@ -535,15 +535,17 @@ def test_what_a_kernel_prints_is_shown_up_to_a_limit(tmp_path, capfd):
 @pytest.mark.parametrize("code, words", [
     ("import os; os._exit(0)", "its import ended its process with exit status 0"),
     ("import ctypes; ctypes.string_at(0)", "its import crashed in .*mine.py, line 1 .SIGSEGV"),
-    ("import time; time.sleep(60)", "its import takes more than 3 s"),
+    ("import time; time.sleep(60)", "its import takes more than 6 s"),
     ("x = 1\n1 / 0", "ZeroDivisionError: division by zero .*mine.py, line 2"),
     ("def f(:", "SyntaxError.*line 1")])
 def test_a_file_that_ends_its_process_is_one_line(code, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(apart, "LIMIT", 3.)
+    monkeypatch.setattr(apart, "START", 6.)
     (tmp_path / "mine.py").write_text(code)
     assert main(["check", "--kernel", str(tmp_path / "mine.py")]) == 2
     err = capsys.readouterr().err
     assert re.search(words, err) and err.count("\n") == 1
+    assert main(["bench", "--device", "cpu", "--kernel", str(tmp_path / "mine.py")]) == 2
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_nothing_is_left_running(tmp_path):
@@ -579,3 +581,13 @@ def test_what_is_slow_in_the_interpreter_is_not_called_passed(tmp_path, monkeypa
         assert {row["passed"] for row in large} == {None}
         assert all("--shape 70001,3" in row["reason"] for row in large)
     assert all(row["passed"] for row in rows if row not in large)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--shape", "3,,5"], "as 3,5"), (["--shape", "a"], "as 3,5"), (["--shape", "-1,3"], "as 3,5"),
+    (["--ulp", "0"], "at least 1"), (["--rtol", "2"], "between 0 and 1"),
+    (["--elements", "0"], "at least 1")])
+def test_option_values_that_cannot_be(argv, words, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", *argv])
+    assert words in capsys.readouterr().err

@@ -266,8 +266,8 @@ class UserKernels:
     """
 
     def __init__(self, *files, ops=None, near=None):
-        self.files = [str(file) for file in files]
-        loaded = [load(file) for file in files]
+        self.files = [*dict.fromkeys(map(str, files))]
+        loaded = [load(file) for file in self.files]
         found = [f for functions, _ in loaded for f in functions]
         self.functions = only(found, ops, self.files)
         self.interpreted = any(is_so for _, is_so in loaded)

@@ -31,7 +31,8 @@ from ..compare import kind_of, row_of, same_bits
 from ..explain import compared
 from . import Function, available, drawn, only, operands, require_known
 
-LIMIT = 60.  # seconds that a call, or a file's import, may take
+LIMIT = 60.  # seconds that a call may take
+START = 60.  # the same for a file's import
 PATIENCE = 3.  # the same for a large case in Triton's interpreter
 PRINTED = 4000  # characters of a file's output that are shown
 GUARD = 1 << 18  # bytes either side of an array: more than any kernel's block
@@ -48,7 +49,7 @@ def check(files, ops=None, dtypes=("float32",), seed=0, shapes=None, near=None):
     """
     hosts = {}
     try:
-        for file in files:
+        for file in dict.fromkeys(files):
             hosts[str(file)] = Host(file)
         found = [f for host in hosts.values() for f in host.functions]
         for function in only(found, ops, [*hosts]):
@@ -378,7 +379,7 @@ class Host:
         threading.Thread(target=show, args=(self.process.stdout, self.file),
                          daemon=True).start()
         try:
-            found = self.hear(LIMIT)
+            found = self.hear(START)
         except (EOFError, TimeoutError) as e:
             raise ValueError(f"{self.file}: its import {e}") from e
         if "error" in found:
