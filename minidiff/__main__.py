@@ -68,7 +68,7 @@ def kernel_options(add):
     add("--kernel", metavar="FILE.py", action="append",
         help="your own: functions named like ops, or a version, langevin_v2 (repeatable; "
              "see the README)")
-    add("--ulp", type=positive, metavar="N",
+    add("--ulp", type=ulp, metavar="N",
         help="with --kernel: it need not be equal, N units in the last place are near "
              "enough")
     add("--rtol", type=tolerance, metavar="R",
@@ -105,6 +105,14 @@ def make_folder(out):
     except OSError as e:
         raise ValueError(f"--out {out}: no folder can be made there ({e.strerror})") from e
     return Path(out)
+
+
+def ulp(text):
+    """How many units in the last place are near: beyond 2^20 nothing would be wrong."""
+    value = positive(text)
+    if value > 2**20:
+        raise argparse.ArgumentTypeError(f"must be at most 2^20, got {text}; see --rtol")
+    return value
 
 
 def tolerance(text):

@@ -1,8 +1,8 @@
 """The cases of check: calls of an op, and what NumPy makes of them.
 
-Each has parameters, operands and a counter of its own, drawn from check's seed. The
-counters lie where a kernel may lose a bit: seeds from 2^63 on, ids that wrap at 2^32 within
-a batch, steps from 2^31 on.
+Each has parameters, operands and a counter of its own, drawn from check's seed. A counter's
+fields are 0, small, or where a kernel may lose a bit: seeds from 2^63 on, ids that wrap at
+2^32 within a batch, steps from 2^31 on.
 """
 
 from dataclasses import dataclass
@@ -99,16 +99,17 @@ class Case:
 
 # ---- of updates ----
 
-def update_cases(op, dtypes, shapes=None, seed=0):
+def update_cases(op, dtypes, shapes=None, seed=0, hard=()):
     """Cases of an op: with parameters for the call and for each sample, where it draws with
-    a seed a row, and, unless shapes are named, with numbers that kernels get wrong."""
+    a seed a row; and of `hard` shapes, HARD if no shapes are named, numbers that kernels
+    get wrong.
+    """
     rng = np.random.default_rng([*op.name.encode(), seed % 2**64])
     variants = ["per call", "per sample"] + [KEYED] * op.noise
     for dtype, shape, variant in product(dtypes, shapes or SHAPES, variants):
         yield plain_case(op, dtype, shape, variant, rng)
-    if shapes is None:
-        for dtype in dtypes:
-            yield from hard_cases(op, dtype, rng)
+    for dtype, shape in product(dtypes, [HARD] if shapes is None else hard):
+        yield from hard_cases(op, dtype, shape, rng)
 
 
 def plain_case(op, dtype, shape, variant, rng):
@@ -126,14 +127,14 @@ def plain_case(op, dtype, shape, variant, rng):
     return Case(op.name, dtype, shape, u, coef, parameters, counter, variant)
 
 
-def hard_cases(op, dtype, rng):
+def hard_cases(op, dtype, shape, rng):
     """Special values among operands; beside coefficients 0 and -0; coefficients that are no
     step's, where a step has a 1; subnormal results."""
     count = len(op.operands) + op.noise
     bounds = []
     if op.denoise:
         bounds = [*rng.uniform(-1, 1, 2), 0., 1.]
-    usual = plain_case(op, dtype, HARD, "per call", rng)
+    usual = plain_case(op, dtype, shape, "per call", rng)
     zero = np.zeros(count)
     zero[-1] = 1.
     zero[0] *= -1
@@ -146,47 +147,47 @@ def hard_cases(op, dtype, rng):
     for note, coef in coefs.items():
         special = "special" in note
         draw = special_tensor if special else random_tensor
-        u = [draw(rng, HARD, dtype) for _ in op.operands]
+        u = [draw(rng, shape, dtype) for _ in op.operands]
         parameters = usual.parameters if coef is usual.coef else None
         coef = np.asarray(coef)
         for given in range(op.noise + 1):
-            counter = fresh_counter(rng, HARD[0])
-            z = draw(rng, HARD, "float32") if given else None
+            counter = fresh_counter(rng, shape[0])
+            z = draw(rng, shape, "float32") if given else None
             if u or given:
-                yield Case(op.name, dtype, HARD, u, coef, parameters, counter, note, z)
+                yield Case(op.name, dtype, shape, u, coef, parameters, counter, note, z)
     if dtype != "float32" and len(op.operands) > 1:
-        yield tie_case(op, dtype, rng)
+        yield tie_case(op, dtype, shape, rng)
 
 
-def tie_case(op, dtype, rng):
+def tie_case(op, dtype, shape, rng):
     """Results half-way between two numbers of 16 bits: u0 + eps / 2, 1 <= |u0| < 2."""
     kind = getattr(torch, dtype)
     eps = torch.finfo(kind).eps
-    u0 = 1 + eps * rng.integers(0, round(1 / eps), HARD)
-    u0 *= rng.choice([-1., 1.], HARD)
+    u0 = 1 + eps * rng.integers(0, round(1 / eps), shape)
+    u0 *= rng.choice([-1., 1.], shape)
     u = [torch.from_numpy(u0).to(kind)]
-    u += [torch.ones(HARD, dtype=kind) for _ in op.operands[1:]]
+    u += [torch.ones(shape, dtype=kind) for _ in op.operands[1:]]
     coef = np.zeros(len(u) + op.noise)
     coef[:2] = 1., eps / 2
     if op.denoise:
         coef = np.append(coef, [0., 1., 0., 1.])  # u1 itself
-    counter = fresh_counter(rng, HARD[0])
-    return Case(op.name, dtype, HARD, u, coef, None, counter, "ties")
+    counter = fresh_counter(rng, shape[0])
+    return Case(op.name, dtype, shape, u, coef, None, counter, "ties")
 
 
 # ---- of sums ----
 
-def sum_cases(op, dtypes, shapes=None, seed=0):
+def sum_cases(op, dtypes, shapes=None, seed=0, hard=()):
     """Cases of one of SUMS: u is (s,), coef is dsm_loss's."""
     rng = np.random.default_rng([*op.encode(), seed % 2**64])
     keyed = [False] if op == "norms" else [False, True]
     for dtype, shape, by_row in product(dtypes, shapes or SHAPES, keyed):
         s = random_tensor(rng, shape, dtype)
         yield sum_case(op, dtype, s, rng, by_row, f", {KEYED}" * by_row)
-    if shapes is None and op != "noise_norms":
-        for dtype in dtypes:
-            s = random_tensor(rng, HARD, dtype)
-            column = s[::2, 5]
+    if op != "noise_norms":
+        for dtype, shape in product(dtypes, [HARD] if shapes is None else hard):
+            s = random_tensor(rng, shape, dtype)
+            column = s.view(-1)[::2 * max(1, s[:1].numel())]  # of every other row
             column[:] = special_tensor(rng, column.shape, dtype)
             yield sum_case(op, dtype, s, rng, False, ", special values")
 
@@ -208,24 +209,26 @@ def sums_of(op, s, coef, backend, **counter):
     return dsm_loss(s, coef, backend=backend, **counter)
 
 
-def cases_of(op, dtypes, shapes=None, seed=0):
+def cases_of(op, dtypes, shapes=None, seed=0, hard=()):
     """Cases of an op or of one of SUMS, by its name."""
     if op in SUMS:
-        return sum_cases(op, dtypes, shapes, seed)
-    return update_cases(OPS[op], dtypes, shapes, seed)
+        return sum_cases(op, dtypes, shapes, seed, hard)
+    return update_cases(OPS[op], dtypes, shapes, seed, hard)
 
 
 # ---- what they are made of ----
 
 def fresh_counter(rng, batch, by_row=False):
-    """A counter that no case has had, far out in each of its fields; or, by_row, with a
-    random seed and id for each row."""
-    def between(low, high):
-        return int(rng.integers(low, high, dtype=np.uint64))
-    counter = {"seed": between(2**63, 2**64),
-               "sample": 2**32 - between(1, batch + 2),
-               "step": between(2**31, 2**32),
-               "tag": between(1, 2**32)}
+    """A counter whose fields are each 0, small or far out; or, by_row, with a random seed
+    and id for each row."""
+    def one_of(low, high):
+        far = int(rng.integers(low, high, dtype=np.uint64))
+        small = int(rng.integers(1, 100))
+        return [0, small, far, far][rng.integers(4)]
+    counter = {"seed": one_of(2**63, 2**64),
+               "sample": one_of(2**32 - batch - 1, 2**32),
+               "step": one_of(2**31, 2**32),
+               "tag": one_of(2**31, 2**32)}
     if by_row:
         counter["seed"] = rng.integers(-2**63, 2**63, batch)
         counter["sample"] = rng.integers(0, 2**32, batch)

@@ -64,6 +64,9 @@ def compare(op, backend, dtype, shape, got, expected, *, part="", allowed=0, nea
     apart = differences(got, expected)
     if near and near.rtol:
         wrong &= ~(apart <= near.rtol * (1 + abs(as_float64(expected))))
+    if near:  # however near, a number is no infinity, and neither is NaN
+        wrong |= got.isnan().numpy() != expected.isnan().numpy()
+        wrong |= got.isinf().numpy() != expected.isinf().numpy()
     if not wrong.any():
         return row(True, part, max_ulp=worst, within=near and str(near))
     in_ulp = at_largest(distance)

@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +48,10 @@ def load(file):
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"--kernel {str(file)!r}: not a file")
-    sys.path.insert(0, str(path.resolve().parent))
-    name = f"kernels of {path.stem}"
+    folder = os.path.dirname(absolute(file))
+    sys.path.insert(0, folder)
+    name = f"kernels of {absolute(file)}"
+    before = {*sys.modules}
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise ValueError(f"{file}: not a Python file, NAME.py")
@@ -58,13 +60,18 @@ def load(file):
         spec.loader.exec_module(module)
     except STOPS as e:
         raise ValueError(f"{file}: {short(e, file)}") from e
+    for other in {*sys.modules} - before - {name}:  # another file may have its own
+        source = getattr(sys.modules[other], "__file__", None) or ""
+        if source.startswith(folder + os.sep):
+            del sys.modules[other]
     arrays = getattr(module, "ARRAYS", "numpy")
     if arrays not in ("numpy", "torch"):
         raise ValueError(f"{file}: ARRAYS must be 'numpy' or 'torch', got {arrays!r}")
     found = []
     for name, call in vars(module).items():
         match = NAMED.fullmatch(name)
-        if match and callable(call):
+        ours = str(getattr(call, "__module__", "")).startswith("minidiff.")
+        if match and callable(call) and not ours:
             op, version = match.groups()
             label = f"{file}:{name}" if version else str(file)
             wanted = arguments_of(call, f"{file}: {name}")
@@ -83,8 +90,13 @@ def arguments_of(call, name):
     except (TypeError, ValueError) as e:
         raise ValueError(f"{name} does not tell its arguments' names; put a Python "
                          "function around it") from e
-    rest = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    return {p.name: p.kind in rest or p.default is not p.empty for p in found}
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    wanted = {p.name: p.default is not p.empty for p in found if p.kind in named}
+    unnamed = [p for p in found if p.kind not in named and p.kind != p.VAR_KEYWORD]
+    if unnamed or not wanted:
+        raise ValueError(f"{name} must name each argument that it wants, and take it by "
+                         "name")
+    return wanted
 
 
 def only(functions, ops, files):
@@ -96,12 +108,22 @@ def only(functions, ops, files):
     return kept
 
 
+@cache
+def absolute(file):
+    """A file's path as code compiled from it has it, from before the file is loaded."""
+    return os.path.abspath(file)
+
+
 def short(e, file=None):
     """An exception in one line, with the line of the file that it came from."""
-    text = f"{type(e).__name__}: {e}".splitlines()[0]
+    try:
+        text = f"{type(e).__name__}: {e}".splitlines()[0][:300]
+    except Exception:  # its own __str__ raises
+        text = type(e).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text)
     found, here = None, e.__traceback__
     while here:
-        if file and here.tb_frame.f_code.co_filename == os.path.abspath(file):
+        if file and here.tb_frame.f_code.co_filename == absolute(file):
             found = here.tb_lineno
         here = here.tb_next
     return f"{text} ({file}, line {found})" if found else text
@@ -119,6 +141,8 @@ def available(op, u, coef, parameters, counter):
         coef = coef[..., :-4]
     have["coef"] = coef
     have["out"] = torch.full_like(u[0], torch.nan)
+    if op in ("norms", "noise_norms"):
+        have["out"] = torch.full((len(u[0]),), torch.nan)
     have["keys"] = noise.keys(counter["seed"], counter["sample"], len(u[0]))
     return have | parameters | {"shape": tuple(u[0].shape)} | counter
 
@@ -134,8 +158,8 @@ def require_known(function, have):
     """ValueError where a function needs an argument that there is not."""
     for argument, optional in function.wanted.items():
         if argument not in have and argument != "z" and not optional:
-            raise ValueError(f"{function.op}: unknown argument {argument!r}; there are z, "
-                             f"{', '.join(have)}")
+            names = ", ".join(dict.fromkeys(["z", *have]))
+            raise ValueError(f"unknown argument {argument!r}; there are {names}")
 
 
 def drawn(shape, counter):
@@ -158,14 +182,18 @@ def given(value, arrays, device):
 
 def tensors(got, count):
     """What a function returned, as `count` CPU tensors. TypeError where it is not that."""
+    if isinstance(got, list) and count > 1:
+        got = tuple(got)
     got = as_tuple(got)
     if len(got) != count:
-        raise TypeError(f"returned {len(got)} results, not {count}")
+        raise TypeError(f"returned {len(got)} result{'s' * (len(got) != 1)}, not {count}")
     return tuple(map(as_tensor, got))
 
 
 def as_tensor(value):
     """An array of any library, or a NumPy number, as a CPU tensor without its graph."""
+    if np.ma.isMaskedArray(value):
+        raise TypeError("returned a MaskedArray, whose mask would be lost")
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, (np.ndarray, np.generic)):
@@ -247,7 +275,7 @@ class Function:
             counter = COUNTER | {"step": step}
             have["z"] = normals(tuple(u[0].shape), **counter)
         if "out" in bound:
-            have["out"] = torch.full_like(u[0], torch.nan)
+            have["out"] = torch.tensor(torch.nan)
         for argument, value in have.items():
             array = bound.get(argument)
             if isinstance(array, np.ndarray):

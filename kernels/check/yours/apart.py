@@ -6,10 +6,12 @@ guards and every argument but out with what was written there. What the process 
 does not answer is a failed row: it crashed, it ended, it took too long.
 """
 
+import fcntl
 import json
 import mmap
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -19,7 +21,6 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -29,11 +30,12 @@ from ...launch import dtype_name
 from ..cases import BEYOND, cases_of
 from ..compare import kind_of, row_of, same_bits
 from ..explain import compared
-from . import Function, available, drawn, only, operands, require_known
+from . import Function, absolute, available, drawn, only, operands, require_known
 
 LIMIT = 60.  # seconds that a call may take
 START = 60.  # the same for a file's import
 PATIENCE = 3.  # the same for a large case in Triton's interpreter
+MOST = 1 << 20  # bytes of an answer
 PRINTED = 4000  # characters of a file's output that are shown
 GUARD = 1 << 18  # bytes either side of an array: more than any kernel's block
 CALLS, SECONDS = 300, .6  # small calls at the end, at most so many, for about so long
@@ -52,10 +54,12 @@ def check(files, ops=None, dtypes=("float32",), seed=0, shapes=None, near=None):
         for file in dict.fromkeys(files):
             hosts[str(file)] = Host(file)
         found = [f for host in hosts.values() for f in host.functions]
-        for function in only(found, ops, [*hosts]):
+        functions = only(found, ops, [*hosts])
+        for function in functions:
             if function.arrays == "numpy" and "bfloat16" in dtypes:
                 raise ValueError(f"{function.file}: NumPy has no bfloat16; put "
                                  "ARRAYS = 'torch' into it")
+        for function in functions:
             host = hosts[function.file]
             yield from check_function(host, function, dtypes, seed, shapes, near)
     finally:
@@ -71,7 +75,7 @@ def check_function(host, function, dtypes, seed, shapes, near):
     except ValueError as e:
         yield failure(function, first, "", str(e))
         return
-    cases = cases_of(function.op, dtypes, shapes, seed)
+    cases = cases_of(function.op, dtypes, shapes, seed, hard=shapes or ())
     if near:  # what overflows, or is NaN, by the order of its terms has no one answer
         cases = (case for case in cases if "special" not in case.note)
     beyond = [] if shapes else cases_of(function.op, dtypes, BEYOND, seed + 1)
@@ -147,7 +151,7 @@ def places(function):
     """Where out is: a buffer of its own, and, where an op has an operand, that array."""
     if "out" not in function.wanted:
         return [""]
-    if not operands(function.op):
+    if function.op not in OPS or not operands(function.op):
         return [", out of place"]
     return [", out of place", ", in place"]
 
@@ -157,22 +161,23 @@ def places(function):
 def rows_of(host, function, case, where, near, limit, once=False):
     """Rows of a case: called twice, with other guards, it returns the same and harms
     nothing. Gone where it is not answered, TimeoutError where it need not be."""
-    first = Call(function, case, "in place" in where)
-    again = Call(function, case, "in place" in where)
     failed = partial(failure, function, case, where)
-    try:
-        got = first.results(host, limit)
-        more = got if once else again.results(host, limit)
-    except TimeoutError as e:
-        if limit < LIMIT:
-            raise
-        raise Gone(failed(f"{e}{first.damage(host)}")) from e
-    except EOFError as e:
-        given = ", ".join(first.given)
-        raise Gone(failed(f"{e}, called with {given}{first.damage(host)}")) from e
-    except RuntimeError as e:
-        yield failed(str(e))
-        return
+    found = []
+    for _ in range(1 if once else 2):
+        call = Call(function, case, "in place" in where)
+        try:
+            found.append(call.results(host, limit))
+        except TimeoutError as e:
+            if limit < LIMIT:
+                raise
+            raise Gone(failed(f"{e}{call.damage(host)}")) from e
+        except EOFError as e:
+            given = ", ".join(call.given)
+            raise Gone(failed(f"{e}, called with {given}{call.damage(host)}")) from e
+        except RuntimeError as e:
+            yield failed(str(e))
+            return
+    got, more = found[0], found[-1]
     draws = draws_itself(function)
     for row in compared(case, function.label, got, where=where, near=near, draws=draws):
         if draws and not row["passed"] and not COUNTER & set(function.wanted):
@@ -323,8 +328,8 @@ def handed(function, case):
     have["z"] = case.z
     if case.z is None and "z" in function.wanted:
         have["z"] = drawn(case.shape, case.counter)
-    stale = torch.randn(case.shape)  # numbers that are never right
-    have["out"] = stale.to(like[0].dtype)
+    out = have["out"]
+    have["out"] = torch.randn(out.shape).to(out.dtype)  # stale numbers, never right
     return have
 
 
@@ -354,11 +359,12 @@ class Host:
 
     def __init__(self, file):
         self.file = str(file)
-        self.memory = tempfile.TemporaryFile()  # noqa: SIM115  while this lives
+        self.memory = shared_file()
         self.faults = tempfile.TemporaryFile()  # noqa: SIM115
         self.shared = np.empty(0, np.uint8)
         self.random = np.frombuffer(os.urandom(2 * GUARD), np.uint8)
         self.process = None
+        self.asked = 0
         self.start()
 
     def start(self):
@@ -375,14 +381,17 @@ class Host:
             pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, env=environment)
         there.close()
-        self.connection = Connection(here.detach())
-        threading.Thread(target=show, args=(self.process.stdout, self.file),
-                         daemon=True).start()
+        self.connection = here
+        here.settimeout(LIMIT)
+        self.asked = 0
+        self.printed = threading.Thread(target=show, daemon=True,
+                                        args=(self.process.stdout, self.file))
+        self.printed.start()
         try:
             found = self.hear(START)
         except (EOFError, TimeoutError) as e:
             raise ValueError(f"{self.file}: its import {e}") from e
-        if "error" in found:
+        if "functions" not in found:
             self.close()
             raise ValueError(found["error"])
         self.interpreted = found["interpreted"]
@@ -392,21 +401,51 @@ class Host:
         """The answer to a request."""
         if self.process is None:
             self.start()
+        self.asked += 1
+        text = pickle.dumps(request | {"number": self.asked})
         try:
-            self.connection.send_bytes(pickle.dumps(request))
+            self.connection.sendall(len(text).to_bytes(8, "little") + text)
         except OSError:  # it went after its last answer
             raise EOFError(self.how_it_ended()) from None
         return self.hear(limit)
 
     def hear(self, limit):
         """What the process says. EOFError where it ends, TimeoutError where it does not."""
-        try:
-            if self.connection.poll(limit):
-                return json.loads(self.connection.recv_bytes(1 << 20))
-        except (OSError, EOFError, ValueError):
-            raise EOFError(self.how_it_ended()) from None
+        end = time.monotonic() + limit
+        said = b""
+        while time.monotonic() < end:
+            ready, *_ = select.select([self.connection], [], [], .1)
+            if not ready and self.process.poll() is not None:
+                raise EOFError(self.how_it_ended())
+            if not ready:
+                continue
+            part = self.heard()
+            said += part
+            if not part:
+                raise EOFError(self.how_it_ended())
+            if said.endswith(b"\n") or len(said) > MOST:
+                return self.answer_of(said)
         self.close()
         raise TimeoutError(f"takes more than {limit:g} s")
+
+    def heard(self):
+        """The next bytes that the process says; none where there are no more."""
+        try:
+            return self.connection.recv(1 << 16)
+        except OSError:
+            return b""
+
+    def answer_of(self, said):
+        """The answer that was asked for. EOFError for anything else that was said."""
+        with suppress(ValueError, TypeError, AttributeError, KeyError):
+            answer = json.loads(said)
+            results = [(str(dtype), tuple(map(int, shape)))
+                       for dtype, shape in answer.get("results", ())]
+            known = {"results", "functions"} & {*answer} or isinstance(answer["error"], str)
+            if answer["number"] == self.asked and known:
+                return answer | {"results": results} if results else answer
+        self.close()
+        raise EOFError("said what is no answer")
 
     def how_it_ended(self):
         """Why a process does not answer any more, in words."""
@@ -431,8 +470,8 @@ class Host:
         self.faults.seek(0)
         text = self.faults.read(1 << 16).decode(errors="replace")
         for line in text.splitlines():
-            if f'File "{os.path.abspath(self.file)}"' in line:
-                number = line.split(", line ")[1].split()[0]
+            if f'File "{absolute(self.file)}", line ' in line:
+                number = line.rpartition(", line ")[2].split()[0]
                 return f" in {self.file}, line {number}"
         return ""
 
@@ -450,14 +489,24 @@ class Host:
         return self.random[start:start + GUARD + 256]
 
     def close(self):
-        """End the process and all that it began."""
+        """End the process and what it began in its session."""
         if self.process is None:
             return
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.connection.close()
+        self.printed.join(1.)
         self.process = None
+
+
+def shared_file():
+    """A file for two processes' memory; on Linux neither can make it smaller."""
+    if not hasattr(os, "memfd_create"):
+        return tempfile.TemporaryFile()
+    file = os.fdopen(os.memfd_create("kernels", os.MFD_ALLOW_SEALING), "r+b")
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return file
 
 
 def show(stream, file):

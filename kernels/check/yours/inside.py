@@ -6,13 +6,15 @@ where it is told and says what they are. It has no expected result, and decides 
     python -m minidiff.kernels.check.yours.inside CONNECTION MEMORY FAULTS FILE
 """
 
+import ctypes
 import faulthandler
 import json
 import mmap
 import os
 import pickle
+import signal
+import socket
 import sys
-from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -25,40 +27,53 @@ BITS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 def main(connection, memory, faults, file):
     """Answer until the other end closes."""
+    end_with_parent()
     faulthandler.enable(int(faults))
-    connection = Connection(int(connection))
+    connection = socket.socket(fileno=int(connection))
+    requests = connection.makefile("rb")
     sys.argv = [file]
     np.seterr(all="ignore")  # special values are among the operands
 
-    def answer(**what):
-        connection.send_bytes(json.dumps(what).encode())
+    def answer(number, **what):
+        connection.sendall(json.dumps({"number": number, **what}).encode() + b"\n")
 
     try:
         found, interpreted = load(file)
     except ValueError as e:
-        return answer(error=str(e))
+        return answer(0, error=str(e))
     except BaseException as e:
-        return answer(error=short(e, file))
+        return answer(0, error=short(e, file))
     told = [(f.label, f.file, f.op, None, f.arrays, f.wanted) for f in found]
-    answer(functions=told, interpreted=interpreted)
+    answer(0, functions=told, interpreted=interpreted)
     functions = {(f.label, f.op): f for f in found}
     memory = Memory(int(memory))
     while True:
-        try:
-            request = pickle.loads(connection.recv_bytes())
-        except EOFError:
+        size = int.from_bytes(requests.read(8), "little")
+        if not size:
             return None
+        request = pickle.loads(requests.read(size))
+        number = request["number"]
         try:
-            answer(results=called(functions[request["function"]], memory, request))
+            got = called(functions[request["function"]], memory, request)
         except BaseException as e:
-            answer(error=short(e, file))
+            answer(number, error=short(e, file))
+        else:
+            answer(number, results=got)
+
+
+def end_with_parent():
+    """Let Linux end this process where its parent has ended, however."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def called(function, memory, request):
     """Call a function, its results put in their places. Returns their dtypes and shapes."""
     memory.take(request["size"], function.device)
-    arrays = {name: memory.array(*place, function.arrays)
-              for name, place in request["arrays"].items()}
+    places = request["arrays"]
+    made = {place: memory.array(*place, function.arrays) for place in places.values()}
+    arrays = {name: made[place] for name, place in places.items()}  # in place out is x
     got = function.call(**arrays, **request["values"])
     if got is None:
         got = arrays.get("out")
