@@ -20,7 +20,7 @@ import torch
 from ...data import load
 from ...kernels import FLOATS, OPS, Fused, apply, bind, coefficients, dsm_loss, update
 from ...kernels.check import check_op, check_sums
-from ...kernels.check.cases import SHAPES
+from ...kernels.check.cases import HARD, SHAPES
 from ...kernels.check.compare import guarded, normals_at, oracle
 from ...kernels.check.words import check_words, every_word, raw, stages
 from ...solvers import snr_step_size
@@ -37,8 +37,8 @@ def words():
 def rows_of(name, op, shapes):
     """Rows of an op, or of the sums, on a backend."""
     if op == "sums":
-        return list(check_sums(name, shapes=shapes))
-    return list(check_op(OPS[op], name, FLOATS, shapes))
+        return list(check_sums(name, shapes=shapes, hard=[HARD]))
+    return list(check_op(OPS[op], name, FLOATS, shapes, hard=[HARD]))
 
 
 def rows():

@@ -103,10 +103,11 @@ def equation_errors(op, rng, shape):
     return step_error.max(), abs(at_zero).max(), update_error.max()
 
 
-def check_op(op, backend, dtypes=FLOATS, shapes=None, seed=0):
-    """Rows of one op on one backend, out of place and in place."""
+def check_op(op, backend, dtypes=FLOATS, shapes=None, seed=0, hard=()):
+    """Rows of one op on one backend, out of place and in place; shapes, hard: of
+    `cases.update_cases`."""
     device = device_of(backend)
-    for case in update_cases(op, dtypes, shapes, seed):
+    for case in update_cases(op, dtypes, shapes, seed, hard):
         if case.z is not None:  # ours draw it
             continue
         u = [v.to(device) for v in case.u]
@@ -119,10 +120,10 @@ def check_op(op, backend, dtypes=FLOATS, shapes=None, seed=0):
             yield from compared(case, backend, [out], where=f", {where}", draws=op.noise)
 
 
-def check_sums(backend, ops=SUMS, dtypes=FLOATS, shapes=None, seed=0):
+def check_sums(backend, ops=SUMS, dtypes=FLOATS, shapes=None, seed=0, hard=()):
     """Rows of norms, noise_norms and dsm_loss on one backend."""
     for name in ops:
-        for case in sum_cases(name, dtypes, shapes, seed):
+        for case in sum_cases(name, dtypes, shapes, seed, hard):
             s = case.u[0].to(device_of(backend))
             got = sums_of(name, s, case.coef, backend, **case.counter)
             yield from compared(case, backend, got, draws=True)
