@@ -65,6 +65,8 @@ def check(files, ops=None, dtypes=("float32",), seed=0, shapes=None, near=None):
     finally:
         for host in hosts.values():
             host.close()
+            host.memory.close()
+            host.faults.close()
 
 
 def check_function(host, function, dtypes, seed, shapes, near):
