@@ -14,14 +14,18 @@ def why_not():
     return None
 
 
+def clipped(d, lo, hi, where=np.where):
+    """min(max(d, lo), hi); NaN passes."""
+    d = where(d < lo, lo, d)
+    return where(d > hi, hi, d)
+
+
 def affine(c, u, clips, where=np.where):
     """((c0*u0 + c1*u1) + ...), u1 first min(max(p0*u0 + p1*u1, lo), hi); NaN passes."""
     if clips:
         p0, p1, lo, hi = c[-4:]
         d = p0 * u[0] + p1 * u[1]
-        d = where(d < lo, lo, d)
-        d = where(d > hi, hi, d)
-        u = [u[0], d, *u[2:]]
+        u = [u[0], clipped(d, lo, hi, where), *u[2:]]
     terms = [c_k * u_k for c_k, u_k in zip(c, u)]
     return sum(terms[1:], terms[0])
 

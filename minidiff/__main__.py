@@ -449,7 +449,8 @@ def run_bench(args):
     from .bench.speed.rows import MAIN_OP
     from .bench.speed.run import bench
     from .bench.speed.suite import show_all, suite
-    from .kernels.check.yours import UserKernels, apart
+    from .kernels.check.yours import UserKernels
+    from .kernels.check.yours.host import Host
     if args.report is not None:
         print(report.report(args.report or report.RESULTS))
         return 0
@@ -459,7 +460,8 @@ def run_bench(args):
     old = args.compare and report.load(args.compare)
     near = nearness(args)
     for file in args.kernel or ():
-        apart.Host(file).close()  # where its import ends the process, it ends another
+        with Host(file):  # where its import ends a process, it is another
+            pass
     user = UserKernels(*args.kernel, ops=args.op, near=near) if args.kernel else None
     if args.op or args.backend or args.elements or args.dtype or user:
         default = user.ops if user else [MAIN_OP.name]

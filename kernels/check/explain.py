@@ -13,6 +13,7 @@ import torch
 
 from ... import noise
 from .. import OPS
+from ..on_numpy import clipped
 from .compare import as_float64, comparable, compare, ulps
 
 LEAST = 8  # elements that must differ for a mistake to be named
@@ -22,6 +23,8 @@ FUSED = ("this is what a fused multiply-add gives: -ffp-contract=off (C), --fmad
          "a CPU), fastmath=False (numba)")
 EACH = "the contract rounds each product and each sum to float32, the result to its dtype"
 ORDER = "summed in another order: the contract's is ((c0*u0 + c1*u1) + ...) + cz*z"
+FLUSHED = ("subnormals flushed to zero: compile without -ftz and -ffast-math; XLA always "
+           "flushes on a CPU, --rtol 1e-37 allows that alone")
 STAGE = "compare with check --stages"
 
 
@@ -109,10 +112,6 @@ def of_values(case, got, expected, off):
     return []
 
 
-FLUSHED = ("subnormals flushed to zero: compile without -ftz and -ffast-math; XLA always "
-           "flushes on a CPU, --rtol 1e-37 allows that alone")
-
-
 def where_it_is_wrong(off):
     """Where all the differences lie, if that says something."""
     flat = np.flatnonzero(off)
@@ -149,13 +148,6 @@ def of_arguments(case, k, draws):
     mistakes = of_keys if case.keyed else of_counter
     for words, changed in mistakes(**case.counter):
         yield words, result(counter=case.counter | changed)
-
-
-def zero_subnormals(t):
-    """A tensor with zero, of the same sign, for each number that float32 or its dtype holds
-    as subnormal."""
-    least = torch.finfo(torch.float32).tiny
-    return torch.where(t.abs() < least, t * 0, t)
 
 
 def of_counter(seed, sample, step, tag):
@@ -228,14 +220,8 @@ def columns(case):
 def with_fmax(case):
     """The update of an op with a clip that drops NaN."""
     kind = getattr(torch, case.dtype)
-    clamp = lambda d, lo, hi: torch.fmin(torch.fmax(d, lo), hi)
+    clamp = lambda d, lo, hi, _: torch.fmin(torch.fmax(d, lo), hi)
     return total(*columns(case), clamp=clamp).to(kind)
-
-
-def clipped(d, lo, hi):
-    """d within lo and hi, as the contract has it."""
-    d = torch.where(d < lo, lo, d)
-    return torch.where(d > hi, hi, d)
 
 
 def total(u, c, clip, kind=torch.float32, fused=(), order=None, each=torch.clone,
@@ -253,7 +239,7 @@ def total(u, c, clip, kind=torch.float32, fused=(), order=None, each=torch.clone
     if clip:
         *p, lo, hi = cast(clip)
         d = added(u[:2], p, fused[-1:], each)
-        u = [u[0], clamp(d, lo, hi), *u[2:]]
+        u = [u[0], clamp(d, lo, hi, torch.where), *u[2:]]
         fused = fused[:-1]
     if order:
         u = [u[k] for k in order]
@@ -273,6 +259,13 @@ def added(u, c, fused, each):
         else:
             value = each(value + each(c[k] * u[k]))
     return value
+
+
+def zero_subnormals(t):
+    """A tensor with zero, of the same sign, for each number that float32 or its dtype holds
+    as subnormal."""
+    least = torch.finfo(torch.float32).tiny
+    return torch.where(t.abs() < least, t * 0, t)
 
 
 def towards_zero(exact, kind):
