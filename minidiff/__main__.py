@@ -36,6 +36,22 @@ def integers(text):
             f"must be whole numbers between commas, such as 3,1,4, got {text!r}") from None
 
 
+def ulp(text):
+    """How many units in the last place are near: beyond 2^20 nothing would be wrong."""
+    value = positive(text)
+    if value > 2**20:
+        raise argparse.ArgumentTypeError(f"must be at most 2^20, got {text}; see --rtol")
+    return value
+
+
+def tolerance(text):
+    """A relative tolerance."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return value
+
+
 def backend_option(add):
     """One backend, which runs the updates of a training or a sampler."""
     from .kernels import BACKENDS
@@ -105,30 +121,6 @@ def make_folder(out):
     except OSError as e:
         raise ValueError(f"--out {out}: no folder can be made there ({e.strerror})") from e
     return Path(out)
-
-
-def ulp(text):
-    """How many units in the last place are near: beyond 2^20 nothing would be wrong."""
-    value = positive(text)
-    if value > 2**20:
-        raise argparse.ArgumentTypeError(f"must be at most 2^20, got {text}; see --rtol")
-    return value
-
-
-def tolerance(text):
-    """A relative tolerance."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
-    return value
-
-
-def shape(text):
-    """A shape, as 3,5: samples first."""
-    sizes = text.split(",")
-    if not all(n.isdecimal() for n in sizes):
-        raise argparse.ArgumentTypeError(f"must be whole numbers, as 3,5, got {text!r}")
-    return tuple(map(int, sizes))
 
 
 def check_file(option, file):
@@ -361,7 +353,7 @@ def check_options(add):
     json_option(add)
     add("--backend", action="append", choices=BACKENDS,
         help="only this one; it must be able to run (repeatable)")
-    add("--shape", action="append", type=shape, metavar="B,N,...",
+    add("--shape", action="append", type=integers, metavar="B,N,...",
         help="only this one, samples first (repeatable)")
     add("--elements", action="append", type=positive, metavar="N",
         help="the same, N elements as one sample (repeatable)")
@@ -390,17 +382,21 @@ def run_check(args):
         return 0
     device(args)
     near = nearness(args)
-    shapes = [*(args.shape or []), *((1, n) for n in args.elements or [])] or None
+    shapes = [tuple(sizes) for sizes in args.shape or ()]
+    shapes += [(1, n) for n in args.elements or ()]
+    if any(min(sizes) < 0 for sizes in shapes):
+        raise ValueError("--shape: a size cannot be negative")
     if args.kernel and args.backend:
         raise ValueError("--kernel checks your own functions, not a --backend")
     seed = args.seed
     if args.kernel:
         if seed is None:
             seed = secrets.randbits(32)  # no kernel can know it
-        rows = apart.check(args.kernel, args.op, args.dtype or ("float32",), seed, shapes,
-                           near)
+        rows = apart.check(args.kernel, args.op, args.dtype or ("float32",), seed,
+                           shapes or None, near)
     else:
-        rows = check.check(args.op, args.backend, args.dtype or FLOATS, seed or 0, shapes)
+        rows = check.check(args.op, args.backend, args.dtype or FLOATS, seed or 0,
+                           shapes or None)
     rows = check.report(rows)
     if args.kernel:
         print(f"--seed {seed} checks the same again")

@@ -45,6 +45,7 @@ def test_check_goes_where_a_failure_is(tmp_path, capsys):
 @pytest.mark.parametrize("argv, words", [
     (["--kernel", ""], ["--kernel ''", "not a file"]),
     (["--ulp", "1"], ["--ulp", "--kernel"]),
+    (["--shape=3,-1"], ["--shape", "negative"]),
     (["--kernel", "no.py"], ["no.py", "not a file"]),
     (["--op", "langevin", "--shape", "99999999999,99999"], ["memory"])])
 def test_check_options_that_cannot_be(argv, words, refused):
@@ -153,7 +154,7 @@ def test_bench_times_no_interpreter(tmp_path, refused):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--shape", "3,,5"], "as 3,5"), (["--shape", "a"], "as 3,5"),
+    (["--shape", "3,,5"], "between commas"), (["--shape", "a"], "between commas"),
     (["--ulp", "0"], "at least 1"), (["--ulp", str(2**21)], "at most 2^20"),
     (["--rtol", "2"], "between 0 and 1"),
     (["--elements", "0"], "at least 1")])
