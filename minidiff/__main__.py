@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from . import __version__
@@ -430,6 +431,7 @@ def bench_options(add):
              "--kernel's (repeatable)")
     add("--elements", action="append", type=positive,
         help="default 2^20, 2^22 and 2^24 (repeatable)")
+    add("--width", type=positive, metavar="D", help="elements of a row (default 1024)")
     add("--dtype", choices=FLOATS, help="(default float32)")
     add("--compare", metavar="OLD.json",
         help="say what got slower beyond noise than in an older run, and exit 1 if "
@@ -445,25 +447,25 @@ def run_bench(args):
     from .bench.speed.rows import MAIN_OP
     from .bench.speed.run import bench
     from .bench.speed.suite import show_all, suite
-    from .kernels.check.yours import UserKernels
-    from .kernels.check.yours.host import Host
+    from .bench.speed.yours import UserKernels
     if args.report is not None:
         print(report.report(args.report or report.RESULTS))
         return 0
+    width = args.width or 1024
     for n in args.elements or []:
-        if n > 1024 and n % 1024:
-            raise ValueError(f"--elements {n}: a multiple of 1024, or below it")
+        if n > width and n % width:
+            raise ValueError(f"--elements {n}: a multiple of {width}, the --width of a row, "
+                             "or below it")
     old = args.compare and report.load(args.compare)
     near = nearness(args)
-    for file in args.kernel or ():
-        with Host(file):  # where its import ends a process, it is another
-            pass
-    user = UserKernels(*args.kernel, ops=args.op, near=near) if args.kernel else None
-    if args.op or args.backend or args.elements or args.dtype or user:
-        default = user.ops if user else [MAIN_OP.name]
-        dtype = args.dtype or "float32"
-        rows = bench(args.op or default, args.backend, args.elements, dtype, device(args),
-                     seed=args.seed, user_kernels=user)
+    asked = args.op, args.backend, args.elements, args.dtype, args.kernel, args.width
+    if any(asked):
+        mine = UserKernels(*args.kernel, ops=args.op, near=near) if args.kernel else None
+        with mine or nullcontext():
+            default = mine.ops if mine else [MAIN_OP.name]
+            rows = bench(args.op or default, args.backend, args.elements,
+                         args.dtype or "float32", device(args), seed=args.seed,
+                         user_kernels=mine, width=width)
     else:
         rows = suite(device(args), args.seed)
     print(show_all(rows))

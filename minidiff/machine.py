@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,12 +35,24 @@ def cores():
     return os.cpu_count()
 
 
+@cache
+def commit():
+    """The commit that the sources are at, -dirty where they differ; "" outside a clone."""
+    folder = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"],
+                               cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
 def machine():
     """A dict of strings, stamped on every result."""
     import torch
     versions = {}
     for name in ("minidiff", "numpy", "torch", "triton", "cupy-cuda13x", "cupy-cuda12x",
-                 "diffusers"):
+                 "diffusers", "jax", "mkl"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -47,4 +61,5 @@ def machine():
     return {"processor": _processor(), "cores": str(cores()), "gpu": gpu,
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
-            "spin": os.environ.get("GOMP_SPINCOUNT", "default"), **versions}
+            "spin": os.environ.get("GOMP_SPINCOUNT", "default"),
+            "commit": commit(), **versions}

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from statistics import median
 
 import numpy as np
 import torch
 
 from ...kernels import on_host
-from ..speed.clock import once
+from ..speed.clock import once, waiter
 from ..speed.work import expression, formula
+from . import jax as with_jax
+from . import mkl as with_mkl
 from . import schedulers
 
 
@@ -33,6 +36,11 @@ def torch_eager(w):
 def torch_inplace(w):
     """out.normal_(std=c).add_(s, alpha=b).add_(x, alpha=a); torch.add(x, s, alpha=b,
     out=out) where there is no noise and a = 1."""
+    return _inplace(w, w.out.normal_)
+
+
+def _inplace(w, fill):
+    """The same, out filled by fill(std=)."""
     u, c, clip, out = [*w.u], w.c, w.clip, w.out
     if clip:
         score, u[1] = u[1], torch.empty_like(out)
@@ -49,7 +57,7 @@ def torch_inplace(w):
         elif first == 1:
             torch.mul(u[0], c[0], out=out)
         elif z is None:
-            out.normal_(std=c[-1])
+            fill(std=c[-1])
         else:
             torch.mul(z, c[-1], out=out)
         for u_k, c_k in rest:
@@ -89,9 +97,30 @@ def torch_compile(w):
 
 
 def _faster(*functions):
-    """Of functions that run on a GPU, the one of the least median time."""
-    return min(functions, key=lambda f: median(
-        once(f, torch.cuda.synchronize) for _ in range(9)))
+    """Of functions that do the same, the one of the least median time."""
+    wait = waiter("cuda" if torch.cuda.is_available() else "cpu")
+    return min(functions, key=lambda f: median(once(f, wait) for _ in range(9)))
+
+
+def torch_random(w):
+    """torch.func._random.normal_ with one of a thousand keys, then as in place."""
+    return _inplace(w, random_fill(w.out))
+
+
+def mkl(w):
+    """Intel's vector generators by inverse distribution function, the fastest of them, on
+    as many threads as torch has; then torch's sums in place."""
+    return _inplace(w, mkl_fill(w.out))
+
+
+def mkl_philox(w):
+    """The same with Philox, the generator that ours, cuRAND and torch on a GPU draw from."""
+    return _inplace(w, philox_fill(w.out))
+
+
+def jax(w):
+    """jax.jit of the expression, jax.random.normal inside."""
+    return with_jax.make(w)
 
 
 def numpy_rng(w):
@@ -178,6 +207,28 @@ def torch_fill(out):
     return out.normal_
 
 
+def random_fill(out):
+    """torch.func._random.normal_"""
+    random = torch.func._random
+    keys = cycle(random.split(random.key(0, device=out.device), 1000).unbind())
+    return lambda std=1.: random.normal_(next(keys), out, std=std)
+
+
+def mkl_fill(out):
+    """vsRngGaussian of the fastest generator."""
+    return _faster(*with_mkl.fillers(out))
+
+
+def philox_fill(out):
+    """vsRngGaussian of Philox."""
+    return with_mkl.filler(out, with_mkl.PHILOX)
+
+
+def jax_fill(out):
+    """jax.random.normal"""
+    return with_jax.fill(out)
+
+
 def numpy_fill(out):
     """Generator.standard_normal(out=)"""
     rng, a = np.random.Generator(np.random.SFC64()), out.numpy()
@@ -202,6 +253,28 @@ def _why_not_numpy(op, dtype, cuda):
     if cuda:
         return "NumPy computes on the CPU"
     return None if dtype == "float32" else f"NumPy draws no {dtype}"
+
+
+def _why_not_random(op, dtype, cuda):
+    if not find_spec("torch.func._random"):
+        return f"torch {torch.__version__} has no torch.func._random"
+    if not cuda:
+        return "torch.func._random computes on a GPU"
+    return None if op.noise else "torch.func._random draws noise, and this op has none"
+
+
+def _why_not_mkl(op, dtype, cuda):
+    if cuda:
+        return "MKL computes on the CPU"
+    if not with_mkl.library():
+        return "MKL is not installed: pip install mkl"
+    if not op.noise:
+        return "MKL draws noise, and this op has none"
+    return None if dtype == "float32" else f"MKL draws no {dtype}"
+
+
+def _why_not_jax(op, dtype, cuda):
+    return with_jax.why_not(cuda)
 
 
 def _why_not_cupy(op, dtype, cuda):
@@ -270,6 +343,10 @@ PEERS = {peer.make.__name__: peer for peer in (
     Peer(torch_eager, _terms_passes),
     Peer(torch_inplace, _inplace_passes),
     Peer(torch_compile, _fused_passes, why_not=_why_not_compile),
+    Peer(torch_random, _inplace_passes, random_fill, _why_not_random),
+    Peer(mkl, _inplace_passes, mkl_fill, _why_not_mkl),
+    Peer(mkl_philox, _inplace_passes, philox_fill, _why_not_mkl),
+    Peer(jax, _fused_passes, jax_fill, _why_not_jax),
     Peer(numpy_rng, _terms_passes, numpy_fill, _why_not_numpy),
     Peer(cupy_expr, _fused_passes, cupy_fill, _why_not_cupy),
     Peer(curand, lambda w: 0, why_not=_why_not_curand),

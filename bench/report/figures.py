@@ -11,7 +11,8 @@ from ..speed.rows import main_rows, size  # noqa: E402
 GREY = "#808080"  # 4 : 1 on white as on a near-black page
 COLOURS = {"torch_eager": "#3d85c6", "torch_inplace": "#d9822b", "torch_compile": "#4ca64c",
            "numpy_rng": "#a56cc1", "cupy_expr": "#d1495b", "curand": "#5b8c8c",
-           "diffusers": "#b08d2e"}
+           "diffusers": "#b08d2e", "mkl": "#2f9e9e", "mkl_philox": "#8a6d5b",
+           "jax": "#c05fa0", "torch_random": "#6f8f3a"}
 OURS, THEIRS = COLOURS["torch_eager"], COLOURS["torch_inplace"]
 BESIDE = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
 STYLE = {"text.color": GREY, "axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY,
@@ -28,11 +29,13 @@ def _save(figure, file):
 @plt.rc_context(STYLE)
 def speedups(file, rows, backend):
     """A line a peer: how many times longer it takes than our backend, against elements."""
-    ours = [r for r in rows if r["backend"] == backend and r["speedup"]]
-    peers = {}
+    ours = [r for r in rows if r["backend"] == backend and r["speedup"] and not r["again"]]
+    peers, between = {}, {}
     for r in ours:
         for peer, factor in r["speedup"].items():
             peers.setdefault(peer, []).append((r["elements"], factor))
+            low, high = r["interval"].get(peer) or (factor, factor)
+            between.setdefault(peer, []).append((r["elements"], low, high))
     every = [factor for r in ours for factor in r["speedup"].values()]
     gap = (max(*every, 2) / min(*every, 1))**(1 / 16)
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
@@ -41,6 +44,7 @@ def speedups(file, rows, backend):
         last, factor = points[-1]
         height = max(factor, height * gap)  # a label stands clear of the one below
         axis.plot(*zip(*points), color=COLOURS[peer], lw=2.2, marker="o", ms=4)
+        axis.fill_between(*zip(*between[peer]), color=COLOURS[peer], alpha=.25, lw=0)
         axis.annotate(peer.replace("_", " "), (last, height), color=COLOURS[peer], **BESIDE)
     axis.axhline(1, color=GREY, lw=1, ls=":")
     axis.set(xscale="log", xlabel="elements",

@@ -5,7 +5,7 @@ from statistics import median_high
 from ..peers import PEERS
 from ..speed.rows import measured
 
-KEYS = "kind", "op", "backend", "dtype", "shape", "network", "against", "given_z"
+KEYS = "kind", "op", "backend", "dtype", "shape", "network", "against", "given_z", "again"
 
 
 def _key(row):

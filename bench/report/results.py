@@ -36,8 +36,10 @@ def load(file):
         raise ValueError(f"{file}: not a list of rows that bench wrote ({e})") from e
     if not good or len(good) < len(rows):
         raise ValueError(f"{file}: not a list of rows that bench wrote")
-    return [{"kind": "update", "shape": [r["elements"]], "reason": None, "given_z": False} | r
-            for r in good]
+    # what older files do not say
+    said = {"kind": "update", "reason": None, "given_z": False, "again": False,
+            "interval": {}, "state": None}
+    return [said | {"shape": [r["elements"]]} | r for r in good]
 
 
 def newest(folder):

@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from statistics import median
 
 from ..peers import PEERS
-from ..speed.rows import label, measured, size
+from ..speed.rows import is_ours, label, measured, size
+from ..speed.state import warning
 from .figures import draw
 from .results import RESULTS, newest
 
@@ -21,32 +23,38 @@ def _table(header, lines):
 
 
 def _times(row, peer):
-    factor = row["speedup"].get(peer)
-    return f"{factor:.1f}" if factor else "-"
+    """A speedup, and its interval where it is known."""
+    factor, bounds = row["speedup"].get(peer), row["interval"].get(peer)
+    if not factor:
+        return "-"
+    return f"{factor:.1f}" + (f" ({bounds[0]:.1f}-{bounds[1]:.1f})" if bounds else "")
 
 
 def _best(rows):
-    """The updates of the fastest contract backend, a row an op, dtype and size."""
+    """The updates of the fastest contract backend, a row an op, dtype and size; a user's
+    are not ours."""
     best = {}
     for r in measured(rows):
         key = r["op"], r["dtype"], size(r), r["given_z"]
-        ours = r["kind"] == "update" and r["backend"] not in PEERS
+        ours = r["kind"] == "update" and is_ours(r) and not r["again"]
         if ours and (key not in best or r["seconds"] < best[key]["seconds"]):
             best[key] = r
     return list(best.values())
 
 
 def _cost(row):
-    """Nanoseconds an element, and the share of the copy rate."""
-    copy = row["fraction_of_copy"]
-    return [f"{row['seconds'] / row['elements'] * 1e9:.3g}", f"{copy:.2f}" if copy else "-"]
+    """Nanoseconds an element, their 95th percentile, and the share of the copy rate."""
+    copy, late = row["fraction_of_copy"], row.get("p95")
+    each = 1e9 / row["elements"]
+    return [f"{row['seconds'] * each:.3g}", f"{late * each:.3g}" if late else "-",
+            f"{copy:.2f}" if copy else "-"]
 
 
 def _updates(rows):
     """A line an op and size; speedups over each peer."""
     best = _best(rows)
     peers = [p for p in PEERS if any(p in r["speedup"] for r in best)]
-    header = ["op", "shape", "dtype", "backend", "ns an element", "of copy"]
+    header = ["op", "shape", "dtype", "backend", "ns an element", "95 %", "of copy"]
     lines = [[r["op"], size(r), r["dtype"], label(r), *_cost(r), *(_times(r, p) for p in peers)]
              for r in best]
     return _table([*header, *(f"x {p}" for p in peers)], lines)
@@ -66,7 +74,7 @@ def _first(machines):
                 r = max(found, key=lambda r: r["elements"])
                 lines.append([place, op, size(r), r["backend"], *_cost(r),
                               *(_times(r, p) for p in FIRST_PEERS)])
-    return _table(["where", "op", "shape", "backend", "ns an element", "of copy",
+    return _table(["where", "op", "shape", "backend", "ns an element", "95 %", "of copy",
                    *(f"x {p}" for p in FIRST_PEERS)], lines)
 
 
@@ -80,6 +88,17 @@ def _samplers(rows):
         [f"{r['op']}, {r['steps']} steps", r["network"], size(r), r["backend"],
          f"{r['seconds'] * 1e3:.3f}", _times(r, "diffusers")]
         for r in rows if r["backend"] != "diffusers"))]
+
+
+def _again(rows):
+    """What noise is: the ratios of what was timed twice, where it was."""
+    ratios = [r["speedup"][r["backend"]] for r in measured(rows) if r["again"]]
+    if not ratios:
+        return ""
+    covered = sum(low <= 1 <= high for low, high in (
+        r["interval"][r["backend"]] for r in measured(rows) if r["again"]))
+    return (f"The same code timed twice: {len(ratios)} ratios, median {median(ratios):.2f}, all "
+            f"within {min(ratios):.2f} and {max(ratios):.2f}; {covered} of the intervals hold 1.")
 
 
 def _not_measured(rows):
@@ -97,7 +116,19 @@ def table(rows):
     shown = "processor", "cores", "gpu", "python", "system", "spin"
     versions = ", ".join(f"{k} {v}" for k, v in m.items() if k not in shown)
     return [f"{m['processor']}, {m['cores']} cores, GPU {m['gpu']}; Python {m['python']}, "
-            f"{versions}.", "", *_updates(rows), *_samplers(rows), "", _not_measured(rows)]
+            f"{versions}.{_state(rows)}", "", *_updates(rows), *_samplers(rows), "",
+            _again(rows), "", _not_measured(rows)]
+
+
+def _state(rows):
+    """The state that the machine was in, where it is known."""
+    state, clocks = rows[0]["state"], rows[0].get("clocks")
+    if not state:
+        return ""
+    mhz = "".join(f"; {v} MHz" for v in (clocks or {}).values() if v)
+    lines = [f"Others took {state['others'] or 0:.0%} of the cores when it began, load "
+             f"{state['load']}; malloc {state['malloc']}{mhz}.", *warning(state)]
+    return " " + " ".join(lines)
 
 
 def _write(page, start, end, text):

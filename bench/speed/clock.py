@@ -2,8 +2,11 @@
 
 import statistics
 import time
+from functools import partial
 
+import numpy as np
 import torch
+from scipy.stats import quantile_test
 
 SECONDS = .3  # of timing for each function, about
 SAMPLE = 2e-3  # seconds that a sample lasts at least: short calls are timed many at once, and
@@ -37,17 +40,24 @@ def once(f, wait, calls=1):
 
 def clock(functions, device, seconds=SECONDS):
     """{name: seconds of a call, one a round}: every function in turn, again and again; a
-    round starts one further on, so that none always follows the same neighbour."""
+    round starts one further on, so that none always follows the same neighbour.
+
+    A function in a process of its own (yours.Runner) times itself, and is awake when it
+    does.
+    """
     wait, order = waiter(device), list(functions)
-    for f in functions.values():
-        f()
+    timed = {name: getattr(f, "seconds", partial(once, f, wait))
+             for name, f in functions.items()}
     calls, short = {}, set()
     for name, f in functions.items():
-        took = once(f, wait)
-        if took < WARM:
+        apart = hasattr(f, "seconds")
+        timed[name]()
+        took = timed[name]()
+        if took < WARM and not apart:
             short.add(name)
-            took = min(once(f, wait) for _ in range(5))
-        calls[name] = max(1, min(1000, int(SAMPLE / max(took, 1e-7))))
+            took = min(timed[name]() for _ in range(5))
+        took = max(took, 1e-7)
+        calls[name] = f.most(took) if apart else max(1, min(1000, int(SAMPLE / took)))
     times = {name: [] for name in functions}
     end = time.perf_counter() + seconds * len(functions)
     while time.perf_counter() < end or len(times[order[0]]) < ROUNDS:
@@ -55,12 +65,26 @@ def clock(functions, device, seconds=SECONDS):
             time.sleep(PAUSE)
             if name in short:
                 functions[name]()
-            times[name].append(once(functions[name], wait, calls[name]))
+            times[name].append(timed[name](calls=calls[name]))
         order.append(order.pop(0))
     return times
 
 
 def summary(times):
-    """The row's part: seconds (the median), quartiles and how many rounds."""
+    """The row's part: seconds (the median), quartiles, 95th percentile, how many rounds."""
     low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return {"seconds": middle, "quartiles": [low, high], "rounds": len(times)}
+    return {"seconds": middle, "quartiles": [low, high],
+            "p95": float(np.quantile(times, .95)), "rounds": len(times)}
+
+
+def interval(peer, ours):
+    """(ratio, its 95 % interval) of two functions' times, round by round.
+
+    The median of the rounds' ratios, between the order statistics that hold it with that
+    probability whatever its distribution (binomial); None of fewer than six rounds.
+    """
+    ratios = np.divide(peer, ours)
+    bounds = None
+    if len(ratios) > 5:
+        bounds = [*map(float, quantile_test(ratios, p=.5).confidence_interval(.95))]
+    return float(np.median(ratios)), bounds

@@ -17,8 +17,9 @@ from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
 from .clock import SECONDS, is_cuda
 from .rows import ELEMENTS, label, measured, not_measured, over, row_of, shape_of
+from .state import pin_malloc, warning
 from .sums import FORMS, sums_race
-from .timed import Entrant, Race
+from .timed import PEER, Entrant, Race
 from .work import Work, is_sum
 
 
@@ -110,6 +111,8 @@ def check_peer(name, f, work):
         return known
     z = [torch.randn_like(work.out)] * work.noise
     result = f(*z)
+    if not isinstance(result, torch.Tensor):  # JAX's
+        result = torch.from_dlpack(result)
     # each of at most 2n roundings, to the storage dtype, moves the sum by eps of its terms
     error = 2 * len(work.c) * torch.finfo(result.dtype).eps
     if not is_sum(result, [*work.u, *z], [*work.c, *(work.clip or ())], error):
@@ -131,8 +134,10 @@ def update_race(op, names, elements, *, user_kernels, **options):
     op = OPS[op]
     work, coef, parameters = case(op, elements, **options)
 
-    race = Race(op.name, work.u, work.out, work.bytes,
-                partial(expected_update, op, work.u, coef, work.out))
+    def expected(u, **counter):
+        return expected_update(op, u[:len(op.operands)], coef, work.out, **counter)
+
+    race = Race(op.name, work.u, work.out, work.bytes, expected)
     for name in names:
         if name in PEERS:
             race.entrants[name, False] = peer_entrant(name, work)
@@ -158,7 +163,10 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", *, s
     """
     if user_kernels:
         user_gate(user_kernels, dtype)
+    pin_malloc()
     names = candidates(backends, device)
+    if user_kernels:
+        names = [*dict.fromkeys((*names, PEER))]
     reasons = {op: {name: why_not(name, op, dtype, device) for name in names} for op in ops}
     for name in backends or ():
         if all(reasons[op][name] for op in ops):
@@ -185,15 +193,26 @@ def show(rows):
     """Rows of updates as a table; what was not measured, and why, below it."""
     wide = max([15, *(len(label(r)) + 1 for r in rows)])
     lines = [f"{'op':<16}{'backend':<{wide}}{'dtype':<9}{'elements':>10}{'width':>6}"
-             f"{'ns/element':>11}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  speedup over"]
+             f"{'ns/element':>11}{'95 %':>8}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  "
+             "speedup over (95 % interval)"]
     number = lambda v, form: format(v, form) if v is not None else "-"
     for r in measured(rows):
         n = r["elements"]
         bits = "same" if r["matches_reference"] else r.get("within") or "-"
         predicted = r["predicted_seconds"] and r["predicted_seconds"] / n * 1e9
         lines.append(f"{r['op']:<16}{label(r):<{wide}}{r['dtype']:<9}{n:>10}"
-                     f"{r['shape'][-1]:>6}{r['seconds'] / n * 1e9:>11.2f}"
+                     f"{r['shape'][-1]:>6}{r['seconds'] / n * 1e9:>11.3g}{r['p95'] / n * 1e9:>8.3g}"
                      f"{number(r['gb_per_s'], '.1f'):>7}"
                      f"{number(r['fraction_of_copy'], '.2f'):>8}{number(predicted, '.2f'):>10}"
                      f"  {bits:<5} {over(r)}".rstrip())
-    return "\n".join(lines + not_measured(rows, "backend", "op"))
+    return "\n".join([*lines, *not_measured(rows, "backend", "op"), *shown(rows)])
+
+
+def shown(rows):
+    """What was compared of a user's functions, and whether the machine was busy."""
+    for r in rows:
+        if r["compared"] and not r["again"]:
+            some, every = r["compared"]
+            yield (f"{r['op']}, {label(r)}: of {every} calls timed, {some} were compared whole, "
+                   "chosen by chance after each")
+    yield from warning(rows[0]["state"])

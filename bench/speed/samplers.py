@@ -167,7 +167,7 @@ def bench_cell(name, kind, shape, batch, ours, peers, device):
         first, later = zip(*(times[b] for times in rounds))
         rows.append(row_of(
             name, b, "float32", x.shape, kind="sampler", network=kind, batch=batch,
-            steps=steps, steps_timed=n, **summary(later),
+            steps=steps, steps_timed=n, **summary(later), times=later,
             first_seconds=summary(first)["seconds"],
             matches_reference=None if b in peers else True))
     return add_speedups(rows)

@@ -119,9 +119,12 @@ def sums_race(op, names, elements, *, dtype, device, seed, width, user_kernels):
     shape, kind = shape_of(elements, width), getattr(torch, dtype)
     x, s, z = (torch.randn(shape, device=device).to(kind) for _ in "xsz")
     coef = torch.rand((shape[0], 3), device=device)
+
+    def expected(u, **counter):
+        return expected_sums(op, u[0], coef, **counter)
+
     race_of = Corrections if op == "corrector" else Race
-    race = race_of(op, [s], s.clone(), PASSES[op] * s.nbytes,
-                   partial(expected_sums, op, s, coef))
+    race = race_of(op, [s], s.clone(), PASSES[op] * s.nbytes, expected)
     for name in names:
         if name in BACKENDS and op == "corrector":
             engine = Fused(backend=name)

@@ -16,8 +16,8 @@ from minidiff.bench.peers.schedulers import SCHEDULERS
 from minidiff.bench.report import older, table
 from minidiff.bench.speed import clock, run, samplers, suite, sums, timed
 from minidiff.bench.speed.rows import MAIN_OP, add_speedups, row_of
+from minidiff.bench.speed.yours import UserKernels
 from minidiff.kernels import OPS
-from minidiff.kernels.check.yours import UserKernels
 
 DESIGN = {"op", "backend", "dtype", "elements", "seconds", "bytes", "gb_per_s", "fraction_of_copy",
           "matches_reference"}
@@ -68,9 +68,9 @@ def test_what_is_timed_is_what_was_checked(quick, monkeypatch, tmp_path):
         "def langevin(x, s, z, coef):\n"
         "    a, b, c = coef.reshape(-1, 3, *[1] * (x.ndim - 1)).swapaxes(0, 1)\n"
         "    return x if x.shape == (64, 1024) else a * x + b * s + c * z\n")
-    with pytest.raises(RuntimeError, match=r"k.py .* at \(64, 1024\)"):
-        run.bench(["langevin"], ["host"], [1 << 16],
-                  user_kernels=UserKernels(str(tmp_path / "k.py")))
+    with (UserKernels(str(tmp_path / "k.py")) as mine,
+          pytest.raises(RuntimeError, match=r"k.py .* at \(64, 1024\)")):
+        run.bench(["langevin"], ["host"], [1 << 16], user_kernels=mine)
     monkeypatch.setattr(sums.Fused, "corrector", lambda *step: lambda k, x, s: x)
     with pytest.raises(RuntimeError, match="corrector: host does not follow"):
         run.bench(["corrector"], ["host"], [4096])
@@ -105,8 +105,12 @@ def test_rows_follow_the_table_and_speedups_are_over_peers(quick):
                                                         for n in (100, 4096)}
     for r in rows:
         assert r.keys() >= DESIGN and r["quartiles"][0] <= r["seconds"] <= r["quartiles"][1]
-        assert set(r["speedup"]) == ({"torch_eager", "numpy_rng"} if r["backend"] == "host"
-                                     else set())
+        ours = {"host"} if r["again"] else {"torch_eager", "numpy_rng"}
+        assert set(r["speedup"]) == set(r["interval"]) == (ours if r["backend"] == "host"
+                                                           else set())
+        for peer, (low, high) in r["interval"].items():
+            assert low <= r["speedup"][peer] <= high
+        assert r["quartiles"][0] <= r["p95"] and r["state"]["malloc"] and r["clocks"]
         assert (r["predicted_seconds"] is None) == (r["backend"] == "host")
         assert r["machine"]["processor"]
 
@@ -180,7 +184,8 @@ def rows_of(seconds=1e-3, spread=.01):
     rows = []
     for n in (128, 1 << 20):
         pair = [row_of("langevin", b, "float32", (n // 128, 128), seconds=s, rounds=25,
-                           quartiles=[s * (1 - spread), s * (1 + spread)], fraction_of_copy=.5)
+                           quartiles=[s * (1 - spread), s * (1 + spread)], p95=s,
+                           times=[s] * 25, fraction_of_copy=.5)
                 for b, s in (("host", seconds), ("torch_eager", 4e-3))]
         rows += add_speedups(pair)
     return rows
@@ -231,7 +236,7 @@ def test_report_writes_between_the_markers_and_draws(tmp_path, capsys, monkeypat
     assert main(["bench", "--report", str(folder)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| langevin | 1x128 | float32 | host |" in text and "| 4.0 |" in text
+    assert "| langevin | 1x128 | float32 | host |" in text and "| 4.0 (4.0-4.0) |" in text
     first = front.read_text()
     assert first.startswith("first\n") and first.endswith("last\n") and "old" not in first
     assert re.search(r"^\| .*\d+ cores \| langevin \| \S+ \| host \|", first, re.M)

@@ -11,7 +11,7 @@ from kernel_files import NUMPY, TRITON
 
 from minidiff.__main__ import main
 from minidiff.kernels.check.compare import Near, compare
-from minidiff.kernels.check.yours import UserKernels, host
+from minidiff.kernels.check.yours import host, load
 from minidiff.kernels.check.yours.apart import check
 
 
@@ -177,11 +177,11 @@ def test_arguments_are_named(arguments, tmp_path, refused):
 
 
 def test_each_file_has_its_own_helper(tmp_path):
-    """Two folders with a module of one name: in bench they share a process."""
+    """Two folders with a module of one name."""
     for k in (1, 2):
         (tmp_path / str(k)).mkdir()
         (tmp_path / str(k) / "helper.py").write_text(f"NUMBER = {k}")
         (tmp_path / str(k) / "mine.py").write_text("import helper\ndef norms(x): "
                                                    "return x + helper.NUMBER")
-    found = UserKernels(tmp_path / "1" / "mine.py", tmp_path / "2" / "mine.py").functions
+    found = [load(tmp_path / str(k) / "mine.py")[0][0] for k in (1, 2)]
     assert [f.call(0) for f in found] == [1, 2]

@@ -115,118 +115,7 @@ def test_a_kernel_file_must_hold_what_is_asked_of_it(tmp_path, refused):
     refused("--backend", argv=["check", "--kernel", str(file), "--backend", "host"])
 
 
-# ---- what was not computed is not timed ----
-
-LANGEVIN = """
-import sys
-import numpy as np
-calls, last = 0, {}
-def right(x, s, z, coef):
-    a, b, c = (k.reshape(-1, *[1] * (x.ndim - 1)) for k in np.moveaxis(coef, -1, 0))
-    return (a * x + b * s) + c * z
-def langevin(x, s, z, coef, out, shape):
-"""
-TIMED = "reference's bits at (1024, 1024); what was timed is not what was checked before"
-FIRST = "reference's bits at (1024, 1024); nothing was timed"
-
-
-@pytest.mark.parametrize("body, words", [
-    ("""
-    if len(x) < 1024: return right(x, s, z, coef)
-    for rows in (slice(64), slice(-64, None)): out[rows] = right(x[rows], s[rows], z[rows], coef)
-    return out""", FIRST),  # both ends alone
-    ("""
-    r = right(x, s, z, coef)
-    if r.size > 1 << 15: r.flat[r.size // 2] += 1
-    return r""", FIRST),  # one element in the middle
-    ("""
-    if x.size < 1 << 20: return right(x, s, z, coef)
-    if shape not in last: last[shape] = right(x, s, z, coef)
-    return last[shape]""", TIMED),  # what it had computed once
-    ("""
-    global calls
-    calls += x.size == 1 << 20
-    return right(x, s, z, coef) if calls < 2 else x""", TIMED),  # right until it was checked
-    ("""
-    global calls
-    calls += x.size == 1 << 20
-    if calls > 3: raise SystemExit(0)
-    return right(x, s, z, coef)""", "SystemExit: 0"),
-    ("""
-    global calls
-    calls += x.size == 1 << 20
-    if calls > 3: raise ValueError("gone")
-    return right(x, s, z, coef)""", "ValueError: gone"),
-    ("""
-    r = right(x, s, z, coef)
-    return (r, r) if r.size == 1 << 20 else r""", "TypeError: returned 2 results"),
-    ("""
-    if x.size == 1 << 20 and sys._getframe(2).f_code.co_name == "once": return x
-    return right(x, s, z, coef)""", "times the rate of copying"),  # right but for the clock
-    ("""
-    if x.size < 1 << 20: return right(x, s, z, coef)
-    key = x.flat[0], z.flat[0]
-    if key not in last: last[key] = right(x, s, z, coef)
-    return last[key]""", "times the rate of copying"),  # until its data change
-], ids=("ends", "middle", "stale", "late", "exit", "raise", "two", "clock", "memo"))
-def test_what_was_not_computed_is_not_timed(body, words, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(run, "user_gate", lambda *_: None)
-    (tmp_path / "mine.py").write_text(LANGEVIN + body)
-    refused("mine.py", words, argv=[*BENCH, str(tmp_path / "mine.py"), "--elements",
-                                    "1048576", "--backend", "torch_inplace"])
-
-
-@pytest.mark.parametrize("op", ["norms", "noise_norms", "dsm_loss"])
-@pytest.mark.parametrize("when", [FIRST.split(";")[1], TIMED.split(";")[1]])
-def test_sums_that_were_not_computed_are_not_timed(op, when, tmp_path, refused):
-    """Right where they are small, and then wrong: at once, or from the second call on."""
-    calls = 1 if "checked" in when else 0
-    wrong = f"""
-{SUMS}
-calls = 0
-def wrong(f):
-    def g(**kw):
-        global calls
-        got = f(**kw)
-        calls += len(next(iter(kw.values()))) == 512
-        if calls <= {calls}: return got
-        return (got[0], got[1] * 0) if isinstance(got, tuple) else got * 0
-    g.__signature__ = inspect.signature(f)
-    return g
-import inspect
-{op} = wrong({op})
-"""
-    (tmp_path / "mine.py").write_text(wrong)
-    refused("mine.py", op, when, argv=[*BENCH, str(tmp_path / "mine.py"), "--op", op,
-                                       "--elements", str(512 * 1024), "--backend", "torch_eager"])
-
-
-STALE = """
-import numpy as np
-last = {}
-def kept(name, f, size):
-    if size < 1 << 19: return f()
-    return last.setdefault(name, f())
-def pf_ode(x, s, coef):
-    a, b = (k.reshape(-1, *[1] * (x.ndim - 1)) for k in np.moveaxis(coef, -1, 0))
-    return kept("pf_ode", lambda: a * x + b * s, x.size)
-"""
-
-
-@pytest.mark.parametrize("op", ["pf_ode", "norms", "dsm_loss"])
-def test_fresh_data_tell_what_was_computed_once(op, tmp_path, refused, monkeypatch):
-    """Where no noise is drawn, or it is the same again, the operands alone are new."""
-    monkeypatch.setattr("minidiff.bench.speed.timed.MARGIN", 1e9)  # its speed alone would tell
-    monkeypatch.setattr(run, "user_gate", lambda *_: None)  # so would check
-    code = SUMS.replace("def ", "def _").replace("norms(z)", "_norms(z)")
-    code += "".join(f"def {n}({a}): return kept('{n}', lambda: _{n}({a}), {a[0]}.size)\n"
-                    for n, a in (("norms", "x"), ("dsm_loss", "s, z, coef")))
-    (tmp_path / "mine.py").write_text(STALE + code.replace("quads(e)", "quads(e)").replace(
-        "def _quads", "def quads"))
-    refused("mine.py", op, "what was timed is not what was checked", argv=[
-        *BENCH, str(tmp_path / "mine.py"), "--op", op, "--elements", str(1 << 19),
-        "--backend", "torch_eager"])
-
+# ---- what was not computed is not timed (a user's: tests/bench/test_yours.py) ----
 
 def test_fresh_data_tell_what_ours_computed_once(monkeypatch):
     """A backend that keeps its first results, and sums that do."""
@@ -245,19 +134,6 @@ def test_fresh_data_tell_what_ours_computed_once(monkeypatch):
         monkeypatch.setattr(cases, name, once)
         with pytest.raises(RuntimeError, match=f"{name}: host .*what was timed"):
             run.bench([name], ["host"], [1 << 18], seconds=0.)
-
-
-def test_sums_are_held_to_the_rate_of_their_bytes(tmp_path, refused):
-    (tmp_path / "mine.py").write_text(SUMS + """
-import sys
-honest = norms
-def norms(x):
-    if x.size == 1 << 22 and sys._getframe(2).f_code.co_name == "once": return x[:, 0]
-    return honest(x)
-""")
-    refused("mine.py", "times the rate of copying", argv=[
-        *BENCH, str(tmp_path / "mine.py"), "--op", "norms", "--elements", str(1 << 22),
-        "--backend", "torch_eager"])
 
 
 def test_ours_are_compared_whole_as_well(monkeypatch):
@@ -324,14 +200,14 @@ def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys):
                      "--json", str(tmp_path / "rows.json")]) == 0
         rows = json.loads((tmp_path / "rows.json").read_text())
         mine, = [r for r in rows if r["backend"].endswith("mine.py")]
-        host, = [r for r in rows if r["backend"] == "host"]
+        host, = [r for r in rows if r["backend"] == "host" and not r["again"]]
         peers = {z: {r["backend"]: r for r in rows if r["given_z"] == z and r is not mine
                      and r["backend"] != "host" and r["seconds"]} for z in (False, True)}
         assert mine["given_z"] == given and not host["given_z"]
         assert mine["bytes"] == (4 if given else 3) * 4 * 16384  # x, s, what it makes, and z
         assert {*mine["speedup"]} == {*peers[given]} and {*host["speedup"]} == {*peers[False]}
-        for name, over in mine["speedup"].items():
-            assert over == peers[given][name]["seconds"] / mine["seconds"]
+        for name, over in mine["speedup"].items():  # of medians, and of the rounds' ratios
+            assert over == pytest.approx(peers[given][name]["seconds"] / mine["seconds"], .5)
         # in place, a = 1: add(x, s, alpha) and add_(z, alpha), three arrays each
         assert bool(peers[True]) == given
         if given:
@@ -358,7 +234,7 @@ def test_sums_that_are_given_z_race_what_is_given_z(tmp_path):
         "norms": (False, n), "noise_norms": (True, n), "dsm_loss": (True, 3 * n)}
     for op, row in mine.items():
         peers = {r["backend"] for r in rows if r["op"] == op and r["given_z"] == row["given_z"]
-                 and r["matches_reference"] is None}
+                 and r["matches_reference"] is None and not r["again"]}
         assert {*row["speedup"]} == peers and peers
 
 

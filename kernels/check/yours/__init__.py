@@ -11,7 +11,7 @@ tensors, on the GPU if there is one. What is returned may be another library's a
 dsm_loss returns (value, gradient); norms and noise_norms one number a sample. langevin_v2
 is another version of langevin.
 
-Here a file is loaded and a function called, for the clock; apart.py checks it.
+Here a file is loaded, and what its functions may ask for is made; apart.py checks them.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ import torch
 
 from .... import noise
 from ... import OPS
-from ..cases import COUNTER, SUMS
+from ..cases import SUMS
 from ..compare import as_tuple, normals
 
 KNOWN = *OPS, *SUMS
@@ -38,6 +38,29 @@ STOPS = Exception, SystemExit
 
 
 # ---- the file ----
+
+@dataclass(frozen=True)
+class Function:
+    """A function of a file: its op, what to call, the arrays it takes and the names of its
+    arguments (`arguments_of`). Outside its process there is nothing to call."""
+
+    label: str
+    file: str
+    op: str
+    call: Callable | None
+    arrays: str
+    wanted: dict
+
+    @property
+    def takes_z(self):
+        """Whether it is handed its noise, rather than drawing it."""
+        return "z" in self.wanted
+
+
+def device_of(arrays):
+    """Where arrays of a kind are, "numpy" or "torch"."""
+    return "cuda" if arrays == "torch" and torch.cuda.is_available() else "cpu"
+
 
 def load(file):
     """(the Functions of a file, whether it has Triton's kernels and there is no GPU).
@@ -169,25 +192,22 @@ def drawn(shape, counter):
     return torch.from_numpy(noise.normal(shape, **counter))
 
 
-def given(value, arrays, device):
-    """An array in the kind that a file asks for. Other values stay as they are."""
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(device) if arrays == "torch" else value.cpu().numpy()
-
-
 # ---- what it returns ----
 
-def tensors(got, count):
-    """What a function returned, as `count` CPU tensors. TypeError where it is not that."""
+def as_results(got, count):
+    """What a function returned, as a tuple of `count` results. TypeError where it has
+    others."""
     if isinstance(got, list) and count > 1:
         got = tuple(got)
     got = as_tuple(got)
     if len(got) != count:
         raise TypeError(f"returned {len(got)} result{'s' * (len(got) != 1)}, not {count}")
-    return tuple(map(as_tensor, got))
+    return got
+
+
+def tensors(got, count):
+    """What a function returned, as `count` CPU tensors. TypeError where it is not that."""
+    return tuple(map(as_tensor, as_results(got, count)))
 
 
 def as_tensor(value):
@@ -203,109 +223,3 @@ def as_tensor(value):
     if hasattr(value, "__array__"):
         return torch.from_numpy(np.array(value))
     raise TypeError(f"returned a {type(value).__name__}, not an array or a tensor")
-
-
-# ---- how fast is it ----
-
-@dataclass(frozen=True)
-class Function:
-    """A function of a file: its op, what to call, the arrays it takes and the names of its
-    arguments (`arguments_of`).
-
-    Bound to its arguments once, it is called with fresh data in the same memory.
-    """
-
-    label: str
-    file: str
-    op: str
-    call: Callable
-    arrays: str
-    wanted: dict
-
-    @property
-    def device(self):
-        """Where its arrays are."""
-        cuda = self.arrays == "torch" and torch.cuda.is_available()
-        return "cuda" if cuda else "cpu"
-
-    @property
-    def takes_z(self):
-        """Whether it is handed its noise, rather than drawing it."""
-        return "z" in self.wanted
-
-    def bind(self, u, coef, parameters, counter=COUNTER):
-        """The function with its arguments, as a call without any."""
-        if isinstance(coef, torch.Tensor):
-            coef = coef.cpu().numpy()
-        have = available(self.op, u, coef, parameters, counter)
-        require_known(self, have)
-        if self.takes_z:
-            have["z"] = drawn(have["shape"], counter)
-        return partial(self.call, **{
-            argument: given(have[argument], self.arrays, self.device)
-            for argument in self.wanted if argument in have})
-
-    def results(self, call):
-        """What a call returns, as CPU tensors."""
-        got = call()
-        if got is None:
-            got = call.keywords.get("out")
-        return tensors(got, 2 if self.op == "dsm_loss" else 1)
-
-    def timed(self, call):
-        """A call for the clock. What it raises becomes a RuntimeError that names the
-        file."""
-        def f():
-            try:
-                return call()
-            except STOPS as e:
-                raise RuntimeError(f"{self.file}: {short(e, self.file)}") from e
-        return f
-
-    def renewed(self, call, u, step):
-        """What a call returns after `renew`, as CPU tensors; it raises as `timed` does."""
-        self.renew(call, u, step)
-        return self.timed(partial(self.results, call))()
-
-    def renew(self, call, u, step):
-        """Other operands, and noise of another step, in the very arrays of a call."""
-        bound = call.keywords
-        have = dict(zip(operands(self.op), u))
-        if "z" in bound:
-            counter = COUNTER | {"step": step}
-            have["z"] = normals(tuple(u[0].shape), **counter)
-        if "out" in bound:
-            have["out"] = torch.tensor(torch.nan)
-        for argument, value in have.items():
-            array = bound.get(argument)
-            if isinstance(array, np.ndarray):
-                array[...] = value.cpu().numpy()
-            elif array is not None:
-                array.copy_(value)
-        if "step" in bound:
-            bound["step"] = step
-
-
-class UserKernels:
-    """The functions of some files, to be timed; `apart.check` has held them to the bits, or
-    to what is near.
-
-    ValueError as `load`'s, and where no function is one of the ops.
-    """
-
-    def __init__(self, *files, ops=None, near=None):
-        self.files = [*dict.fromkeys(map(str, files))]
-        loaded = [load(file) for file in self.files]
-        found = [f for functions, _ in loaded for f in functions]
-        self.functions = only(found, ops, self.files)
-        self.interpreted = any(is_so for _, is_so in loaded)
-        self.near = near
-
-    @property
-    def ops(self):
-        """The names of their ops, each once."""
-        return [*dict.fromkeys(f.op for f in self.functions)]
-
-    def of(self, op):
-        """The functions of an op."""
-        return [f for f in self.functions if f.op == op]

@@ -24,6 +24,7 @@ class Call:
     def __init__(self, function, case, in_place):
         have = handed(function, case)
         self.function = function.label, function.op
+        self.kind = function.arrays
         self.given = [name for name in function.wanted if name in have]
         self.alias = operands(case.op)[0] if in_place else None
         self.arrays, self.values = {}, {}
@@ -88,8 +89,8 @@ class Call:
         if self.alias:
             places["out"] = places[self.alias]
         arrays = {name: places[name] for name in self.given if name in places}
-        return {"function": self.function, "size": self.size, "arrays": arrays,
-                "values": self.values,
+        return {"function": self.function, "kind": self.kind, "size": self.size,
+                "arrays": arrays, "values": self.values,
                 "results": [(part.start, part.stop - part.start) for part in self.room]}
 
     def damage(self, host):
@@ -154,7 +155,7 @@ def as_cpu(value):
     """An array as a dense CPU tensor."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
-    return value.contiguous()
+    return value.cpu().contiguous()
 
 
 def raw(t):

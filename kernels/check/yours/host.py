@@ -31,10 +31,11 @@ PRINTED = 4000  # characters of a file's output that are shown
 
 
 class Host:
-    """The process that a file of kernels runs in, begun anew where it is gone."""
+    """The process that a file of kernels runs in, begun anew where it is gone. Without a
+    file it has one function, None, that does nothing."""
 
-    def __init__(self, file):
-        self.file = str(file)
+    def __init__(self, file=None):
+        self.file = None if file is None else str(file)
         self.memory = shared_file()
         self.faults = tempfile.TemporaryFile()  # noqa: SIM115
         self.shared = np.empty(0, np.uint8)
@@ -47,12 +48,13 @@ class Host:
         here, there = socket.socketpair()
         descriptors = there.fileno(), self.memory.fileno(), self.faults.fileno()
         names = map(str, descriptors)
+        files = [] if self.file is None else [self.file]
         environment = dict(os.environ)
         if not torch.cuda.is_available():
             environment.setdefault("TRITON_INTERPRET", "1")
         self.faults.truncate(0)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.inside", *names, self.file],
+            [sys.executable, "-m", f"{__package__}.inside", *names, *files],
             pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, env=environment)
         there.close()
@@ -150,6 +152,20 @@ class Host:
                 return f" in {self.file}, line {number}"
         return ""
 
+    def stop(self):
+        """Let the process and its session rest, as they are, until `go_on`."""
+        self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def go_on(self):
+        """Let a stopped process go on."""
+        self.signal(signal.SIGCONT)
+
+    def signal(self, number):
+        """Send its session a signal, where it still is."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
     def room(self, size):
         """Shared memory of at least so many bytes."""
         if len(self.shared) < size:
@@ -162,8 +178,7 @@ class Host:
         """End the process and what it began in its session."""
         if self.process is None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.process.wait()
         self.connection.close()
         self.printed.join(1.)

@@ -2,8 +2,9 @@
 
 It is told where in shared memory the arguments lie, calls a function, puts the results
 where it is told and says what they are. It has no expected result, and decides nothing.
+For the clock, which is not here either, calls are made ready first and then run (bound.py).
 
-    python -m minidiff.kernels.check.yours.inside CONNECTION MEMORY FAULTS FILE
+    python -m minidiff.kernels.check.yours.inside CONNECTION MEMORY FAULTS [FILE]
 """
 
 import ctypes
@@ -20,13 +21,15 @@ import numpy as np
 import torch
 
 from ...launch import dtype_name
-from . import load, short, tensors
+from . import device_of, load, short, tensors
+from .bound import Bound
 
 BITS = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
-def main(connection, memory, faults, file):
-    """Answer until the other end closes."""
+def main(connection, memory, faults, file=None):
+    """Answer until the other end closes. Without a file there is a function that does
+    nothing, None, to be bound and run."""
     end_with_parent()
     faulthandler.enable(int(faults))
     connection = socket.socket(fileno=int(connection))
@@ -38,15 +41,16 @@ def main(connection, memory, faults, file):
         connection.sendall(json.dumps({"number": number, **what}).encode() + b"\n")
 
     try:
-        found, interpreted = load(file)
+        found, interpreted = ([], False) if file is None else load(file)
     except ValueError as e:
         return answer(0, error=str(e))
     except BaseException as e:
         return answer(0, error=short(e, file))
     told = [(f.label, f.file, f.op, None, f.arrays, f.wanted) for f in found]
     answer(0, functions=told, interpreted=interpreted)
-    functions = {(f.label, f.op): f for f in found}
+    functions = {(f.label, f.op): f.call for f in found} | {None: None}
     memory = Memory(int(memory))
+    bound = None
     while True:
         size = int.from_bytes(requests.read(8), "little")
         if not size:
@@ -54,7 +58,17 @@ def main(connection, memory, faults, file):
         request = pickle.loads(requests.read(size))
         number = request["number"]
         try:
-            got = called(functions[request["function"]], memory, request)
+            got = []
+            if "calls" in request:
+                bound = Bound(functions[request["function"]], memory, request)
+            elif "run" in request:
+                bound.run(**request["run"])
+            elif "refresh" in request:
+                memory.refresh()
+            elif "give_back" in request:
+                memory.give_back()
+            else:
+                got = called(functions[request["function"]], memory, request)
         except BaseException as e:
             answer(number, error=short(e, file))
         else:
@@ -70,16 +84,12 @@ def end_with_parent():
 
 def called(function, memory, request):
     """Call a function, its results put in their places. Returns their dtypes and shapes."""
-    memory.take(request["size"], function.device)
-    places = request["arrays"]
-    made = {place: memory.array(*place, function.arrays) for place in places.values()}
-    arrays = {name: made[place] for name, place in places.items()}  # in place out is x
-    got = function.call(**arrays, **request["values"])
+    memory.take(request["size"], device_of(request["kind"]))
+    arrays = memory.arrays(request["arrays"], request["kind"])
+    got = function(**arrays, **request["values"])
     if got is None:
         got = arrays.get("out")
     got = tensors(got, len(request["results"]))
-    if function.device != "cpu":
-        torch.cuda.synchronize()
     memory.give_back()
     for tensor, place in zip(got, request["results"]):
         memory.put(tensor, *place)
@@ -98,8 +108,16 @@ class Memory:
         """See so many bytes."""
         if len(self.shared) < size:
             self.shared = mmap.mmap(self.descriptor, size)
-        whole = torch.frombuffer(self.shared, dtype=torch.uint8)
-        self.there = None if device == "cpu" else whole[:size].to(device)
+        self.there = None
+        if device != "cpu":
+            self.there = torch.empty(size, dtype=torch.uint8, device=device)
+            self.refresh()
+
+    def refresh(self):
+        """Make a GPU's copy what the shared memory is."""
+        if self.there is not None:
+            whole = torch.frombuffer(self.shared, dtype=torch.uint8)
+            self.there.copy_(whole[:len(self.there)])
 
     def array(self, start, dtype, shape, kind):
         """The array that begins at a byte, NumPy's or torch's."""
@@ -112,9 +130,15 @@ class Memory:
         part = self.there[start:start + bits.nbytes]
         return part.view(getattr(torch, dtype)).view(shape)
 
+    def arrays(self, places, kind):
+        """{name: array}, one for each place: in place, out is x itself."""
+        made = {place: self.array(*place, kind) for place in places.values()}
+        return {name: made[place] for name, place in places.items()}
+
     def give_back(self):
-        """What a GPU's copy holds, and what lies around it."""
+        """What a GPU's copy holds, and what lies around it, once the GPU is done."""
         if self.there is not None:
+            torch.cuda.synchronize()
             self.shared[:len(self.there)] = self.there.cpu().numpy().tobytes()
 
     def put(self, tensor, start, size):
