@@ -151,6 +151,13 @@ def update_race(op, names, elements, *, user_kernels, **options):
     return race
 
 
+def race_of(op, names, elements, *, dtype, device, seed=0, width=1024, user_kernels=None):
+    """The race of an op at a size, of these backends and peers, and of a user's kernels."""
+    make = update_race if op in OPS else sums_race
+    return make(op, names, elements, dtype=dtype, device=device, seed=seed, width=width,
+                user_kernels=user_kernels)
+
+
 def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", *, seed=0,
           user_kernels=None, width=1024, seconds=SECONDS):
     """Rows: op, backend, dtype, elements, seconds (median), quartiles, bytes, gb_per_s,
@@ -180,7 +187,6 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", *, s
                                f"{'bits' if op in OPS else 'sums'}; nothing was timed")
         able = [name for name in names if not reasons[op][name]]
         for n in elements or ELEMENTS:
-            race_of = update_race if op in OPS else sums_race
             race = race_of(op, able, n, user_kernels=user_kernels, **options)
             if op in OPS or backends:  # few peers have a form of a sum
                 rows += [row_of(op, name, dtype, race.out.shape, reason=reason)

@@ -138,6 +138,13 @@ class Race:
         for key in self.users:
             self.entrants[key].call.check(when)
 
+    def renew(self):
+        """Other numbers in the operands."""
+        random = torch.Generator(self.out.device)
+        random.seed()  # the default one may have been seeded as the first data were
+        for t in self.u:
+            t.normal_(generator=random)
+
     def functions(self):
         """{name: call} of the entrants, of the first once more, and of what they are held
         to."""
@@ -159,10 +166,7 @@ class Race:
         self.check("nothing was timed", COUNTER["step"])
         rounds = self.believed(clock(self.functions(), self.out.device, seconds), seconds)
         times = {key: summary(found) for key, found in rounds.items()}
-        random = torch.Generator(self.out.device)
-        random.seed()  # the default one may have been seeded as the first data were
-        for t in self.u:
-            t.normal_(generator=random)
+        self.renew()
         self.check(AFTER, 1)
         size, rows, now = self.out.nbytes, [], clocks()
         for key, arrays in self.users.items():
