@@ -39,6 +39,8 @@ setup(
         "test": ["pytest>=8,<10", "pytest-benchmark[histogram]>=5,<6",
                  "hypothesis>=6.100,<7", "ruff>=0.6,<1",
                  "triton>=3.6,<3.10; platform_system == 'Linux'"],
+        "peers": ["diffusers>=0.35,<1", "jax>=0.5,<1",
+                  "mkl>=2024; platform_machine == 'x86_64'"],
         "cuda12": ["cupy-cuda12x>=14,<15"],
         "cuda13": ["cupy-cuda13x>=14,<15", "nvidia-cuda-nvrtc>=13,<14"],
     },

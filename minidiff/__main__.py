@@ -454,8 +454,8 @@ def run_bench(args):
     width = args.width or 1024
     for n in args.elements or []:
         if n > width and n % width:
-            raise ValueError(f"--elements {n}: a multiple of {width}, the --width of a row, "
-                             "or below it")
+            raise ValueError(f"--elements {n}: a multiple of {width}, the --width of a "
+                             "row, or below it")
     old = args.compare and report.load(args.compare)
     near = nearness(args)
     asked = args.op, args.backend, args.elements, args.dtype, args.kernel, args.width

@@ -20,9 +20,7 @@ import torch
 from ...kernels import on_host
 from ..speed.clock import once, waiter
 from ..speed.work import expression, formula
-from . import jax as with_jax
-from . import mkl as with_mkl
-from . import schedulers
+from . import schedulers, with_jax, with_mkl
 
 
 def torch_eager(w):
@@ -216,12 +214,12 @@ def random_fill(out):
 
 def mkl_fill(out):
     """vsRngGaussian of the fastest generator."""
-    return _faster(*with_mkl.fillers(out))
+    return _faster(*with_mkl.fillers(out, with_mkl.GENERATORS))
 
 
 def philox_fill(out):
     """vsRngGaussian of Philox."""
-    return with_mkl.filler(out, with_mkl.PHILOX)
+    return _faster(*with_mkl.fillers(out, ["Philox"]))
 
 
 def jax_fill(out):

@@ -122,10 +122,11 @@ def table(rows):
 
 def _state(rows):
     """The state that the machine was in, where it is known."""
-    state, clocks = rows[0]["state"], rows[0].get("clocks")
+    state = rows[0]["state"]
     if not state:
         return ""
-    mhz = "".join(f"; {v} MHz" for v in (clocks or {}).values() if v)
+    clocks = next(filter(None, (r.get("clocks") for r in rows)), {})
+    mhz = "".join(f"; {v} MHz" for v in clocks.values() if v)
     lines = [f"Others took {state['others'] or 0:.0%} of the cores when it began, load "
              f"{state['load']}; malloc {state['malloc']}{mhz}.", *warning(state)]
     return " " + " ".join(lines)

@@ -1,5 +1,6 @@
 """Medians and quartiles of functions timed in turn, each call synchronised."""
 
+import random
 import statistics
 import time
 from functools import partial
@@ -39,8 +40,9 @@ def once(f, wait, calls=1):
 
 
 def clock(functions, device, seconds=SECONDS):
-    """{name: seconds of a call, one a round}: every function in turn, again and again; a
-    round starts one further on, so that none always follows the same neighbour.
+    """{name: seconds of a call, one a round}: every function in turn, again and again, in
+    another order each round, so that none always follows the same neighbour: what that one
+    leaves in the caches is a few per cent.
 
     A function in a process of its own (yours.Runner) times itself, and is awake when it
     does.
@@ -61,12 +63,12 @@ def clock(functions, device, seconds=SECONDS):
     times = {name: [] for name in functions}
     end = time.perf_counter() + seconds * len(functions)
     while time.perf_counter() < end or len(times[order[0]]) < ROUNDS:
+        random.shuffle(order)
         for name in order:
             time.sleep(PAUSE)
             if name in short:
                 functions[name]()
             times[name].append(timed[name](calls=calls[name]))
-        order.append(order.pop(0))
     return times
 
 

@@ -84,8 +84,8 @@ def size(row):
 def times(row, peer):
     """A speedup and its interval, to be printed."""
     bounds = row["interval"].get(peer)
-    between = f" ({bounds[0]:.2g}-{bounds[1]:.2g})" if bounds else ""
-    return f"{row['speedup'][peer]:.2g}x{between}"
+    between = f" ({bounds[0]:.3g}-{bounds[1]:.3g})" if bounds else ""
+    return f"{row['speedup'][peer]:.3g}x{between}"
 
 
 def over(row):
@@ -94,9 +94,14 @@ def over(row):
 
 
 def not_measured(rows, *keys):
-    """A line for each reason, once, with a row's values of two keys."""
-    return list(dict.fromkeys(f"not measured: {r[keys[0]]}, {r[keys[1]]}: {r['reason']}"
-                              for r in rows if not r["seconds"]))
+    """A line for each reason, once, with whom it is of and where: a row's values of two
+    keys."""
+    found = {}
+    for r in rows:
+        if not r["seconds"]:
+            found.setdefault((r[keys[0]], r["reason"]), {})[r[keys[1]]] = None
+    return [f"not measured: {who}, {', '.join(where)}: {reason}"
+            for (who, reason), where in found.items()]
 
 
 def main_rows(rows):

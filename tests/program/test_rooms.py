@@ -118,14 +118,16 @@ ROOMS = {
 
 @pytest.mark.parametrize("room, ceiling", [
     ("mathematics", 12_500), ("program", 16_000), ("kernels", 12_400), ("kernels/check", 10_500),
-    ("kernels/check/yours", 7_000), ("bench", 19_000)])
+    ("kernels/check/yours", 7_000), ("bench", 23_000)])
 def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     """A ceiling in tokens of code; sentences are free.
 
     That of kernels was 11,500: a seed a row on five backends and in the operators, runs that are
     claimed, copies and a constant step beside a counter took 800. That of program was 15,000:
     the tour's eight pictures take 3,300. That of check was 8,500: what explains a difference takes
-    2,400, and a user's kernels, in a process of their own, have a room of their own.
+    2,400, and a user's kernels, in a process of their own, have a room of their own. That
+    of bench was 19,000: a clock outside a user's process takes 2,000, three peers 1,200, intervals
+    and the machine's state 900.
     """
     assert sum(tokens_a_line(f.read_text()).total() for f in ROOMS[room]) <= ceiling
 

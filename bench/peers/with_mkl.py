@@ -9,10 +9,8 @@ import torch
 
 SEQUENTIAL = 1  # of MKL's threading layers: a generator is one thread's anyway
 BY_INVERSE = 2  # VSL_RNG_METHOD_GAUSSIAN_ICDF, the fastest of its methods
-PHILOX = 16 << 20  # VSL_BRNG_PHILOX4X32X10
-GENERATORS = {"MCG59": 4 << 20, "MT2203": 9 << 20, "SFMT19937": 13 << 20, "ARS5": 15 << 20,
-              "Philox": PHILOX}
-PART = 1 << 14  # elements that are worth a thread
+GENERATORS = {name: number << 20 for name, number in {  # VSL_BRNG_...
+    "MCG59": 4, "MT2203": 9, "SFMT19937": 13, "ARS5": 15, "Philox": 16}.items()}
 
 
 @cache
@@ -42,19 +40,14 @@ def pool(threads):
 def stream(generator, k):
     """The k-th of several independent streams of a generator, or None on a CPU without."""
     made = ctypes.c_void_p()
-    failed = library().vslNewStream(ctypes.byref(made), generator + k * (generator == MT2203),
-                                    7 + k)
+    member = k if generator == "MT2203" else 0  # of its family; the others differ in seed
+    failed = library().vslNewStream(ctypes.byref(made), GENERATORS[generator] + member, 7 + k)
     return None if failed else made
 
 
-MT2203 = GENERATORS["MT2203"]  # a family: each member is a stream
-
-
-def filler(out, generator):
-    """fill(std=1.) of out with a generator's normal numbers, on as many threads as torch's;
-    None on a CPU without it."""
+def filler(out, generator, threads):
+    """fill(std=1.) of out with a generator's normal numbers; None on a CPU without it."""
     count = out.numel()
-    threads = max(1, min(torch.get_num_threads(), count // PART))
     streams = [stream(generator, k) for k in range(threads)]
     if None in streams:
         return None
@@ -74,6 +67,7 @@ def filler(out, generator):
     return fill
 
 
-def fillers(out):
-    """`filler` of each generator that this CPU has."""
-    return [*filter(None, (filler(out, g) for g in GENERATORS.values()))]
+def fillers(out, generators):
+    """`filler` of each generator that this CPU has, on one thread and on all of torch's."""
+    threads = {1, torch.get_num_threads()}
+    return [*filter(None, (filler(out, g, n) for g in generators for n in threads))]

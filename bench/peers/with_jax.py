@@ -1,7 +1,6 @@
 """One jit of JAX: the whole sum, jax.random.normal inside, on JAX's own threads or GPU."""
 
 import os
-from functools import cache
 from importlib.util import find_spec
 from itertools import count
 
@@ -11,7 +10,6 @@ from ..speed.work import expression
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-@cache
 def why_not(cuda):
     """Why JAX computes nothing here, or None."""
     if not find_spec("jax"):
