@@ -446,6 +446,7 @@ def run_bench(args):
     from .bench import report
     from .bench.speed.rows import MAIN_OP
     from .bench.speed.run import bench
+    from .bench.speed.state import state
     from .bench.speed.suite import show_all, suite
     from .bench.speed.yours import UserKernels
     if args.report is not None:
@@ -458,6 +459,7 @@ def run_bench(args):
                              "row, or below it")
     old = args.compare and report.load(args.compare)
     near = nearness(args)
+    state()  # before anything of ours runs
     asked = args.op, args.backend, args.elements, args.dtype, args.kernel, args.width
     if any(asked):
         mine = UserKernels(*args.kernel, ops=args.op, near=near) if args.kernel else None

@@ -71,7 +71,7 @@ def timing(limit=150):
         if time.perf_counter() > end:
             left.append([op, dtype, elements])
             continue
-        names = [*NAMES, *(peer for peer in (*PEERS, "cupy_expr", "curand")
+        names = [*NAMES, *(peer for peer in (*PEERS, "torch_random", "cupy_expr", "curand")
                            if not lacks(peer, op, dtype, "cuda"))]
         rows = bench([op], names, [elements], dtype, "cuda", seconds=SECONDS)
         print(show(rows), flush=True)

@@ -48,7 +48,8 @@ def speedups(file, rows, backend):
         axis.annotate(peer.replace("_", " "), (last, height), color=COLOURS[peer], **BESIDE)
     axis.axhline(1, color=GREY, lw=1, ls=":")
     axis.set(xscale="log", xlabel="elements",
-             title=f"{ours[0]['op'].capitalize()} update: a peer's time divided by ours")
+             title=f"{ours[0]['op'].capitalize()} update: a peer's time divided by ours, "
+                   "95 % intervals")
     sizes = [r["elements"] for r in ours]
     axis.set_xticks(sizes, [f"$2^{{{n.bit_length() - 1}}}$" for n in sizes])
     axis.set_yscale("log", base=2)

@@ -42,21 +42,24 @@ def _best(rows):
     return list(best.values())
 
 
-def _cost(row):
-    """Nanoseconds an element, their 95th percentile, and the share of the copy rate."""
-    copy, late = row["fraction_of_copy"], row.get("p95")
-    each = 1e9 / row["elements"]
-    return [f"{row['seconds'] * each:.3g}", f"{late * each:.3g}" if late else "-",
-            f"{copy:.2f}" if copy else "-"]
+def _each(row, seconds):
+    """Nanoseconds an element."""
+    return f"{seconds / row['elements'] * 1e9:.3g}" if seconds else "-"
+
+
+def _copy(row):
+    """The share of the copy rate."""
+    share = row["fraction_of_copy"]
+    return f"{share:.2f}" if share else "-"
 
 
 def _updates(rows):
     """A line an op and size; speedups over each peer."""
     best = _best(rows)
     peers = [p for p in PEERS if any(p in r["speedup"] for r in best)]
-    header = ["op", "shape", "dtype", "backend", "ns an element", "95 %", "of copy"]
-    lines = [[r["op"], size(r), r["dtype"], label(r), *_cost(r), *(_times(r, p) for p in peers)]
-             for r in best]
+    header = ["op", "shape", "dtype", "backend", "ns an element", "p95", "of copy"]
+    lines = [[r["op"], size(r), r["dtype"], label(r), _each(r, r["seconds"]),
+              _each(r, r.get("p95")), _copy(r), *(_times(r, p) for p in peers)] for r in best]
     return _table([*header, *(f"x {p}" for p in peers)], lines)
 
 
@@ -72,9 +75,9 @@ def _first(machines):
             found = [r for r in _best(rows) if (r["op"], r["dtype"]) == (op, "float32")]
             if found:
                 r = max(found, key=lambda r: r["elements"])
-                lines.append([place, op, size(r), r["backend"], *_cost(r),
+                lines.append([place, op, size(r), r["backend"], _each(r, r["seconds"]), _copy(r),
                               *(_times(r, p) for p in FIRST_PEERS)])
-    return _table(["where", "op", "shape", "backend", "ns an element", "95 %", "of copy",
+    return _table(["where", "op", "shape", "backend", "ns an element", "of copy",
                    *(f"x {p}" for p in FIRST_PEERS)], lines)
 
 

@@ -17,9 +17,9 @@ from ..peers import PEERS
 from ..peers.schedulers import SCHEDULERS
 from .clock import SECONDS, is_cuda
 from .rows import ELEMENTS, label, measured, not_measured, over, row_of, shape_of
-from .state import pin_malloc, warning
+from .state import state, warning
 from .sums import FORMS, sums_race
-from .timed import PEER, Entrant, Race
+from .timed import ALWAYS, Entrant, Race
 from .work import Work, is_sum
 
 
@@ -170,10 +170,10 @@ def bench(ops, backends=None, elements=None, dtype="float32", device="cpu", *, s
     """
     if user_kernels:
         user_gate(user_kernels, dtype)
-    pin_malloc()
+    state()
     names = candidates(backends, device)
     if user_kernels:
-        names = [*dict.fromkeys((*names, PEER))]
+        names = [*dict.fromkeys((*names, *ALWAYS))]
     reasons = {op: {name: why_not(name, op, dtype, device) for name in names} for op in ops}
     for name in backends or ():
         if all(reasons[op][name] for op in ops):
@@ -199,7 +199,7 @@ def show(rows):
     """Rows of updates as a table; what was not measured, and why, below it."""
     wide = max([15, *(len(label(r)) + 1 for r in rows)])
     lines = [f"{'op':<16}{'backend':<{wide}}{'dtype':<9}{'elements':>10}{'width':>6}"
-             f"{'ns/element':>11}{'95 %':>8}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  "
+             f"{'ns/element':>11}{'p95':>9}{'GB/s':>7}{'of copy':>8}{'predicted':>10}  bits  "
              "speedup over (95 % interval)"]
     number = lambda v, form: format(v, form) if v is not None else "-"
     for r in measured(rows):
@@ -207,8 +207,8 @@ def show(rows):
         bits = "same" if r["matches_reference"] else r.get("within") or "-"
         predicted = r["predicted_seconds"] and r["predicted_seconds"] / n * 1e9
         lines.append(f"{r['op']:<16}{label(r):<{wide}}{r['dtype']:<9}{n:>10}"
-                     f"{r['shape'][-1]:>6}{r['seconds'] / n * 1e9:>11.3g}{r['p95'] / n * 1e9:>8.3g}"
-                     f"{number(r['gb_per_s'], '.1f'):>7}"
+                     f"{r['shape'][-1]:>6}{r['seconds'] / n * 1e9:>11.3g}"
+                     f" {r['p95'] / n * 1e9:>8.3g}{number(r['gb_per_s'], '.1f'):>7}"
                      f"{number(r['fraction_of_copy'], '.2f'):>8}{number(predicted, '.2f'):>10}"
                      f"  {bits:<5} {over(r)}".rstrip())
     return "\n".join([*lines, *not_measured(rows, "backend", "op"), *shown(rows)])
@@ -219,6 +219,6 @@ def shown(rows):
     for r in rows:
         if r["compared"] and not r["again"]:
             some, every = r["compared"]
-            yield (f"{r['op']}, {label(r)}: of {every} calls timed, {some} were compared whole, "
-                   "chosen by chance after each")
+            yield (f"{r['op']}, {label(r)}, {r['elements']}: of {every} calls timed, {some} were "
+                   "compared whole, chosen by chance when the clock had stopped")
     yield from warning(rows[0]["state"])

@@ -1,12 +1,11 @@
 """A user's functions on the clock: each in the process of its file, the clock outside.
 
-A process is stopped but for its own turns, so it neither works on after a turn nor slows
-another's. Its data appear in shared memory while it is stopped, right before the clock
-starts, other numbers each time; what it has written there when the clock stops is its
-result, and of a random tenth of the calls all of it is compared. What the way there and
-back takes, and copying what is not written to out, is told by a process of ours that does
-nothing else, and taken off. (On a GPU the data, and the results, are copied outside the
-clock.)
+A process, and all that it began, is stopped but for its own turns: it neither works on after
+a turn nor slows another's. Its data appear in shared memory while it is stopped, right
+before the clock starts, other numbers each time. What it has written there when the clock
+stops is its result, and of a random tenth of the calls all of it is compared. What the way
+there and back takes is told by a process of ours that does nothing else, and taken off. (On
+a GPU the data, and the results, are copied outside the clock.)
 """
 
 import secrets
@@ -27,9 +26,9 @@ from ...kernels.launch import dtype_name
 AFTER = "what was timed is not what was checked before"
 SAMPLE = 1e-2  # seconds of a turn: the way there and back, some 50 us, is a small part
 MOST_CALLS, MOST_BYTES = 1000, 1 << 28  # of a turn, each call with arrays of its own
+AWAKE = 5e-2  # seconds of calls before: so long threads that rested may share a core
 SHARE = .1  # of the calls that are compared
 ROOM = 1 << 12  # fresh operands begin at any of so many elements of a pool
-LEAST = 1e-9  # seconds that a turn takes beyond the way there and back
 RANDOM = secrets.SystemRandom()
 
 
@@ -84,7 +83,8 @@ class Runner:
     """One function with the arguments of one race, for the clock.
 
     u: the operands, or a tensor of the result's shape. expected(u, **counter): NumPy's
-    results. share: of the calls that are compared. made, compared: how many were.
+    results. share: of the calls that are compared; of a turn of few calls it is more, one a
+    turn. made, compared: how many were.
     """
 
     def __init__(self, function, user, u, coef, parameters, expected):
@@ -93,59 +93,52 @@ class Runner:
         self.u = [as_cpu(t) for t in u]
         self.expected = expected
         self.share, self.made, self.compared = SHARE, 0, 0
-        coef = as_cpu(coef).numpy()
-        self.sort(available(function.op, self.u, coef, parameters, COUNTER))
-        self.likes = as_tuple(expected(self.u, **COUNTER))
-        self.pool = torch.randn(self.u[0].numel() + ROOM).to(self.u[0].dtype)
         self.seed = COUNTER["seed"]
+        self.sort(available(function.op, self.u, as_cpu(coef).numpy(), parameters, COUNTER))
+        self.likes = as_tuple(expected(self.u, **COUNTER))
         self.calls = 0
 
     # ---- where everything lies ----
 
     def sort(self, have):
-        """What all calls share, what each has of its own, and what is sent. `fresh` is what
-        is new in each turn beside the seed: an operand, or all of the noise."""
-        function, names = self.function, operands(self.function.op)
+        """What all calls share, what each has of its own, and what is sent."""
+        function = self.function
         try:
             require_known(function, have)
         except ValueError as e:
             raise ValueError(f"{function.file}: {e}") from e
-        have["z"] = torch.empty(0)
-        if function.takes_z:
-            have["z"] = normals(tuple(self.u[0].shape), **COUNTER)
+        have["z"] = torch.empty(self.u[0].shape)
         wanted = {name: have[name] for name in function.wanted if name in have}
-        arrays = {name: as_cpu(value) for name, value in wanted.items()
-                  if isinstance(value, (np.ndarray, torch.Tensor))}
-        self.fresh = next((name for name in (*names[:1], "z") if name in arrays), None)
-        self.draws = not function.takes_z or self.fresh == "z"
-        self.own = {name: arrays.pop(name) for name in (self.fresh, "out")
-                    if name in arrays}
-        self.shared = arrays
+        self.shared = {name: as_cpu(value) for name, value in wanted.items()
+                       if isinstance(value, (np.ndarray, torch.Tensor))}
         self.values = {name: value for name, value in wanted.items()
-                       if name not in arrays | self.own}
+                       if name not in self.shared}
+        first = "z" if function.op == "noise_norms" else operands(function.op)[:1]
+        self.own = {name: self.shared.pop(name) for name in (*first, "out")
+                    if name in self.shared}
 
     def bind(self, calls):
         """Give everything its place, and have the calls made ready."""
         self.calls, self.end = calls, 0
-        shared = {name: self.place(t) for name, t in self.shared.items()}
+        self.common = {name: self.place(t) for name, t in self.shared.items()}
         self.places = []
         for k in range(calls):
             own = {name: self.place(t) for name, t in self.own.items()}
-            results = [own.get("out") or self.place(t) for t in self.likes[-1:]]
-            results[:0] = [self.place(t) for t in self.likes[:-1]]
+            results = [self.place(t) for t in self.likes]
+            if "out" in own:
+                results[-1] = own["out"]
             values = {"step": COUNTER["step"] + k} if "step" in self.values else {}
-            self.places.append({"arrays": shared | own, "values": values,
+            self.places.append({"arrays": self.common | own, "values": values,
                                 "results": results})
         request = {"function": (self.function.label, self.function.op),
                    "kind": self.function.arrays, "size": self.end, "calls": self.places,
                    "values": self.values}
         for host in (self.idle, self.host):
             host.room(self.end)
-            for name, t in self.shared.items():
-                self.memory(host, shared[name])[:] = raw(t)
             host.go_on()
             self.ask(host, request if host is self.host else request | {"function": None})
             host.stop()
+        self.renew()
 
     def place(self, t):
         """The next free place, for an array like t: (first byte, dtype, shape)."""
@@ -153,11 +146,11 @@ class Runner:
         self.end += up_to_line(t.nbytes)
         return start, dtype_name(t.dtype), tuple(t.shape)
 
-    def memory(self, host, place):
-        """The bytes of a place."""
+    def memory(self, place):
+        """The bytes of a place, as the function's process sees them."""
         start, dtype, shape = place
         size = getattr(torch, dtype).itemsize * int(np.prod(shape))
-        return host.room(self.end)[start:start + size]
+        return self.host.room(self.end)[start:start + size]
 
     # ---- a turn ----
 
@@ -173,28 +166,32 @@ class Runner:
         idle = self.turn(self.idle)
         took = self.turn(self.host)
         self.made += calls
-        self.compared += self.compare(AFTER, self.share)
-        return max(took - idle, LEAST) / calls
+        self.compared += self.compare(AFTER, max(self.share, 1 / calls))
+        return (took - idle) / calls
 
     def turn(self, host):
         """Seconds that a process takes for the calls, awake, with fresh data."""
         host.go_on()
-        self.run(host, self.calls)
+        end = time.perf_counter() + AWAKE * (host is self.host)
+        self.run(host)
+        while time.perf_counter() < end:
+            self.run(host)
         host.stop()
-        self.renew()
+        if host is self.host:
+            self.renew()
         self.copy(host, "refresh")
         start = time.perf_counter()
         host.go_on()
-        self.run(host, self.calls)
+        self.run(host)
         took = time.perf_counter() - start
         host.stop()
         self.copy(host, "give_back")
         return took
 
-    def run(self, host, count):
-        """Have the first calls made."""
+    def run(self, host):
+        """Have the calls made."""
         values = {"seed": self.seed} if "seed" in self.values else {}
-        self.ask(host, {"run": {"count": count, "values": values}})
+        self.ask(host, {"run": {"count": self.calls, "values": values}})
 
     def copy(self, host, direction):
         """Have a GPU's arrays copied from or to shared memory."""
@@ -212,41 +209,57 @@ class Runner:
         if "error" in answer:
             raise RuntimeError(f"{self.function.file}: {answer['error']}")
 
+    # ---- its data ----
+
     def renew(self):
-        """Other numbers in the operand that each call has of its own, and another seed
-        where the noise is the function's or all there is."""
-        if self.draws:
-            self.seed = RANDOM.randrange(2**63)
-        if "keys" in self.shared:
-            keys = noise.keys(self.seed, COUNTER["sample"], len(self.u[0]))
-            self.memory(self.host, self.places[0]["arrays"]["keys"])[:] = raw(as_cpu(keys))
+        """Other numbers in all operands, and another seed."""
+        self.seed = RANDOM.randrange(2**63)
+        self.pool = torch.randn(self.u[0].numel() + ROOM).to(self.u[0].dtype)
+        self.starts = [[RANDOM.randrange(ROOM) for _ in self.u] for _ in range(self.calls)]
         for k, call in enumerate(self.places):
-            if self.fresh == "z":
-                numbers = normals(tuple(self.u[0].shape), **self.counter(k))
-            elif self.fresh:
-                start = RANDOM.randrange(ROOM)
-                numbers = self.pool[start:start + self.u[0].numel()]
-            else:
-                return
-            self.memory(self.host, call["arrays"][self.fresh])[:] = raw(numbers)
+            names = self.own if k else call["arrays"]
+            for name in names:
+                if name != "out":
+                    self.memory(call["arrays"][name])[:] = self.sent(name, k)
+
+    def sent(self, name, k):
+        """The bytes of an argument of the k-th call."""
+        names = operands(self.function.op)
+        if name in names:
+            return raw(self.operand(names.index(name), k))
+        if name == "z":
+            return raw(normals(tuple(self.u[0].shape), **self.counter(k)))
+        if name == "keys":
+            return raw(as_cpu(noise.keys(self.seed, COUNTER["sample"], len(self.u[0]))))
+        return raw(self.shared[name])
+
+    def operand(self, i, k):
+        """The i-th operand of the k-th call, its own or one that all share."""
+        own = operands(self.function.op)[i] in self.own
+        start = self.starts[k if own else 0][i]
+        return self.pool[start:start + self.u[i].numel()].view(self.u[i].shape)
+
+    def counter(self, k):
+        """Of a call's noise; a z that is handed over is one for all, unless it is all that
+        there is."""
+        own = "z" in self.own or not self.function.takes_z
+        return COUNTER | {"seed": self.seed, "step": COUNTER["step"] + own * k}
 
     # ---- what came of it ----
 
-    def counter(self, k):
-        """Of a call's noise."""
-        if not self.draws:
-            return COUNTER
-        return COUNTER | {"seed": self.seed, "step": COUNTER["step"] + k}
-
     def compare(self, when, share=1.):
         """RuntimeError unless the results of a random share of the last turn's calls are
-        NumPy's, whole; returns how many those are."""
+        NumPy's, whole, and their arguments as they were; returns how many those are."""
         chosen = [k for k in range(self.calls) if RANDOM.random() < share]
         for k in chosen:
             call = self.places[k]
-            u = list(self.u)
-            if self.fresh and self.fresh != "z":
-                u[0] = self.tensor(call["arrays"][self.fresh])
+            for name, place in call["arrays"].items():
+                same = name == "out" or np.array_equal(self.memory(place), self.sent(name, k))
+                if not same:
+                    raise RuntimeError(f"{self.function.file}: {self.function.op} changed "
+                                       f"{name}, which is only to be read; {when}")
+            u = [self.operand(i, k) for i in range(len(operands(self.function.op)))]
+            u = u or self.u
             got = tuple(map(self.tensor, call["results"]))
             want = self.expected(u, **self.counter(k))
             require_same(self.function.op, self.function.label, got, want, when, self.near)
@@ -255,7 +268,7 @@ class Runner:
     def tensor(self, place):
         """What lies in a place of the function's memory, copied."""
         _, dtype, shape = place
-        bits = torch.from_numpy(self.memory(self.host, place).copy())
+        bits = torch.from_numpy(self.memory(place).copy())
         return bits.view(getattr(torch, dtype)).view(shape)
 
     def check(self, when):

@@ -208,7 +208,7 @@ from minidiff.bench.speed import state
 state.pin_malloc()
 x = torch.ones(1 << 24)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10): y = x + 1; del y
+for _ in range(50): y = x + 1; del y
 before = faults()
 for _ in range(10): y = x + 1; del y
 print(faults() - before)

@@ -51,7 +51,8 @@ def test_the_readmes_wrong_kernel_is_located_as_it_says_and_mended_it_passes(tmp
     assert main(["check", "--kernel", "mine.py", "--json", "rows.json"]) == 0
     assert all(r["passed"] for r in json.loads(Path("rows.json").read_text()))
     assert main([*BENCH, "mine.py", "--elements", "4096", "--json", "rows.json"]) == 0
-    row, = [r for r in json.loads(Path("rows.json").read_text()) if r["backend"] == "mine.py"]
+    row, = [r for r in json.loads(Path("rows.json").read_text())
+            if r["backend"] == "mine.py" and not r["again"]]
     assert row["seconds"] > 0 and row["matches_reference"] and "torch_inplace" in row["speedup"]
 
 
@@ -172,7 +173,8 @@ def test_nothing_moves_its_bytes_faster_than_memory():
             (1e-9, 0, False, False)):
         with pytest.raises(RuntimeError, match="times the rate of") if fails else nullcontext():
             possible(time(seconds), moved, writes)
-    possible(time(2.5e-3, .4e-3), 3 * size, False)  # it may have been that slow
+    with pytest.raises(RuntimeError):  # what is reported is the median, however it is spread
+        possible(time(2.5e-3, .4e-3), 3 * size, False)
     times["copied"] = time(11e-6)
     possible(time(1e-7), 3 * size, False)
 
@@ -199,10 +201,10 @@ def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys):
         assert main([*BENCH, str(tmp_path / "mine.py"), "--elements", "16384",
                      "--json", str(tmp_path / "rows.json")]) == 0
         rows = json.loads((tmp_path / "rows.json").read_text())
-        mine, = [r for r in rows if r["backend"].endswith("mine.py")]
-        host, = [r for r in rows if r["backend"] == "host" and not r["again"]]
-        peers = {z: {r["backend"]: r for r in rows if r["given_z"] == z and r is not mine
-                     and r["backend"] != "host" and r["seconds"]} for z in (False, True)}
+        mine, = [r for r in rows if r["backend"].endswith("mine.py") and not r["again"]]
+        host, = [r for r in rows if r["backend"] == "host"]
+        peers = {z: {r["backend"]: r for r in rows if r["given_z"] == z and r["seconds"]
+                     and r["backend"] not in ("host", mine["backend"])} for z in (False, True)}
         assert mine["given_z"] == given and not host["given_z"]
         assert mine["bytes"] == (4 if given else 3) * 4 * 16384  # x, s, what it makes, and z
         assert {*mine["speedup"]} == {*peers[given]} and {*host["speedup"]} == {*peers[False]}
@@ -228,7 +230,7 @@ def test_sums_that_are_given_z_race_what_is_given_z(tmp_path):
     assert main([*BENCH, str(tmp_path / "mine.py"), "--elements", "4096", "--json",
                  str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
-    mine = {r["op"]: r for r in rows if r["backend"].endswith("mine.py")}
+    mine = {r["op"]: r for r in rows if r["backend"].endswith("mine.py") and not r["again"]}
     n = 4 * 4096
     assert {op: (r["given_z"], r["bytes"]) for op, r in mine.items()} == {
         "norms": (False, n), "noise_norms": (True, n), "dsm_loss": (True, 3 * n)}

@@ -5,6 +5,7 @@ says or does, a request ends: in its answer, EOFError or TimeoutError.
 """
 
 import fcntl
+import glob
 import json
 import mmap
 import os
@@ -153,18 +154,18 @@ class Host:
         return ""
 
     def stop(self):
-        """Let the process and its session rest, as they are, until `go_on`."""
-        self.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        """Let the process and all that it began rest, as they are, until `go_on`."""
+        known = []
+        while found := [pid for pid in family(self.process.pid) if pid not in known]:
+            signal_all(found, signal.SIGSTOP)
+            known += found
+        self.stopped = known
+        with suppress(ChildProcessError):  # it has ended
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def go_on(self):
-        """Let a stopped process go on."""
-        self.signal(signal.SIGCONT)
-
-    def signal(self, number):
-        """Send its session a signal, where it still is."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+        """Let what was stopped go on."""
+        signal_all(self.stopped, signal.SIGCONT)
 
     def room(self, size):
         """Shared memory of at least so many bytes."""
@@ -175,10 +176,13 @@ class Host:
         return self.shared
 
     def close(self):
-        """End the process and what it began in its session."""
+        """End the process and what it began."""
         if self.process is None:
             return
-        self.signal(signal.SIGKILL)
+        began = family(self.process.pid)[1:]
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        signal_all(began, signal.SIGKILL)
         self.process.wait()
         self.connection.close()
         self.printed.join(1.)
@@ -192,6 +196,24 @@ class Host:
 
     def __enter__(self):
         return self
+
+
+def family(pid):
+    """A process and all that descend from it, whatever their sessions: an orphan becomes
+    the process's own child (inside.end_with_parent). Linux tells; elsewhere the process."""
+    found = [pid]
+    for one in found:
+        for task in glob.glob(f"/proc/{one}/task/*/children"):
+            with suppress(OSError), open(task) as children:
+                found += map(int, children.read().split())
+    return found
+
+
+def signal_all(pids, number):
+    """Send a signal to those that still are."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def shared_file():

@@ -76,10 +76,13 @@ def main(connection, memory, faults, file=None):
 
 
 def end_with_parent():
-    """Let Linux end this process where its parent has ended, however."""
+    """Let Linux end this process where its parent has ended, however, and make it the
+    parent of what its own children leave behind."""
     if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        set_death_signal, set_child_subreaper = 1, 36
+        prctl = ctypes.CDLL(None).prctl
+        prctl(set_death_signal, signal.SIGKILL)
+        prctl(set_child_subreaper, 1)
 
 
 def called(function, memory, request):
