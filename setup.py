@@ -27,14 +27,14 @@ else:
 os.makedirs(".build", exist_ok=True)
 setup(
     name="minidiff",
-    version="0.3.0",
+    version="0.4.0",
     description="Score-based generative modelling from scratch, with kernels that return "
                 "NumPy's bits",
     python_requires=">=3.11",
     **ROOMS,
     install_requires=["numpy>=2.0,<2.6", "torch>=2.11,<2.14", "scikit-learn>=1.5,<1.10",
                       "matplotlib>=3.9,<4", "safetensors>=0.4,<0.9", "tqdm>=4.66,<5",
-                      "scipy>=1.13,<2"],
+                      "scipy>=1.13,<2", "filelock>=3.12,<5"],
     extras_require={
         "test": ["pytest>=8,<10", "pytest-benchmark[histogram]>=5,<6",
                  "hypothesis>=6.100,<7", "ruff>=0.6,<1",
@@ -44,7 +44,7 @@ setup(
         "cuda12": ["cupy-cuda12x>=14,<15"],
         "cuda13": ["cupy-cuda13x>=14,<15", "nvidia-cuda-nvrtc>=13,<14"],
     },
-    entry_points={"console_scripts": ["minidiff = minidiff.__main__:main"]},
+    entry_points={"console_scripts": ["minidiff = minidiff.__main__:command"]},
     options={"egg_info": {"egg_base": ".build"}, "build": {"build_base": ".build/build"},
              "bdist_wheel": {"dist_dir": ".build/dist"}},
 )

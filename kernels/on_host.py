@@ -87,8 +87,9 @@ def library(variant, flags, more=""):
     except OSError:  # not there yet, or damaged
         with tempfile.TemporaryDirectory(dir=_folder()) as part:
             command += ["-x", "c++", "-", "-o", f"{part}/so"]
+            # in a session of its own, which Ctrl-C does not reach: whether to stop is ours
             subprocess.run(command, check=True, text=True, capture_output=True,
-                           input=source)
+                           input=source, start_new_session=True)
             os.replace(f"{part}/so", built)  # whole or not at all, also of two processes
     return ctypes.CDLL(str(built))
 

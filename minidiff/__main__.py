@@ -3,15 +3,18 @@
 A command has a function for its options, one for what it does, and an entry in `parser`.
 """
 
+from . import __version__, terminal
+
+if __name__ == "__main__":  # before anything else is loaded
+    terminal.end_on_interrupt()
+
+# ruff: noqa: E402
 import argparse
-import json
 import os
 import secrets
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-
-from . import __version__
 
 DESCRIPTION = "Score-based generative modelling, its samplers and their fused kernels."
 EXAMPLE = "example: python -m minidiff "
@@ -42,6 +45,14 @@ def ulp(text):
     value = positive(text)
     if value > 2**20:
         raise argparse.ArgumentTypeError(f"must be at most 2^20, got {text}; see --rtol")
+    return value
+
+
+def evaluations(text):
+    """How many network evaluations: a million take hours."""
+    value = positive(text)
+    if value > 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be at most 1000000, got {text}")
     return value
 
 
@@ -77,7 +88,7 @@ def model_options(add):
     add("--model", default="out/model.safetensors",
         help="a model that demo or train wrote (default out/model.safetensors)")
     add("--family", choices=FAMILIES, help="sampler (default ddim)")
-    add("--evaluations", type=positive, help="about how many network evaluations")
+    add("--evaluations", type=evaluations, help="about how many network evaluations")
 
 
 def kernel_options(add):
@@ -115,37 +126,18 @@ def where(args):
     return {"seed": args.seed, "device": device(args), "backend": args.backend}
 
 
-def make_folder(out):
-    """The folder --out, made where it is missing. ValueError where it cannot be."""
-    try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as e:
-        raise ValueError(f"--out {out}: no folder can be made there ({e.strerror})") from e
-    return Path(out)
-
-
-def check_file(option, file):
-    """ValueError where no file can be written, or would replace one of another kind."""
-    path = Path(file)
-    folder = path.parent
-    if option == "--json" and path.suffix != ".json":
-        raise ValueError(f"{option} {file}: results are written as .json")
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{option} {file}: not a file in a folder that can be written")
-
-
-def write_json(file, rows):
-    """Write rows to a file, whole or not at all."""
-    part = Path(f"{file}.part")
-    part.write_text(json.dumps(rows, indent=1) + "\n")
-    os.replace(part, file)
-
-
 def check_ends(model, saved):
     """ValueError where a model does not know the units of its data."""
     if saved["ends"] is None:
         raise ValueError(f"{model} was written before models kept the scale of their data, "
                          "so that what it returns has no units: train it again")
+
+
+def check_trained_on(model, saved):
+    """ValueError where a model does not know the data that it was trained on."""
+    if "digest" not in saved:
+        raise ValueError(f"{model} was written before models kept which data they saw, so "
+                         "that held-out samples may be among them: train it again")
 
 
 # ---- tour ----
@@ -157,6 +149,7 @@ def tour_options(add):
 
 def run_tour(args):
     """See tour.tour."""
+    from .files import make_folder
     from .tour import tour
     tour(make_folder(args.out), args.seed)
 
@@ -168,8 +161,10 @@ def run_demo(args):
     from . import kernels
     from .data import load
     from .demo import demo
+    from .files import only_run
     data = load(args.data, args.seed)
-    demo(data, make_folder(args.out), kernels, args.steps, **where(args))
+    with only_run(args.out) as out:
+        demo(data, out, kernels, args.steps, **where(args))
 
 
 # ---- train ----
@@ -188,45 +183,36 @@ def train_options(add):
         help="of the loss over noise levels (default edm; sigma2 for the other objectives)")
     add("--save-every", type=positive, default=200, metavar="N",
         help="iterations between saves (default 200)")
-    add("--resume", action="store_true", help="go on from OUT/state.safetensors")
+    add("--resume", nargs="?", const="", metavar="FILE",
+        help="go on from OUT/state.safetensors, or from the save before it, "
+             "OUT/state.previous")
 
 
 def run_train(args):
     """Train, saving every N iterations; Ctrl-C saves and exits with 130."""
     from . import kernels, train
     from .data import load
-    from .demo import metadata
+    from .files import only_run
     if not 0 < args.lr < float("inf"):
         raise ValueError(f"--lr must be positive, got {args.lr}")
     data = load(args.data, args.seed)
     if args.batch and args.batch > len(data.train):
         raise ValueError(f"--batch {args.batch}: {data.name} has {len(data.train)} samples")
-    out = make_folder(args.out)
-    trainer = train.Trainer(data.train, kernels, args.steps, batch=args.batch, lr=args.lr,
-                            levels=data.levels, weighting=args.weighting,
-                            objective=args.objective, **where(args))
-    run = metadata(data, trainer) | {"batch": trainer.batch, "lr": args.lr,
-                                     "weighting": trainer.weighting,
-                                     "objective": args.objective}
-    state = out / "state.safetensors"
-    if args.resume:
-        resume(trainer, state, run)
-    elif state.exists():
-        raise ValueError(f"{state} exists: --resume it, or choose another --out")
-    return train.run(trainer, out, run, args.save_every)
-
-
-def resume(trainer, state, run):
-    """Put a trainer where the file `state` left off; ValueError if it is another run's."""
-    from .train import read
-    tensors, saved = read(state)
-    step = saved.pop("step", None)
-    if saved != run:
-        raise ValueError(f"{state} is of another run: {saved}, not {run}")
-    try:
-        trainer.restore(tensors, step)
-    except (ValueError, RuntimeError, KeyError) as e:
-        raise ValueError(f"{state}: {str(e).splitlines()[0]}") from e
+    print(data.about)
+    with only_run(args.out) as out:
+        trainer = train.Trainer(data.train, kernels, args.steps, batch=args.batch,
+                                lr=args.lr, levels=data.levels, weighting=args.weighting,
+                                objective=args.objective, **where(args))
+        run = train.metadata(data, trainer) | {
+            "batch": trainer.batch, "lr": args.lr, "weighting": trainer.weighting,
+            "objective": args.objective}
+        state = out / "state.safetensors"
+        if args.resume is not None:
+            train.resume(trainer, Path(args.resume or state), run)
+            train.set_aside(state)
+        elif state.exists():
+            raise ValueError(f"{state} exists: --resume it, or choose another --out")
+        return train.run(trainer, out, run, args.save_every)
 
 
 # ---- sample ----
@@ -252,6 +238,7 @@ def run_sample(args):
     from . import kernels
     from .data import Data
     from .demo import NetScore, sample
+    from .files import check_file, whole
     from .train import load_model
     if Path(args.out).suffix not in ("", ".npz"):
         raise ValueError(f"--out {args.out}: samples are written as .npz")
@@ -277,11 +264,10 @@ def run_sample(args):
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{family}: samples are not finite")
     out = Path(args.out if args.out.endswith(".npz") else args.out + ".npz")
-    part = out.with_suffix(".part")
-    with open(part, "wb") as f:
-        np.savez(f, x=x)
-    os.replace(part, out)
-    print(f"{out}: {n} samples of {saved['data']}, {family}, {score.evaluations} "
+    with whole(out) as part:
+        np.savez(part, x=x)
+    data = terminal.printable(saved["data"])
+    print(f"{out}: {n} samples of {data}, {family}, {score.evaluations} "
           f"evaluations, torch {torch.__version__}")
 
 
@@ -299,13 +285,20 @@ def eval_options(add):
 
 def run_eval(args):
     """bits/dim of held-out data, or how good samples are beside it."""
-    from .data import SETS, load
+    from .data import load
+    from .files import write_json
     from .train import load_model
     net, saved = load_model(args.model, device(args))
+    check_ends(args.model, saved)
+    check_trained_on(args.model, saved)
     name = args.data or saved["data"]
-    if name not in ("digits", *SETS):
-        check_ends(args.model, saved)
-    data = load(name, saved.get("seed", 0), saved["ends"])
+    data = load(name, saved["seed"], saved["ends"], saved["levels"])
+    if not args.data and data.digest != saved["digest"]:
+        raise ValueError(f"{name} is no longer what the model was trained on; to measure "
+                         f"the model on what it holds now: --data {name}")
+    if saved["split"] != data.split and data.digest != saved["digest"]:
+        print(f"the model was trained on all but what was {saved['split']}: samples that "
+              f"are held out of {name} may be among them")
     of_data = {"shape": list(data.shape), "levels": data.levels}
     of_model = {"shape": saved["shape"], "levels": saved["levels"]}
     if of_data != of_model:
@@ -370,6 +363,7 @@ def run_check(args):
     import torch
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
+    from .files import write_json
     from .kernels import FLOATS, check
     from .kernels.check import words
     from .kernels.check.yours import apart
@@ -487,6 +481,7 @@ def info_options(add):
 
 def run_info(args):
     """Versions, devices, backends."""
+    from .files import write_json
     from .kernels import BACKENDS, on_host, why_not
     from .machine import machine
     found = machine() | {"device": device(args)}
@@ -555,25 +550,36 @@ def main(argv=None):
     """Run a command. Returns its exit code; what a user can mend is one line and 2."""
     try:
         args = parser().parse_args(argv)
+        import torch  # noqa: F401
+        terminal.raise_on_interrupt()
     except ModuleNotFoundError as e:
         sys.exit(f"minidiff: {e}; install this folder first: pip install --use-pep517 -e .")
+    except KeyboardInterrupt:
+        return 130
     try:
         file = getattr(args, "json", None)
         takes_folders = args.run is run_bench
         if file and not (takes_folders and Path(file).is_dir()):
+            from .files import check_file
             check_file("--json", file)
         return args.run(args) or 0
     except (ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as e:
         if os.environ.get("MINIDIFF_TRACEBACK"):
             raise
-        print(f"minidiff {args.command}: {e}", file=sys.stderr)
-        return 2
+        said = str(e)
     except MemoryError as e:
-        print(f"minidiff {args.command}: out of memory: {e}", file=sys.stderr)
-        return 2
+        said = f"out of memory ({e}): ask for less"
     except KeyboardInterrupt:
         return 130
+    print(terminal.printable(f"minidiff {args.command}: {said}"), file=sys.stderr)
+    return 2
+
+
+def command():
+    """What the shell runs: `main` of its words, on streams that may be closed."""
+    terminal.end_on_interrupt()
+    sys.exit(terminal.run(main))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

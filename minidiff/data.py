@@ -1,17 +1,19 @@
 """Data sets as arrays within [-1, 1]: handwritten digits, three 2-D sets, any .npz file."""
 
-import zipfile
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from . import noise
+from . import noise, npz
 from .likelihood import dequantize
 from .targets import Mixture
+from .terminal import printable
 
-HELD_OUT = 360
+HELD_OUT = 5  # of so many samples one is held out
+POINTS = 10_240  # of a set that is drawn
+FEWEST = 50  # samples to train on, and samples held out
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Data:
     levels: how many grey levels there are, or None for points.
     ends: the two numbers, in the data's own units, that became -1 and 1.
     target: the distribution that it was drawn from, where one is known.
+    digest: of all its numbers, in any order: what the data set is, whatever its name.
+    split: how samples were held out, "by hash" or "in" a test array.
+    about: what was read, in words.
     """
 
     name: str
@@ -30,6 +35,9 @@ class Data:
     levels: int | None = None
     ends: tuple = (-1., 1.)
     target: Mixture | None = None
+    digest: str = ""
+    split: str = npz.BY_HASH
+    about: str = ""
 
     @property
     def shape(self):
@@ -50,14 +58,21 @@ class Data:
     def in_own_units(self, x):
         """Samples of the model in the units of the data.
 
-        Returns uint8 for grey levels that fit in it, else float64.
+        Returns float64; for grey levels that are whole numbers the smallest integer dtype
+        that holds them, uint8 for 0 to 255.
         """
         low, high = self.ends
-        x = np.asarray(x, np.float64)
-        x = low + (x + 1) / 2 * (high - low)
-        if self.levels and low >= 0 and high < 256:
-            return np.clip(np.round(x), low, high).astype(np.uint8)
-        return x
+        x = low + (np.asarray(x, np.float64) + 1) / 2 * (high - low)
+        if not self.levels:
+            return x
+        step = (high - low) / (self.levels - 1)
+        x = low + step * np.clip(np.round((x - low) / step), 0, self.levels - 1)
+        if step != 1 or low != int(low):
+            return x
+        for dtype in (np.uint8, np.int8, np.uint16, np.int16):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return x.astype(dtype)
+        return x.astype(np.int64)
 
 
 def dequantized(x, levels, seed=0, step=0):
@@ -129,92 +144,92 @@ def digits():
 SETS = {"mixture": mixture, "moons": moons, "checkerboard": checkerboard}
 
 
-def load(name, seed=0, ends=None):
+def load(name, seed=0, ends=None, levels=None):
     """A data set by name (digits, mixture, moons, checkerboard) or the path of a .npz file.
 
-    From a file this takes the array `x`, or else the first numeric one of two to four axes:
-    (n, D), (n, H, W) or (n, C, H, W). Its smallest and largest numbers become -1 and 1.
-    uint8 counts as 256 grey levels: there 0 and 255 become -1 and 1. To measure a model,
-    pass the `ends` of the data that it was trained on: then these become -1 and 1.
+    Of a file, `npz.choose` says which array is trained on: (n, D), (n, H, W), (n, C, H, W)
+    or (n, H, W, C). Pixels have grey levels (`npz.grey_levels`), and the first and last of
+    these become -1 and 1; of other numbers the smallest and the largest do.
+    To measure a model, pass the `ends` and `levels` of the data that it was trained on.
+
+    A test array in the file is held out. Without one, a sample is held out where
+    `sample_keys` is below a fifth of its range: in every file that holds this sample, in
+    whatever order. Sets that are drawn follow from `seed`.
     ValueError, in one line, where a file cannot be used.
     """
-    if name == "digits":
-        x = digits()
-        levels, own_ends = 17, (0., 16.)
-    elif name in SETS:
-        x = SETS[name](8192 + HELD_OUT, seed)
-        levels, own_ends = None, (-1., 1.)
+    source = _source(name, seed)
+    if ends is None:
+        levels, ends = (None, (-1., 1.)) if name in SETS else npz.scale(name, source)
+    ends = float(ends[0]), float(ends[1])
+    npz.require_levels(name, source, levels, ends)
+    keys = sample_keys(source.x)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    if source.test is None:
+        n = np.searchsorted(keys, 2**64 // HELD_OUT)
+        held = _scaled(name, source.x, order[:n], ends)
+        train = _scaled(name, source.x, order[n:], ends)
     else:
-        x, levels, own_ends = _read(name)
-    ends = tuple(ends or own_ends)
-    x = _scaled(name, x, ends)
-    x = x[permutation(len(x), seed)]
-    held, train = x[:HELD_OUT], x[HELD_OUT:]
+        keys_of_test = sample_keys(source.test)
+        order_of_test = np.argsort(keys_of_test, kind="stable")
+        held = _scaled(name, source.test, order_of_test, ends)
+        train = _scaled(name, source.x, order, ends)
+        keys = np.concatenate((keys, [2**64 - 1], keys_of_test[order_of_test]))
+    if min(len(train), len(held)) < FEWEST:
+        raise ValueError(f"{name}: {len(train)} samples to train on and {len(held)} held "
+                         f"out; at least {FEWEST} of each are needed")
+    about = (f"{name}: {source.what}; {len(train)} samples to train on, {len(held)} held "
+             f"out {source.split}")
+    if levels:
+        about += f"; {levels} grey levels from {ends[0]:g} to {ends[1]:g}"
+    digest = hashlib.sha256(f"{train.shape[1:]}".encode() + keys.tobytes()).hexdigest()
     target = ring() if name == "mixture" else None
-    return Data(str(name), train, held, levels, ends, target)
+    return Data(str(name), train, held, levels, ends, target, digest, source.split,
+                printable(about))
 
 
-def _scaled(name, x, ends):
-    """x in float32, on the scale where the ends are -1 and 1."""
-    if ends == (-1., 1.):
-        return x.astype(np.float32)
+def _source(name, seed):
+    """The `npz.Source` of a data set."""
+    if name in SETS:
+        return npz.Source(SETS[name](POINTS, seed), f"{POINTS} points")
+    if name == "digits":
+        return npz.Source(digits(), "8 by 8 pixels")
+    if str(name).endswith(".npz"):
+        return npz.source(name)
+    raise ValueError(f"{name}: neither digits, {', '.join(SETS)} nor a .npz file")
+
+
+def sample_keys(x):
+    """A number of 64 bits for each sample, a hash of its float64 values: (n,) uint64.
+
+    It depends on neither place nor dtype, so it names the sample in every file.
+    """
+    keys = np.empty(len(x), np.uint64)
+    done = 0
+    for rows in npz.chunks(x):
+        values = np.ascontiguousarray(rows, "<f8").reshape(len(rows), -1)
+        values = values + 0.  # of -0 and 0 it makes one
+        for row in values:
+            digest = hashlib.blake2b(row, digest_size=8).digest()
+            keys[done] = int.from_bytes(digest, "little")
+            done += 1
+    return keys
+
+
+def _scaled(name, x, order, ends):
+    """The samples x[order] in float32, on the scale where the ends are -1 and 1."""
     low, high = ends
-    with np.errstate(over="ignore"):
-        unit = (x.astype(np.float64) - low) / (high - low)
-        scaled = (unit * 2 - 1).astype(np.float32)
-    if not np.isfinite(scaled).all():
-        raise ValueError(f"{name}: values from {x.min():g} to {x.max():g} are too far from "
-                         f"the {low:g} to {high:g} that the model was trained on")
+    scaled = np.empty((len(order), *x.shape[1:]), np.float32)
+    done = 0
+    for chosen in npz.chunks(order, max(1, (1 << 20) // x[0].size)):
+        rows = x[chosen].astype(np.float64)
+        if ends != (-1., 1.):
+            rows = (rows - low) / (high - low) * 2 - 1
+        into = scaled[done:done + len(rows)]
+        with np.errstate(over="ignore"):
+            into[:] = rows
+        if not np.isfinite(into).all():
+            raise ValueError(f"{name}: values from {x.min():g} to {x.max():g} are too far "
+                             f"from the {low:g} to {high:g} that the model was trained on")
+        done += len(rows)
     return scaled
-
-
-def _read(file):
-    """(x, levels, ends) of a .npz file: points (n, D) or images (n, C, H, W)."""
-    x = _array(file, _arrays(file))
-    if not x.size or x.ndim == 2 and x.shape[1] < 2:
-        raise ValueError(f"{file}: x of shape {x.shape}; points need two axes or more, "
-                         "images pixels")
-    if len(x) < 2 * HELD_OUT:
-        raise ValueError(f"{file}: {len(x)} samples, at least {2 * HELD_OUT} are needed")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{file}: holds NaN or inf")
-    if x.dtype == np.uint8:
-        levels = 256
-        low, high = 0., 255.
-    else:
-        levels = None
-        low, high = float(x.min()), float(x.max())
-    if low == high:
-        raise ValueError(f"{file}: every value is {low:g}")
-    if not high - low < np.inf:
-        raise ValueError(f"{file}: values from {low} to {high} are too far apart")
-    if x.ndim == 3:
-        x = x[:, None]
-    if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):
-        raise ValueError(f"{file}: images of {x.shape[2]} by {x.shape[3]}; height and "
-                         "width must be even")
-    return x, levels, (low, high)
-
-
-def _arrays(file):
-    """The arrays in a .npz file, by name."""
-    if not str(file).endswith(".npz"):
-        raise ValueError(f"{file}: neither digits, {', '.join(SETS)} nor a .npz file")
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file")
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as e:
-        raise ValueError(f"{file}: not a readable .npz file ({e})") from e
-
-
-def _array(file, arrays):
-    """`x`, or else the first numeric array of two to four axes."""
-    if "x" in arrays:
-        arrays = {"x": arrays["x"], **arrays}
-    for u in arrays.values():
-        if u.dtype.kind in "fiu" and u.ndim in (2, 3, 4):
-            return u
-    shapes = {name: (u.shape, str(u.dtype)) for name, u in arrays.items()}
-    raise ValueError(f"{file}: no numeric array of 2 to 4 axes; it holds {shapes}")

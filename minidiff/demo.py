@@ -1,6 +1,5 @@
 """Train one network, sample it with every family, measure, draw."""
 
-import tempfile
 import time
 from statistics import NormalDist
 from typing import NamedTuple
@@ -18,7 +17,8 @@ from .quality import nearest_distance, svm_accuracy
 from .score_matching import denoising, explicit
 from .sde import VP, prior_std
 from .targets import Gaussian
-from .train import LOG_LEVEL, Trainer, edm_weight, iterations, save
+from .train import LOG_LEVEL, Trainer, edm_weight, iterations, metadata
+from .weights import save
 
 EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adaptive": 40,
                "heun": 39, "dpmpp_2m": 20}
@@ -209,13 +209,13 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     Path, and loss.png where the data's own score is known.
     """
     from .plot import CAPTION, curves, loss_levels, picture
-    with tempfile.TemporaryFile(dir=out):  # fails now rather than after training
-        pass
     if (out / "state.safetensors").exists():
         raise ValueError(f"{out} holds a training run: choose another --out")
     model = out / "model.safetensors"
     samples_png = out / "demo.png"
     curves_png = out / "evaluations.png"
+    print(data.about)
+    n = min(n, len(data.held))
     start = time.perf_counter()
     options = {"seed": seed, "device": device, "backend": backend}
     trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
@@ -240,17 +240,11 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
         files.append(out / "loss.png")
         loss_levels(files[-1], by_level)
     print(CAPTION)
-    print(f"{len(data.train)} training, {n} held-out samples of {data.name}; "
-          f"{trainer.steps} iterations")
+    print(f"{len(data.train)} training, {len(data.held)} held-out samples of "
+          f"{data.name}, {n} of them compared; {trainer.steps} iterations")
     print(f"in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all")
     print(*files, sep="  ")
     return rows
-
-
-def metadata(data, trainer):
-    """What a model file says of itself."""
-    return {"shape": list(data.shape), "data": data.name, "levels": data.levels,
-            "ends": list(data.ends), "steps": trainer.steps, "seed": trainer.seed}
 
 
 def table(rows, real):

@@ -6,6 +6,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
+from .files import whole  # noqa: E402
+
 FLOWS = "ddim", "pf_ode", "heun", "dpmpp_2m", "pf_ode_adaptive"
 # colours that a colour-blind reader tells apart
 OKABE_ITO = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"
@@ -14,6 +16,13 @@ MARKERS = "os^Dvp*"
 CAPTION = """ddim, pf ode, pf ode adaptive, heun and dpmpp 2m show nearly the same samples:
 all start from one noise and follow the probability flow, a map from noise to data."""
 TICKS = 10, 20, 40, 80  # evaluations
+
+
+def _write(file, figure, **options):
+    """Write a figure as PNG, whole or not at all, and forget it."""
+    with whole(file) as part:
+        figure.savefig(part, dpi=120, facecolor="white", **options)
+    plt.close(figure)
 
 
 def _images(axis, x, title):
@@ -80,8 +89,7 @@ def picture(file, data, samples, trajectory, columns=16):
         figure = _scatter_plots(rows, trajectory)
     figure.tight_layout(pad=.4, h_pad=.8)
     figure.supxlabel(CAPTION, y=0, va="top", fontsize=9)
-    figure.savefig(file, dpi=120, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
+    _write(file, figure, bbox_inches="tight")
 
 
 def _panel(family):
@@ -125,8 +133,7 @@ def curves(file, rows, best):
         axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.16))
     axes[0].set_ylabel("SVM accuracy (dashed: real data)")
     figure.tight_layout()
-    figure.savefig(file, dpi=120, facecolor="white")
-    plt.close(figure)
+    _write(file, figure)
 
 
 def loss_levels(file, rows):
@@ -142,5 +149,4 @@ def loss_levels(file, rows):
     axis.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="loss")
     axis.legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=120, facecolor="white")
-    plt.close(figure)
+    _write(file, figure)

@@ -17,6 +17,7 @@ from matplotlib import animation
 from . import ddpm, samplers, score_matching, sde
 from .affine import accepted_by, coefficients, operands
 from .data import moons
+from .files import whole
 from .langevin import noise_levels
 from .noise import FORWARD, PERTURBATION, PROBE, normal
 from .plot import OKABE_ITO, plt
@@ -348,12 +349,16 @@ FIGURES = {
 
 
 def write(file, picture):
-    """Write a figure, or an animation, and forget it. The ground is white on any page."""
-    if hasattr(picture, "savefig"):
-        picture.tight_layout()
-        picture.savefig(file, dpi=110, facecolor="white")
-    else:
-        picture.save(file, animation.PillowWriter())
+    """Write a figure or an animation, whole or not at all, and forget it.
+
+    The ground is white on any page.
+    """
+    with whole(file) as part:
+        if hasattr(picture, "savefig"):
+            picture.tight_layout()
+            picture.savefig(part, dpi=110, facecolor="white")
+        else:
+            picture.save(part, animation.PillowWriter())
     plt.close("all")
 
 

@@ -4,7 +4,6 @@ Data order, noise levels and noise are functions of (seed, iteration) alone. So 
 was stopped and resumed returns the bits of one that was not.
 """
 
-import json
 import math
 import os
 import signal
@@ -12,9 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -22,10 +19,13 @@ from . import noise, score_matching
 from .affine import coefficients
 from .data import dequantized, permutation
 from .net import ScoreNet
+from .npz import MOST_LEVELS
 from .predictions import c_in
 from .score_matching import residual
 from .sde import VP, importance_times, perturb
+from .weights import not_finite, read, save
 
+MOST = 1 << 20  # in one axis of a sample
 LOG_LEVEL = -1.2, 1.2  # mean and std of ln sigma [EDM table 1]
 
 
@@ -188,16 +188,20 @@ class Trainer:
         return self.lr * warm_up * .5 * cosine
 
     def advance(self):
-        """Run one iteration. Returns its loss; FloatingPointError if that is not finite."""
+        """Run one iteration. Returns its loss.
+
+        FloatingPointError, before any weight is changed, if the loss or the gradient's norm
+        is not finite.
+        """
         for group in self.adam.param_groups:
             group["lr"] = self.rate()
         fitted, loss, gradient = self.objective()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at iteration {self.step}; "
-                                     "lower --lr")
         self.adam.zero_grad()
         fitted.backward(gradient)
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
+        if not torch.isfinite(loss + norm):
+            raise FloatingPointError(f"the loss is {loss.item()} and its gradient's norm "
+                                     f"{norm.item()} at iteration {self.step}: lower --lr")
         with usual_defaults():
             self.adam.step()
             self.average.update_parameters(self.net)
@@ -209,8 +213,7 @@ class Trainer:
         parts = {"net": self.net.state_dict(), "average": self.average.state_dict()}
         for i, slots in self.adam.state_dict()["state"].items():
             parts[f"adam.{i}"] = slots
-        return {f"{part}.{name}": u for part, tensors in parts.items()
-                for name, u in tensors.items()}
+        return _flat(parts)
 
     def restore(self, tensors, step):
         """Continue from `state()` after `step` iterations; ValueError for anything else."""
@@ -218,77 +221,104 @@ class Trainer:
             return {name.removeprefix(prefix): u for name, u in tensors.items()
                     if name.startswith(prefix)}
 
-        of_adam = part("adam.")
-        shapes = {name: u.shape for name, u in of_adam.items()}
         possible = type(step) is int and 0 <= step <= self.steps
-        if not possible or shapes != self._adam_shapes(step):
+        if not possible or _kinds(tensors) != self._kinds_of_state(step):
             raise ValueError(f"not a state of this network after {step} of {self.steps} "
                              "iterations")
+        if wrong := not_finite(tensors):
+            raise ValueError(wrong)
         self.net.load_state_dict(part("net."))
         self.average.load_state_dict(part("average."))
         adam = self.adam.state_dict()
-        for key, value in of_adam.items():
+        for key, value in part("adam.").items():
             i, name = key.split(".")
             adam["state"].setdefault(int(i), {})[name] = value
         self.adam.load_state_dict(adam)
         self.step = step
 
-    def _adam_shapes(self, step):
-        """What Adam keeps after `step` iterations, {"parameter.slot": shape}."""
-        shapes = {}
-        if step == 0:
-            return shapes
-        for i, p in enumerate(self.net.parameters()):
-            shapes[f"{i}.step"] = torch.Size()
-            shapes[f"{i}.exp_avg"] = p.shape
-            shapes[f"{i}.exp_avg_sq"] = p.shape
-        return shapes
+    def _kinds_of_state(self, step):
+        """`_kinds` of `state()` after `step` iterations."""
+        parts = {"net": self.net.state_dict(), "average": self.average.state_dict()}
+        if step:
+            for i, p in enumerate(self.net.parameters()):
+                parts[f"adam.{i}"] = {"step": torch.tensor(0.), "exp_avg": p,
+                                      "exp_avg_sq": p}
+        return _kinds(_flat(parts))
 
 
-def save(file, tensors, metadata):
-    """Write safetensors whole or not at all; the file it replaces stays as *.previous.
+def _flat(parts):
+    """{part: {name: tensor}} as {"part.name": tensor}."""
+    return {f"{part}.{name}": u for part, tensors in parts.items()
+            for name, u in tensors.items()}
 
-    metadata: what JSON can hold. OSError where the file cannot be written.
+
+def _kinds(tensors):
+    """{name: (dtype, shape)}."""
+    return {name: (u.dtype, u.shape) for name, u in tensors.items()}
+
+
+def circumstances(device="cpu"):
+    """What the bits of a training depend on besides its options: torch sums in an order
+    of its own for each number of threads, version and device."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(),
+            "device": str(device)}
+
+
+def metadata(data, trainer):
+    """What a model file says of itself."""
+    return {"shape": list(data.shape), "data": data.name, "digest": data.digest,
+            "split": data.split, "levels": data.levels, "ends": list(data.ends),
+            "steps": trainer.steps, "seed": trainer.seed,
+            "circumstances": circumstances(trainer.device)}
+
+
+def resume(trainer, file, run):
+    """Put a trainer where the file of an earlier run left off.
+
+    run: the run's own metadata, which the file's must equal, but for the name of its data:
+    the same numbers may lie elsewhere by now. Prints where its circumstances differ.
+    ValueError, in one line, where it is another run's file or a damaged one.
     """
-    file = Path(file)
-    part = file.with_suffix(".part")
-    contiguous = {name: u.contiguous() for name, u in tensors.items()}
-    data = safetensors.torch.save(contiguous, {"minidiff": json.dumps(metadata)})
+    tensors, saved = read(file)
+    may_differ = "data", "circumstances"
+    other = [f"{key} {saved.get(key)!r}, not {run[key]!r}" for key in run
+             if key not in may_differ and saved.get(key) != run[key]]
+    if other:
+        raise ValueError(f"{file} is of another run: {'; '.join(other)}")
     try:
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        if file.exists():
-            previous = file.with_suffix(".previous")
-            previous.unlink(missing_ok=True)
-            os.link(file, previous)
-        os.replace(part, file)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise OSError(f"{file}: not saved, the old file is untouched ({e.strerror})") from e
+        trainer.restore(tensors, saved.get("step"))
+    except (ValueError, RuntimeError, KeyError) as e:
+        raise ValueError(f"{file}: {str(e).splitlines()[0]}") from e
+    before = saved["circumstances"]
+    now = run["circumstances"]
+    changed = [f"{key} {before.get(key)}, now {now[key]}" for key in now
+               if before.get(key) != now[key]]
+    if changed:
+        print(f"{file} was written with {'; '.join(changed)}: the bits may differ from "
+              "those of a run that was not stopped")
 
 
-def read(file):
-    """(tensors, metadata) of a file that `save` wrote; ValueError in one line otherwise."""
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file")
+def set_aside(state):
+    """Rename a state that is damaged: it shall not be kept as the save before the next."""
+    if not state.exists():
+        return
     try:
-        with safe_open(file, "pt") as f:
-            saved = f.metadata() or {}
-            metadata = dict(json.loads(saved["minidiff"]))
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-            return tensors, metadata
-    except KeyError:
-        raise ValueError(f"{file}: a safetensors file, but not minidiff's") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as e:
-        raise ValueError(f"{file}: not a readable safetensors file ({e})") from e
+        read(state)
+    except ValueError:
+        damaged = state.with_suffix(".damaged")
+        os.replace(state, damaged)
+        print(f"{state} was damaged and is now {damaged}")
+
+
+def _is_whole(n, least, most):
+    """Whether this is an int between these, and no bool."""
+    return type(n) is int and least <= n <= most
 
 
 def _is_shape(shape):
     """Whether this is (D,) or (channels, H, W), as a list of whole numbers above 0."""
     return (isinstance(shape, list) and len(shape) in (1, 3)
-            and all(isinstance(n, int) and n > 0 for n in shape))
+            and all(_is_whole(n, 1, MOST) for n in shape))
 
 
 def _is_ends(ends):
@@ -297,39 +327,60 @@ def _is_ends(ends):
         return True
     if not isinstance(ends, list) or len(ends) != 2:
         return False
-    numbers = all(isinstance(v, (int, float)) for v in ends)
-    return numbers and 0 < ends[1] - ends[0] < math.inf
+    if not all(type(v) in (int, float) and abs(v) < 1e308 for v in ends):
+        return False
+    return 0 < ends[1] - ends[0] < math.inf
+
+
+def _is_of_a_model(metadata):
+    """Whether metadata has what describes a model, each of its kind."""
+    levels = metadata.get("levels", 0)
+    return (isinstance(metadata.get("data"), str)
+            and isinstance(metadata.get("digest", ""), str)
+            and isinstance(metadata.get("split", ""), str)
+            and _is_shape(metadata.get("shape"))
+            and (levels is None or _is_whole(levels, 2, MOST_LEVELS))
+            and _is_ends(metadata.get("ends"))
+            and type(metadata.get("seed", 0)) is int)
 
 
 def load_model(file, device="cpu"):
-    """(score network ready to sample, metadata) from a model file."""
+    """(score network ready to sample, metadata) from a model file.
+
+    Nothing that the file says is believed before it is compared: no memory is taken for a
+    network that its tensors do not fit.
+    ValueError, in one line, for any other file.
+    """
     tensors, metadata = read(file)
-    shape = metadata.get("shape")
-    levels = metadata.get("levels", 0)
-    ends = metadata.setdefault("ends", None)
-    named = isinstance(metadata.get("data"), str)
-    graded = levels is None or type(levels) is int and levels > 1
-    if not (named and graded and _is_shape(shape) and _is_ends(ends)):
+    metadata.setdefault("ends", None)
+    if not _is_of_a_model(metadata):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
-    with usual_defaults():
-        net = ScoreNet(tuple(shape))
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError:
-        raise ValueError(f"{file}: weights of another architecture") from None
-    net = net.to(device).eval().requires_grad_(False)
-    return net, metadata
+    with usual_defaults(), torch.device("meta"):  # without memory
+        net = ScoreNet(tuple(metadata["shape"]))
+    if _kinds(tensors) != _kinds(net.state_dict()):
+        raise ValueError(f"{file}: weights of another architecture or dtype")
+    net.load_state_dict(tensors, assign=True)
+    net = net.to(device, memory_format=torch.channels_last)
+    return net.eval().requires_grad_(False), metadata
 
 
 @contextmanager
 def stop_on_interrupt():
-    """A list that Ctrl-C fills, so that a loop can finish its iteration and save."""
+    """A list that Ctrl-C fills, so that a loop can finish its iteration and save.
+
+    A second Ctrl-C interrupts at once.
+    """
     stopped = []
+    old = signal.getsignal(signal.SIGINT)
 
     def note(*_):
         stopped.append(True)
+        signal.signal(signal.SIGINT, old)
 
-    old = signal.signal(signal.SIGINT, note)
+    if old == signal.SIG_IGN:  # of a run in the background
+        yield stopped
+        return
+    signal.signal(signal.SIGINT, note)
     try:
         yield stopped
     finally:

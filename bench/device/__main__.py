@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from ...__main__ import check_file, write_json
+from ...files import check_file, write_json
 from ...machine import machine
 from . import correct, speed
 from .here import NAMES, why_not

@@ -6,6 +6,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from ...files import whole  # noqa: E402
 from ..speed.rows import main_rows, size  # noqa: E402
 
 GREY = "#808080"  # 4 : 1 on white as on a near-black page
@@ -21,7 +22,8 @@ STYLE = {"text.color": GREY, "axes.edgecolor": GREY, "axes.labelcolor": GREY, "x
 
 
 def _save(figure, file):
-    figure.savefig(file, dpi=120, bbox_inches="tight", transparent=True)
+    with whole(file) as part:
+        figure.savefig(part, dpi=120, bbox_inches="tight", transparent=True)
     plt.close(figure)
     return file
 

@@ -1,11 +1,11 @@
 """Results as data: rows kept as JSON, one file a machine and date."""
 
 import json
-import os
 import re
 import time
 from pathlib import Path
 
+from ...files import whole
 from ...machine import machine
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -20,9 +20,8 @@ def save(target, rows):
         name = m["processor"] if m["gpu"] == "none" else m["gpu"]
         name = re.sub(r"[^a-z0-9]+", "-", f"{time.strftime('%Y-%m-%d')}-{name}".lower())
         target /= f"{name.rstrip('-')}.json"
-    part = Path(f"{target}.part")
-    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    os.replace(part, target)
+    with whole(target) as part:
+        part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     return target
 
 

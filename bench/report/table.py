@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from statistics import median
 
+from ...files import whole
 from ..peers import PEERS
 from ..speed.rows import is_ours, label, measured, size
 from ..speed.state import warning
@@ -143,7 +144,8 @@ def _write(page, start, end, text):
             raise ValueError(f"{page}: {start} without {end}")
         head, rest = old.split(start, 1)
         _, tail = rest.split(end, 1)
-        page.write_text(f"{head}{start}\n{text}\n{end}{tail}")
+        with whole(page) as part:
+            part.write_text(f"{head}{start}\n{text}\n{end}{tail}")
 
 
 def report(folder=RESULTS):

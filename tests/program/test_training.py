@@ -1,7 +1,5 @@
 """Training: what is learnt, resumed bit for bit, and kept whatever happens."""
 
-import errno
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff import data, demo, kernels, noise, train
+from minidiff import data, demo, kernels, noise, train, weights
+from minidiff.__main__ import main
 from minidiff.net import ScoreNet
 
 ROOT = Path(__file__).parents[2]
@@ -71,8 +70,8 @@ def test_resumed_training_returns_the_same_bits(tmp_path):
         whole.advance()
     for _ in range(3):
         first.advance()
-    train.save(tmp_path / "s.safetensors", first.state(), {"step": first.step})
-    tensors, saved = train.read(tmp_path / "s.safetensors")
+    weights.save(tmp_path / "s.safetensors", first.state(), {"step": first.step})
+    tensors, saved = weights.read(tmp_path / "s.safetensors")
     second.restore(tensors, saved["step"])
     for _ in range(3):
         second.advance()
@@ -85,10 +84,12 @@ def test_a_damaged_state_is_refused():
     for _ in range(2):
         run.advance()
     good = run.state()
+    narrow = {k: v.half() if v.is_floating_point() else v for k, v in good.items()}
     adam = {k: v for k, v in good.items() if k.startswith("adam.")}
     wrong = {"adam.0.exp_avg": torch.zeros(3)}
     for flat, step in ((good, -3), (good, 1.5), (good, None), (good, 7), (good, 0),
-                       ({k: v for k, v in good.items() if k not in adam}, 2), (good | wrong, 2)):
+                       ({k: v for k, v in good.items() if k not in adam}, 2), (good | wrong, 2),
+                       (narrow, 2), (good | {"more": torch.ones(1)}, 2), (good, True)):
         with pytest.raises(ValueError, match="not a state of this network"):
             trainer().restore(flat, step)
 
@@ -111,29 +112,99 @@ def test_sigkill_leaves_two_readable_saves_and_resume_goes_on(tmp_path):
     wait_for(tmp_path / "state.previous", p)
     p.kill()
     p.wait()
-    (_, last), (_, before) = (train.read(tmp_path / f"state.{end}")
+    (_, last), (_, before) = (weights.read(tmp_path / f"state.{end}")
                               for end in ("safetensors", "previous"))
-    assert last["step"] >= before["step"] >= 5
+    assert last["step"] > before["step"] >= 5
     p = start_training(tmp_path, "--resume")
     end = time.monotonic() + 120
-    while train.read(tmp_path / "state.safetensors")[1]["step"] <= last["step"]:
+    while weights.read(tmp_path / "state.safetensors")[1]["step"] <= last["step"]:
         assert p.poll() is None and time.monotonic() < end
         time.sleep(.05)
     p.send_signal(signal.SIGINT)  # Ctrl-C: finish the iteration, save, exit 130
     assert p.wait(timeout=60) == 130 and "--resume" in p.stdout.read()
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "s.safetensors"
-    train.save(file, {"x": torch.ones(2)}, {"step": 1})
-    old = file.read_bytes()
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_training_before_a_weight_changes(what):
+    """A loss may be finite while its gradient is not."""
+    run = trainer()
+    run.advance()
+    plain = run.objective
 
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="not saved, the old file is untouched .No space left"):
-        train.save(file, {"x": torch.zeros(2)}, {"step": 2})
-    assert file.read_bytes() == old and list(tmp_path.iterdir()) == [file]
+    def broken():
+        fitted, loss, gradient = plain()
+        if what == "loss":
+            return fitted, loss * float("nan"), gradient
+        gradient[3, 0] = float("inf")
+        return fitted, loss, gradient
+    run.objective = broken
+    before = {name: u.clone() for name, u in run.state().items()}
+    with pytest.raises(FloatingPointError, match="norm .* at iteration 1: lower --lr"):
+        run.advance()
+    assert run.step == 1 and all(torch.equal(u, before[k]) for k, u in run.state().items())
+
+
+def test_a_run_that_diverges_keeps_its_last_save(tmp_path, capsys):
+    """At such a rate the second iteration sees weights of 1e37."""
+    argv = ["train", "--data", "moons", "--steps", "60", "--save-every", "1", "--lr", "1e38",
+            "--out", str(tmp_path)]
+    assert main(argv) == 2
+    assert "lower --lr" in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+    for file in tmp_path.glob("state.*"):
+        weights.read(file)  # finite
+
+
+def test_the_circumstances_are_kept_and_a_change_is_said(tmp_path, capsys):
+    """torch sums in another order where it has another number of threads."""
+    argv = ["train", "--data", "moons", "--steps", "4", "--batch", "64", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    _, saved = weights.read(tmp_path / "state.safetensors")
+    threads = torch.get_num_threads()
+    assert saved["circumstances"] == {"torch": torch.__version__, "threads": threads,
+                                      "device": "cpu"}
+    _, saved = weights.read(tmp_path / "model.safetensors")
+    assert saved["circumstances"]["threads"] == threads
+    capsys.readouterr()
+    assert main([*argv, "--resume"]) == 0
+    assert "written with" not in capsys.readouterr().out
+    try:
+        torch.set_num_threads(threads + 1)
+        assert main([*argv, "--resume"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert (f"was written with threads {threads}, now {threads + 1}: the bits may differ"
+            in capsys.readouterr().out)
+
+
+def test_an_epoch_is_sorted_once():
+    """The order is a function of (seed, epoch), kept while its iterations last."""
+    sorts = []
+    plain = np.argsort
+
+    def argsort(*arguments, **options):
+        sorts.append(1)
+        return plain(*arguments, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "argsort", argsort)
+        for step in range(60):
+            train.batch_indices(1000, 50, 12345, step)
+    assert len(sorts) == 3
+
+
+def test_a_second_interrupt_is_at_once():
+    """The first waits for the iteration; where a run ignores Ctrl-C it goes on ignoring it."""
+    with pytest.raises(KeyboardInterrupt), train.stop_on_interrupt() as stopped:
+        signal.raise_signal(signal.SIGINT)
+        assert stopped == [True]
+        signal.raise_signal(signal.SIGINT)
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with train.stop_on_interrupt() as stopped:
+            signal.raise_signal(signal.SIGINT)
+        assert stopped == [] and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, old)
 
 
 @pytest.mark.parametrize("objective", ["denoising", "sliced", "implicit"])

@@ -1,0 +1,117 @@
+"""The files that a run leaves are whole or not there.
+
+A run may be killed at any moment, a disk may be full. `whole` writes any file, `only_run`
+keeps a folder for one run. `weights` writes what a network learnt.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PART = ".part-"  # begins the name of what is not whole yet
+
+
+def flush(path):
+    """Have a file, or the names in a folder, outlive a loss of power.
+
+    Windows opens no folders: there the names are left to the system.
+    """
+    if os.name != "posix" and path.is_dir():
+        return
+    fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def whole(file):
+    """A path to write to: what lies there at the end becomes `file` at once, or nothing.
+
+    The path ends like file's name. Where `file` is a link, what it leads to is replaced.
+    OSError, in one line, where it cannot be written: what was there before is there still.
+
+    >>> with whole("rows.json") as part:  # doctest: +SKIP
+    ...     part.write_text("[]")
+    """
+    target = Path(os.path.realpath(file))
+    part = target.with_name(f"{PART}{os.getpid()}{target.suffix}")
+    try:
+        yield part
+        flush(part)
+        os.replace(part, target)
+        flush(target.parent)
+    except OSError as e:
+        raise OSError(f"{file}: not written, what was there before is untouched "
+                      f"({e.strerror or e})") from e
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(file, rows):
+    """Write what JSON can hold, whole or not at all."""
+    with whole(file) as part:
+        part.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def second_name(file, spare):
+    """Give a file another name: a link, or a copy where the file system has no links."""
+    try:
+        os.link(file, spare)
+    except OSError:
+        shutil.copyfile(file, spare)
+        flush(spare)
+
+
+def make_folder(out):
+    """The folder --out, made where it is missing.
+
+    ValueError where nothing can be written there.
+    """
+    try:
+        os.makedirs(out, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as e:
+        raise ValueError(f"--out {out}: no files can be written there "
+                         f"({e.strerror})") from None
+    return Path(out)
+
+
+def check_file(option, file):
+    """ValueError where no file can be written, or would replace one of another kind."""
+    path = Path(file)
+    if option == "--json" and path.suffix != ".json":
+        raise ValueError(f"{option} {file}: results are written as .json")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError
+        tempfile.TemporaryFile(dir=os.path.realpath(path.parent)).close()
+    except OSError:
+        raise ValueError(f"{option} {file}: not a file in a folder that can be "
+                         "written") from None
+
+
+@contextmanager
+def only_run(out):
+    """The folder --out for this run alone, until it ends, by whatever end.
+
+    What a killed run had not finished to write is cleared away.
+    ValueError where nothing can be written there, or another run is at work.
+    """
+    folder = make_folder(out)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"--out {out}: another run is writing there; choose another "
+                         "folder") from None
+    with lock:
+        for part in folder.glob(f"{PART}*"):
+            part.unlink(missing_ok=True)
+        yield folder

@@ -1,0 +1,330 @@
+"""A user's .npz file: what it holds, before anything is read; which array is trained on.
+
+A file may be damaged, may claim more than it holds, or more than memory takes. So headers
+come first. `contents` lists the arrays, `choose` says which of them are used, and `read`
+reads one. `grey_levels` finds out whether numbers are pixels.
+"""
+
+import re
+import zipfile
+from contextlib import contextmanager
+from math import inf, prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+
+LABELS = {"y", "label", "labels", "target", "targets", "class", "classes"}
+TRAIN = {"train", "training"}
+TEST = {"test", "testing"}
+VALIDATION = {"val", "valid", "validation", "dev"}
+BY_HASH = "by hash"
+MOST_LEVELS = 1 << 16  # beyond that whole numbers are as good as continuous
+
+
+class Member(NamedTuple):
+    """An array in a file, by its header."""
+
+    name: str
+    shape: tuple
+    dtype: np.dtype
+
+    @property
+    def nbytes(self):
+        """The bytes of its numbers."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self):
+        return f"{self.name} {self.shape} {self.dtype}"
+
+
+class Source(NamedTuple):
+    """Samples in their own units, of which a data set is made, and how it is split."""
+
+    x: np.ndarray
+    what: str
+    split: str = BY_HASH
+    test: np.ndarray | None = None
+
+    def arrays(self):
+        """x, and the test array where there is one."""
+        return [u for u in (self.x, self.test) if u is not None]
+
+
+class Choice(NamedTuple):
+    """The arrays of a file, by what they are for; `test` may be None."""
+
+    train: Member
+    test: Member | None
+    labels: list
+    unused: list
+
+
+def contents(file):
+    """{name: Member} of every array in a file, from the headers alone.
+
+    What is no array is passed over. ValueError, in one line, where it cannot be read.
+    """
+    if not str(file).endswith(".npz"):
+        raise ValueError(f"{file}: not a .npz file")
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
+    with _errors(file):
+        with open(file, "rb") as f:
+            if f.read(6) == npy.MAGIC_PREFIX:
+                raise ValueError("it is a single array, a .npy file: numpy.savez(file, "
+                                 "x=array) writes a .npz file")
+        with zipfile.ZipFile(file) as archive:
+            members = [_member(archive, info) for info in archive.infolist()
+                       if _is_array(info.filename)]
+    return {member.name: member for member in members}
+
+
+@contextmanager
+def _errors(file):
+    """Whatever zipfile and NumPy raise over bytes that anybody wrote, as one ValueError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as e:
+        said = str(e).partition("\n")[0] or type(e).__name__
+        raise ValueError(f"{file}: not a readable .npz file ({said})") from None
+
+
+def _is_array(filename):
+    """Whether a member of an archive is an array, and not what macOS puts beside it."""
+    path = Path(filename)
+    beside = path.parts[0] == "__MACOSX" or path.name.startswith("._")
+    return path.suffix == ".npy" and not beside
+
+
+def _member(archive, info):
+    """The Member that an entry of an archive is; ValueError where its header is wrong."""
+    name = info.filename.removesuffix(".npy")
+    if info.flag_bits & 1:
+        raise ValueError(f"{name} is encrypted")
+    with archive.open(info) as f:
+        shape, dtype = _header(f, name)
+        start = f.tell()
+    member = Member(name, shape, dtype)
+    held = info.file_size - start
+    if held != member.nbytes and not dtype.hasobject:
+        raise ValueError(f"{name} claims {member.nbytes} bytes, {shape} {dtype}, and holds "
+                         f"{held}")
+    return member
+
+
+def _header(f, name):
+    """(shape, dtype) of a .npy stream, which stands at its first number afterwards."""
+    version = npy.read_magic(f)
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in headers:
+        raise ValueError(f"{name} is of .npy version {version}")
+    shape, _, dtype = headers[version](f)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{name} claims a shape of {shape}")
+    return shape, dtype
+
+
+def read(file, member):
+    """One array of a file. ValueError where it is damaged or too large for memory.
+
+    Beside it there must be room for what is made of it: float32 of the same shape.
+    """
+    needed = member.nbytes + 4 * prod(member.shape)
+    free = free_memory()
+    if needed > free:
+        raise ValueError(f"{file}: {member} needs {needed / 2**30:.1f} GiB of memory, "
+                         f"{free / 2**30:.1f} are free")
+    with (_errors(file), zipfile.ZipFile(file) as archive,
+          archive.open(f"{member.name}.npy") as f):
+        x = npy.read_array(f, allow_pickle=False)
+        f.read(1)  # at the end of a member its checksum is compared
+    return x
+
+
+def _number(file):
+    """The whole number in a small file of the system; infinity where there is none."""
+    try:
+        return int(Path(file).read_text())
+    except (OSError, ValueError):
+        return inf
+
+
+def free_memory():
+    """Bytes of memory that are left to this process, as Linux tells; elsewhere infinity."""
+    free = inf
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
+        free = int(found[1]) * 1024 if found else inf
+    group = Path("/sys/fs/cgroup")  # a container's own limit
+    limit = _number(group / "memory.max")
+    if limit < inf:
+        free = min(free, limit - _number(group / "memory.current"))
+    return free
+
+
+# ---- which array is trained on ----
+
+def _words(member):
+    """The words of a name in lower case: x and train of x_train, trainX and Xtrain."""
+    apart = re.sub("([a-z])([A-Z])", r"\1_\2", member.name).lower()
+    apart = re.sub("([xy])(train|test|val)", r"\1_\2", apart)
+    return set(re.split("[^a-z]+", apart))
+
+
+def _is_label(member, members):
+    """Whether an array names each sample's class: by its name, or by its shape."""
+    lengths = {m.shape[0] for m in members if len(m.shape) > 1}
+    by_shape = len(member.shape) == 1 and member.shape[0] in lengths
+    return by_shape or bool(_words(member) & LABELS)
+
+
+def choose(file, members):
+    """The Choice among the members of a file, by their names and shapes.
+
+    Trained on is `x`, or what is called after training (x_train, train_images), or the only
+    array that there is. One called after a test is held out. Labels are found and left.
+    ValueError where several arrays could be meant.
+    """
+    members = list(members.values())
+    labels = [m for m in members if _is_label(m, members)]
+    possible = [m for m in members if m not in labels
+                and m.dtype.kind in "fiub" and len(m.shape) in (2, 3, 4)]
+    others = [m for m in possible if not _words(m) & (TEST | VALIDATION)]
+    called_x = [m for m in others if m.name == "x"]
+    called_train = [m for m in others if _words(m) & TRAIN]
+    train = _only(file, called_x or called_train or others or possible, members)
+    tests = [m for m in possible if _words(m) & TEST and m != train]
+    partner = re.sub("train", "test", train.name, flags=re.IGNORECASE)
+    named = [m for m in tests if m.name.lower() == partner.lower()]
+    test = _only(file, named or tests, members) if tests else None
+    if test and (test.shape[1:], test.dtype) != (train.shape[1:], train.dtype):
+        raise ValueError(f"{file}: {train} and {test} are not alike")
+    unused = [m for m in members if m not in (train, test, *labels)]
+    return Choice(train, test, labels, unused)
+
+
+def _only(file, found, members):
+    """The one of the arrays found. ValueError, with all members, unless it is one."""
+    if len(found) == 1:
+        return found[0]
+    held = ", ".join(map(str, members)) or "nothing"
+    if not found:
+        raise ValueError(f"{file}: no numeric array of 2 to 4 axes; it holds {held}")
+    names = ", ".join(m.name for m in found)
+    raise ValueError(f"{file}: which of {names} is meant? Call the samples x, or x_train "
+                     f"and x_test; it holds {held}")
+
+
+def source(file):
+    """The Source that a file is: the arrays that `choose` chose. ValueError in one line."""
+    choice = choose(file, contents(file))
+    what = str(choice.train)
+    if choice.labels:
+        what += f", its labels {', '.join(m.name for m in choice.labels)} not used"
+    if choice.unused:
+        what += f", {', '.join(m.name for m in choice.unused)} neither"
+    x = _samples(file, choice.train)
+    if choice.test is None:
+        return Source(x, what)
+    return Source(x, what, f"in {choice.test.name}", _samples(file, choice.test))
+
+
+def _samples(file, member):
+    """The samples in an array of a file: points (n, D) or images (n, C, H, W)."""
+    if 0 in member.shape or len(member.shape) == 2 and member.shape[1] < 2:
+        raise ValueError(f"{file}: {member}; points need two axes or more, images pixels")
+    x = as_images(read(file, member))
+    if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):
+        raise ValueError(f"{file}: images of {x.shape[2]} by {x.shape[3]}; height and "
+                         "width must be even")
+    if x.dtype.kind == "f" and not all(np.isfinite(u).all() for u in chunks(x)):
+        raise ValueError(f"{file}: {member.name} holds NaN or inf")
+    return x
+
+
+# ---- what its numbers are ----
+
+def chunks(x, elements=1 << 20):
+    """Successive rows of x, some 2^20 elements at a time: what is computed stays small."""
+    rows = max(1, elements // max(1, prod(x.shape[1:])))
+    for start in range(0, len(x), rows):
+        yield x[start:start + rows]
+
+
+def is_graded(arrays, levels, low, high):
+    """Whether all numbers of arrays are among `levels` even ones from low to high.
+
+    Missing one by the rounding of an array's dtype is allowed, or by float32's.
+    """
+    return all(_is_graded(x, levels, low, high) for x in arrays)
+
+
+def _is_graded(x, levels, low, high):
+    """`is_graded` of one array."""
+    rounding = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.
+    slack = max(1e-4, levels * rounding)
+    for rows in chunks(x):
+        k = (rows.astype(np.float64) - low) / (high - low) * (levels - 1)
+        near = np.abs(k - np.round(k)) <= slack
+        inside = (k >= -slack) & (k <= levels - 1 + slack)
+        if not (near & inside).all():
+            return False
+    return True
+
+
+def grey_levels(arrays, low, high):
+    """(levels, (first, last)) of arrays from low to high; levels is None for no pixels.
+
+    Pixels have the same levels whatever their dtype. Whole numbers from 0 to below 128 have
+    as many as there are; larger ones the next power of two, 256 for bytes. In [0, 1] and
+    [-1, 1] bytes that were divided are known again.
+    """
+    candidates = [(256, 0., 1.), (256, -1., 1.)]
+    first = min(low, 0.)
+    whole = high - first + 1
+    if whole <= MOST_LEVELS and whole == int(whole):
+        levels = int(whole)
+        if first == 0 and levels > 128:
+            levels = 1 << (levels - 1).bit_length()
+        candidates = [(levels, first, first + levels - 1), *candidates]
+    for levels, first, last in candidates:
+        if first <= low and high <= last and is_graded(arrays, levels, first, last):
+            return levels, (first, last)
+    return None, (low, high)
+
+
+def as_images(x):
+    """x as (n, D) or (n, C, H, W): a channel is added, channels that come last go first.
+
+    They come last where the last axis is of 1, 3 or 4, and the second is not.
+    """
+    if x.ndim == 3:
+        return x[:, None]
+    few = 1, 3, 4
+    if x.ndim == 4 and x.shape[3] in few and x.shape[1] not in few:
+        return x.transpose(0, 3, 1, 2)
+    return x
+
+
+def scale(name, source):
+    """(levels, ends) of a source's own numbers."""
+    arrays = source.arrays()
+    low = min(float(u.min()) for u in arrays)
+    high = max(float(u.max()) for u in arrays)
+    if low == high:
+        raise ValueError(f"{name}: every value is {low:g}")
+    if not high - low < np.inf:
+        raise ValueError(f"{name}: values from {low} to {high} are too far apart")
+    return grey_levels(arrays, low, high)
+
+
+def require_levels(name, source, levels, ends):
+    """ValueError unless the samples are among the grey levels, where there are such."""
+    if levels and not is_graded(source.arrays(), levels, *ends):
+        raise ValueError(f"{name}: some numbers are none of the {levels} grey levels from "
+                         f"{ends[0]:g} to {ends[1]:g}")

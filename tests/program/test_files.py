@@ -1,0 +1,275 @@
+"""What is written is whole or not there; a folder is one run's; streams may be closed."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minidiff import demo, files, plot, terminal, tour, weights
+from minidiff.__main__ import main
+from minidiff.bench import report
+
+ROOT = Path(__file__).parents[2]
+MOONS = ["train", "--data", "moons", "--batch", "64", "--steps", "3"]
+
+
+def minidiff(*argv, shell="", **options):
+    """Run a command in a process of its own, its output as bytes; shell: redirections."""
+    line = ["bash", "-c", f'exec "$@" {shell}', "bash", sys.executable, "-m", "minidiff", *argv]
+    return subprocess.run(line, capture_output=True, cwd=ROOT, timeout=120, **options)
+
+
+# ---- whole or not at all ----
+
+def broken_disk(monkeypatch, call, number):
+    """Have a function of os fail with an error number, as it does on a full disk."""
+    def fails(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, call, fails)
+
+
+def write_text(file):
+    with files.whole(file) as part:
+        part.write_text("new")
+
+
+def write_figure(write):
+    def writes(file):
+        figure = plot.plt.figure()
+        write(file, figure)
+    return writes
+
+
+WRITERS = {
+    "text": ("t.txt", write_text),
+    "json": ("t.json", lambda file: files.write_json(file, [1])),
+    "weights": ("t.safetensors", lambda file: weights.save(file, {"x": torch.ones(2)}, {})),
+    "picture": ("t.png", write_figure(plot._write)),
+    "tour": ("t.png", write_figure(tour.write)),
+    "loss": ("t.png", lambda file: plot.loss_levels(file, [(.1, .5, .4, .1), (1., .7, .5, .2)])),
+    "rows": ("t.json", lambda file: report.results.save(file, [{"op": "langevin"}])),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("call, number", [("fsync", errno.ENOSPC), ("replace", errno.EIO)])
+def test_a_full_disk_leaves_the_old_file(writer, call, number, tmp_path, monkeypatch):
+    name, write = WRITERS[writer]
+    file = tmp_path / name
+    file.write_bytes(b"old")
+    broken_disk(monkeypatch, call, number)
+    with pytest.raises(OSError, match=f"{name}: not written, .* untouched .{os.strerror(number)}"):
+        write(file)
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_an_interrupt_leaves_the_old_file(writer, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+    name, write = WRITERS[writer]
+    file = tmp_path / name
+    file.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(file)
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_file_is_flushed_before_it_is_named_and_its_folder_after(writer, tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        plain = getattr(os, name)
+
+        def noted(*arguments, name=name, plain=plain):
+            target = arguments[0]
+            if name == "fsync":
+                target = os.readlink(f"/proc/self/fd/{target}")
+            calls.append((name, os.path.basename(target)))
+            return plain(*arguments)
+        monkeypatch.setattr(os, name, noted)
+    name, write = WRITERS[writer]
+    write(tmp_path / name)
+    part = f".part-{os.getpid()}{Path(name).suffix}"
+    assert calls == [("fsync", part), ("replace", part), ("fsync", tmp_path.name)]
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_a_link_stays_one_and_long_names_are_written(tmp_path):
+    there, link = tmp_path / "there.txt", tmp_path / "link.txt"
+    there.write_text("old")
+    link.symlink_to(there)
+    write_text(link)
+    assert link.is_symlink() and there.read_text() == "new"
+    longest = tmp_path / ("n" * 251 + ".txt")
+    write_text(longest)
+    assert longest.read_text() == "new"
+
+
+def test_a_killed_demo_leaves_no_half_picture(tmp_path):
+    """The last picture is being written when the process dies: it is whole or absent."""
+    code = ("import os, sys; from pathlib import Path; from minidiff import files, plot;"
+            "figure = plot.plt.figure(); figure.savefig = lambda part, **k: ("
+            "Path(part).write_bytes(b'half'), os._exit(9));"
+            "plot._write(sys.argv[1], figure)")
+    file = tmp_path / "p.png"
+    assert subprocess.run([sys.executable, "-c", code, str(file)], cwd=ROOT).returncode == 9
+    assert not file.exists() and len(list(tmp_path.iterdir())) == 1
+    with files.only_run(tmp_path):  # the next run clears it away
+        assert [f.name for f in tmp_path.iterdir()] == [".lock"]
+
+
+# ---- the folder of a run ----
+
+def test_two_runs_do_not_share_a_folder(tmp_path, refused):
+    with files.only_run(tmp_path):
+        for argv in (MOONS, ["demo", "--data", "moons"]):
+            refused(f"--out {tmp_path}: another run is writing there",
+                    argv=[*argv, "--out", str(tmp_path)])
+    assert main([*MOONS, "--out", str(tmp_path)]) == 0
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = ("import sys, time; from minidiff import files\n"
+            "with files.only_run(sys.argv[1]): print(1, flush=True); time.sleep(100)")
+    p = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE,
+                         cwd=ROOT)
+    p.stdout.readline()
+    with pytest.raises(ValueError, match="another run"), files.only_run(tmp_path):
+        pass
+    p.kill()
+    p.wait()
+    with files.only_run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("command", ["train", "demo", "tour"])
+def test_a_folder_that_cannot_be_written_is_refused_first(command, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(demo, "Trainer", lambda *a, **k: pytest.fail("trained"))
+    more = [] if command == "tour" else ["--data", "moons"]
+    (tmp_path / "file").write_text("")
+    for out in ("/proc/self", "/proc/none", str(tmp_path / "file"), str(tmp_path / "file" / "o")):
+        refused(f"--out {out}: no files can be written there",
+                argv=[command, *more, "--out", out])
+
+
+@pytest.mark.parametrize("argv", [["sample", "--out", "/proc/x.npz"],
+                                  ["eval", "--json", "/proc/x.json"],
+                                  ["check", "--json", "/proc/self/x.json"],
+                                  ["info", "--out", "/proc/x.json"]])
+def test_a_file_that_cannot_be_written_is_refused_first(argv, refused):
+    refused(argv[-1], "not a file in a folder that can be written", argv=argv)
+
+
+# ---- streams ----
+
+INFO = ["info", "--backend", "numpy"]
+
+
+@pytest.mark.parametrize("shell", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_break_nothing(shell, tmp_path):
+    """Nor does a message end up in a file that got the number of a closed stream."""
+    done = minidiff(*MOONS, "--out", str(tmp_path), shell=shell)
+    assert done.returncode == 0, done
+    for name in ("model.safetensors", "state.safetensors"):
+        weights.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("shell", ["2> >(exec true)", "> >(exec true)", "2>/dev/full"])
+def test_a_reader_that_left_breaks_nothing(shell, tmp_path):
+    done = minidiff(*MOONS, "--out", str(tmp_path), shell=shell)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done
+    assert b"Exception ignored" not in done.stderr
+    weights.read(tmp_path / "model.safetensors")
+
+
+def test_what_could_not_be_printed_is_said(tmp_path):
+    done = minidiff(*MOONS, "--out", str(tmp_path), shell=">/dev/full")
+    assert done.returncode == 2 and b"not all could be printed (No space left" in done.stderr
+    weights.read(tmp_path / "model.safetensors")
+    done = minidiff("train", "--help", shell="> >(exec true)")
+    assert done.returncode == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_name_on_any_terminal(encoding, tmp_path):
+    """Train on such a file into such a folder, sample, measure on the file that the model names."""
+    name = "café 雪 \n \x1b[2J " + os.fsdecode(b"\xff\xfe")
+    folder = tmp_path / name
+    folder.mkdir()
+    data = str(folder / f"{name}.npz")
+    np.savez(data, x=np.random.default_rng(0).normal(size=(400, 2)))
+    model = str(folder / "model.safetensors")
+    usual = dict(os.environ, PYTHONIOENCODING=encoding)
+    for argv in (["train", "--data", data, "--steps", "2", "--out", str(folder)],
+                 ["sample", "--model", model, "--n", "3", "--evaluations", "4", "--out",
+                  str(folder / f"{name} sampled")],
+                 ["eval", "--model", model, "--n", "9", "--evaluations", "4"]):
+        done = minidiff(*argv, env=usual)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")[-500:]
+    done = minidiff("eval", "--model", str(folder / "absent"), env=usual)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert b"\x1b" not in done.stderr
+    assert np.load(folder / f"{name} sampled.npz")["x"].shape == (3, 2)
+
+
+def test_text_is_printable_in_one_line():
+    assert terminal.printable("a b é \t\n\x1b\udcff") == r"a b é \t\n\x1b\udcff"
+
+
+# ---- Ctrl-C ----
+
+def interrupt(process):
+    """Send Ctrl-C as a terminal does: to the process and all that it started."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def start(*argv, **options):
+    return subprocess.Popen([sys.executable, "-m", "minidiff", *argv], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+                            **options)
+
+
+ENDED = 130, -signal.SIGINT  # what a shell shows as 130
+
+
+@pytest.mark.parametrize("seconds", [.03, .06, .1, .2, .3, .5, .7, .9, 1.2, 1.6])
+def test_an_early_interrupt_is_quiet(seconds, tmp_path):
+    p = start("demo", "--data", "moons", "--out", str(tmp_path))
+    time.sleep(seconds)
+    interrupt(p)
+    out, error = p.communicate(timeout=60)
+    assert p.returncode in ENDED and "Traceback" not in error, error
+
+
+def test_an_interrupt_while_the_compiler_runs(tmp_path):
+    """A slow compiler: training finishes its iteration and saves; a check ends."""
+    if not (compiler := shutil.which("c++")):
+        pytest.skip("no C++ compiler")
+    slow = tmp_path / "slow"
+    slow.write_text(f'#!/bin/sh\ntouch {tmp_path}/started\nsleep 1\nexec {compiler} "$@"\n')
+    slow.chmod(0o755)
+    said = {}
+    for argv in ([*MOONS, "--steps", "9999", "--out", str(tmp_path / "o")],
+                 ["check", "--backend", "host", "--op", "normal"]):
+        usual = dict(os.environ, CXX=str(slow), XDG_CACHE_HOME=str(tmp_path / argv[0]))
+        p = start(*argv, env=usual)
+        end = time.monotonic() + 60
+        while not (tmp_path / "started").exists():
+            assert p.poll() is None and time.monotonic() < end
+            time.sleep(.02)
+        interrupt(p)
+        said[argv[0]], error = p.communicate(timeout=60)
+        assert p.returncode == 130 and "Traceback" not in error, error
+        (tmp_path / "started").unlink()
+    step = weights.read(tmp_path / "o" / "state.safetensors")[1]["step"]
+    assert step >= 1 and f"stopped at iteration {step}; --resume" in said["train"]
