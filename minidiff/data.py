@@ -162,19 +162,17 @@ def load(name, seed=0, ends=None, levels=None):
         levels, ends = (None, (-1., 1.)) if name in SETS else npz.scale(name, source)
     ends = float(ends[0]), float(ends[1])
     npz.require_levels(name, source, levels, ends)
-    keys = sample_keys(source.x)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
+    order, keys = _in_order(source.x)
     if source.test is None:
+        test = source.x
         n = np.searchsorted(keys, 2**64 // HELD_OUT)
-        held = _scaled(name, source.x, order[:n], ends)
-        train = _scaled(name, source.x, order[n:], ends)
+        order_of_test, order = order[:n], order[n:]
     else:
-        keys_of_test = sample_keys(source.test)
-        order_of_test = np.argsort(keys_of_test, kind="stable")
-        held = _scaled(name, source.test, order_of_test, ends)
-        train = _scaled(name, source.x, order, ends)
-        keys = np.concatenate((keys, [2**64 - 1], keys_of_test[order_of_test]))
+        test = source.test
+        order_of_test, keys_of_test = _in_order(test)
+        keys = np.concatenate((keys, [2**64 - 1], keys_of_test))
+    train = _scaled(name, source.x, order, ends)
+    held = _scaled(name, test, order_of_test, ends)
     if min(len(train), len(held)) < FEWEST:
         raise ValueError(f"{name}: {len(train)} samples to train on and {len(held)} held "
                          f"out; at least {FEWEST} of each are needed")
@@ -214,6 +212,13 @@ def sample_keys(x):
             keys[done] = int.from_bytes(digest, "little")
             done += 1
     return keys
+
+
+def _in_order(x):
+    """(order, keys): samples sorted by their keys, so that a file's own order is forgotten."""
+    keys = sample_keys(x)
+    order = np.argsort(keys, kind="stable")
+    return order, keys[order]
 
 
 def _scaled(name, x, order, ends):
