@@ -18,16 +18,18 @@ from pathlib import Path
 
 DESCRIPTION = "Score-based generative modelling, its samplers and their fused kernels."
 EXAMPLE = "example: python -m minidiff "
+# how torch begins what it says where NumPy raises MemoryError
+TOO_MUCH = "[enforce fail at alloc", "Storage size calculation", "CUDA out of memory"
 OPS_OF_SUMS = "norms", "noise_norms", "dsm_loss"
 
 
 # ---- options that commands share; add is a parser's add_argument ----
 
 def positive(text):
-    """A whole number of at least 1."""
+    """A whole number of at least 1, of 63 bits."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if not 1 <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"must be at least 1 and below 2^63, got {text}")
     return value
 
 
@@ -193,8 +195,8 @@ def run_train(args):
     from . import kernels, train
     from .data import load
     from .files import only_run
-    if not 0 < args.lr < float("inf"):
-        raise ValueError(f"--lr must be positive, got {args.lr}")
+    if not 0 < args.lr < 3e38:  # of float32
+        raise ValueError(f"--lr must be positive and finite in float32, got {args.lr}")
     data = load(args.data, args.seed)
     if args.batch and args.batch > len(data.train):
         raise ValueError(f"--batch {args.batch}: {data.name} has {len(data.train)} samples")
@@ -207,11 +209,14 @@ def run_train(args):
             "batch": trainer.batch, "lr": args.lr, "weighting": trainer.weighting,
             "objective": args.objective}
         state = out / "state.safetensors"
+        model = out / "model.safetensors"
         if args.resume is not None:
-            train.resume(trainer, Path(args.resume or state), run)
-            train.set_aside(state)
+            train.resume(trainer, args.resume or state, run)
+            train.make_way(state, run)
         elif state.exists():
             raise ValueError(f"{state} exists: --resume it, or choose another --out")
+        elif model.exists():
+            raise ValueError(f"{model} exists, of another run: choose another --out")
         return train.run(trainer, out, run, args.save_every)
 
 
@@ -239,10 +244,13 @@ def run_sample(args):
     from .data import Data
     from .demo import NetScore, sample
     from .files import check_file, whole
-    from .train import load_model
-    if Path(args.out).suffix not in ("", ".npz"):
-        raise ValueError(f"--out {args.out}: samples are written as .npz")
-    check_file("--out", args.out)
+    from .weights import load_model
+    out = Path(args.out)
+    if out.suffix not in ("", ".npz"):
+        raise ValueError(f"--out {out}: samples are written as .npz")
+    if out.name and not out.suffix:
+        out = out.with_name(f"{out.name}.npz")
+    check_file("--out", out)
     if args.seeds and (args.n or args.seed):
         raise ValueError("--seeds names a sample each: without --n and --seed")
     n = len(args.seeds) if args.seeds else args.n or 64
@@ -263,12 +271,10 @@ def run_sample(args):
         x = data.in_own_units(x)
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{family}: samples are not finite")
-    out = Path(args.out if args.out.endswith(".npz") else args.out + ".npz")
-    with whole(out) as part:
-        np.savez(part, x=x)
-    data = terminal.printable(saved["data"])
-    print(f"{out}: {n} samples of {data}, {family}, {score.evaluations} "
-          f"evaluations, torch {torch.__version__}")
+    with whole(out) as part, open(part, "wb") as f:
+        np.savez(f, x=x)
+    terminal.say(f"{out}: {n} samples of {saved['data']}, {family}, {score.evaluations} "
+                 f"evaluations, torch {torch.__version__}")
 
 
 # ---- eval ----
@@ -287,7 +293,7 @@ def run_eval(args):
     """bits/dim of held-out data, or how good samples are beside it."""
     from .data import load
     from .files import write_json
-    from .train import load_model
+    from .weights import load_model
     net, saved = load_model(args.model, device(args))
     check_ends(args.model, saved)
     check_trained_on(args.model, saved)
@@ -297,8 +303,8 @@ def run_eval(args):
         raise ValueError(f"{name} is no longer what the model was trained on; to measure "
                          f"the model on what it holds now: --data {name}")
     if saved["split"] != data.split and data.digest != saved["digest"]:
-        print(f"the model was trained on all but what was {saved['split']}: samples that "
-              f"are held out of {name} may be among them")
+        terminal.say(f"the model was trained on all but what was {saved['split']}: samples "
+                     f"that are held out of {name} may be among them")
     of_data = {"shape": list(data.shape), "levels": data.levels}
     of_model = {"shape": saved["shape"], "levels": saved["levels"]}
     if of_data != of_model:
@@ -567,6 +573,8 @@ def main(argv=None):
         if os.environ.get("MINIDIFF_TRACEBACK"):
             raise
         said = str(e)
+        if said.startswith(TOO_MUCH):
+            said = "out of memory: ask for less"
     except MemoryError as e:
         said = f"out of memory ({e}): ask for less"
     except KeyboardInterrupt:

@@ -152,38 +152,53 @@ def load(name, seed=0, ends=None, levels=None):
     these become -1 and 1; of other numbers the smallest and the largest do.
     To measure a model, pass the `ends` and `levels` of the data that it was trained on.
 
-    A test array in the file is held out. Without one, a sample is held out where
-    `sample_keys` is below a fifth of its range: in every file that holds this sample, in
-    whatever order. Sets that are drawn follow from `seed`.
+    A test array in the file is held out, but for samples that are trained on too. Without
+    one, a sample is held out where `sample_keys` is below a fifth of its range: in every
+    file that holds this sample, in whatever order. Sets that are drawn follow from `seed`.
     ValueError, in one line, where a file cannot be used.
     """
     source = _source(name, seed)
-    if ends is None:
-        levels, ends = (None, (-1., 1.)) if name in SETS else npz.scale(name, source)
-    ends = float(ends[0]), float(ends[1])
-    npz.require_levels(name, source, levels, ends)
-    order, keys = _in_order(source.x)
-    if source.test is None:
-        test = source.x
-        n = np.searchsorted(keys, 2**64 // HELD_OUT)
-        order_of_test, order = order[:n], order[n:]
+    if ends is not None:
+        npz.require_levels(name, source, levels, ends)
+    elif name in SETS:
+        ends = -1., 1.
     else:
-        test = source.test
-        order_of_test, keys_of_test = _in_order(test)
-        keys = np.concatenate((keys, [2**64 - 1], keys_of_test))
-    train = _scaled(name, source.x, order, ends)
-    held = _scaled(name, test, order_of_test, ends)
+        levels, ends = npz.scale(name, source)
+    ends = float(ends[0]), float(ends[1])
+    train, held, keys, note = _split(source)
     if min(len(train), len(held)) < FEWEST:
         raise ValueError(f"{name}: {len(train)} samples to train on and {len(held)} held "
-                         f"out; at least {FEWEST} of each are needed")
+                         f"out{note}; at least {FEWEST} of each are needed")
     about = (f"{name}: {source.what}; {len(train)} samples to train on, {len(held)} held "
-             f"out {source.split}")
+             f"out {source.split}{note}")
     if levels:
         about += f"; {levels} grey levels from {ends[0]:g} to {ends[1]:g}"
-    digest = hashlib.sha256(f"{train.shape[1:]}".encode() + keys.tobytes()).hexdigest()
+    shape = source.x.shape[1:]
+    digest = hashlib.sha256(f"{shape}".encode() + keys.tobytes()).hexdigest()
     target = ring() if name == "mixture" else None
+    train = _scaled(name, source.x, train, ends)
+    held = _scaled(name, source.x if source.test is None else source.test, held, ends)
     return Data(str(name), train, held, levels, ends, target, digest, source.split,
                 printable(about))
+
+
+def _split(source):
+    """(train, held, keys, note): which samples are on either side, in the order of `keys`.
+
+    train, held: indices, held's into the test array where there is one. A sample that is
+    trained on is not held out. note: what to say of it.
+    """
+    order, keys = _in_order(source.x)
+    if source.test is None:
+        n = np.searchsorted(keys, np.uint64(2**64 // HELD_OUT))
+        few = len(np.unique(keys)) < len(keys) // 2
+        return order[n:], order[:n], keys, " (equal samples stay together)" if few else ""
+    order_of_test, keys_of_test = _in_order(source.test)
+    seen = np.isin(keys_of_test, keys)
+    end = np.uint64([2**64 - 1])  # so that it matters where the test begins
+    keys = np.concatenate((keys, end, keys_of_test))
+    note = f", but for {seen.sum()} that are trained on" if seen.any() else ""
+    return order, order_of_test[~seen], keys, note
 
 
 def _source(name, seed):
@@ -198,9 +213,10 @@ def _source(name, seed):
 
 
 def sample_keys(x):
-    """A number of 64 bits for each sample, a hash of its float64 values: (n,) uint64.
+    """A number of 64 bits for each sample, a hash of its values: (n,) uint64.
 
-    It depends on neither place nor dtype, so it names the sample in every file.
+    It names the sample in every file: it depends on neither its place nor, where float64
+    holds the values, their dtype.
     """
     keys = np.empty(len(x), np.uint64)
     done = 0
@@ -215,7 +231,7 @@ def sample_keys(x):
 
 
 def _in_order(x):
-    """(order, keys): samples sorted by their keys, so that a file's own order is forgotten."""
+    """(order, keys): samples sorted by their keys, whatever order the file has."""
     keys = sample_keys(x)
     order = np.argsort(keys, kind="stable")
     return order, keys[order]

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 PART = ".part-"  # begins the name of what is not whole yet
+OF_A_RUN = ".safetensors", ".previous", ".png"  # what `only_run` keeps for one run
 
 
 def flush(path):
@@ -35,15 +36,18 @@ def whole(file):
     """A path to write to: what lies there at the end becomes `file` at once, or nothing.
 
     The path ends like file's name. Where `file` is a link, what it leads to is replaced.
+    Who may read the old file may read the new one.
     OSError, in one line, where it cannot be written: what was there before is there still.
 
     >>> with whole("rows.json") as part:  # doctest: +SKIP
     ...     part.write_text("[]")
     """
     target = Path(os.path.realpath(file))
-    part = target.with_name(f"{PART}{os.getpid()}{target.suffix}")
+    part = target.with_name(f"{PART}{os.getpid()}{Path(file).suffix}")
     try:
         yield part
+        if target.exists():
+            shutil.copymode(target, part)
         flush(part)
         os.replace(part, target)
         flush(target.parent)
@@ -101,7 +105,7 @@ def check_file(option, file):
 def only_run(out):
     """The folder --out for this run alone, until it ends, by whatever end.
 
-    What a killed run had not finished to write is cleared away.
+    What a killed run had not finished writing is cleared away.
     ValueError where nothing can be written there, or another run is at work.
     """
     folder = make_folder(out)
@@ -111,7 +115,10 @@ def only_run(out):
     except Timeout:
         raise ValueError(f"--out {out}: another run is writing there; choose another "
                          "folder") from None
+    except OSError as e:
+        raise ValueError(f"--out {out}: it cannot be locked ({e.strerror})") from None
     with lock:
         for part in folder.glob(f"{PART}*"):
-            part.unlink(missing_ok=True)
+            if part.suffix in OF_A_RUN:
+                part.unlink(missing_ok=True)
         yield folder

@@ -1,12 +1,30 @@
 """A lean noise-conditional score network: one constructor for images and for vectors."""
 
 import math
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .predictions import c_in, inverse, preconditioned
+
+
+@contextmanager
+def usual_defaults():
+    """Inside this context, torch makes float32 tensors on the CPU unless told otherwise.
+
+    A user's defaults are for the user's own tensors. They change no bit of a network.
+    """
+    dtype = torch.get_default_dtype()
+    device = torch.get_default_device()
+    on_cpu = nullcontext() if device.type == "cpu" else torch.device("cpu")
+    torch.set_default_dtype(torch.float32)
+    try:
+        with on_cpu:
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 class NoiseFeatures(nn.Module):

@@ -21,6 +21,14 @@ TEST = {"test", "testing"}
 VALIDATION = {"val", "valid", "validation", "dev"}
 BY_HASH = "by hash"
 MOST_LEVELS = 1 << 16  # beyond that whole numbers are as good as continuous
+WIDEST = 1 << 20  # of one axis of a sample
+# of a container, by the two versions of control groups: its limit, its use, statistics, and
+# the name there of what the system keeps of files and gives up when asked
+GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+     "total_inactive_file"),
+)
 
 
 class Member(NamedTuple):
@@ -78,7 +86,11 @@ def contents(file):
         with zipfile.ZipFile(file) as archive:
             members = [_member(archive, info) for info in archive.infolist()
                        if _is_array(info.filename)]
-    return {member.name: member for member in members}
+    names = [member.name for member in members]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{file}: holds {name} twice")
+    return dict(zip(names, members))
 
 
 @contextmanager
@@ -96,8 +108,8 @@ def _errors(file):
 def _is_array(filename):
     """Whether a member of an archive is an array, and not what macOS puts beside it."""
     path = Path(filename)
-    beside = path.parts[0] == "__MACOSX" or path.name.startswith("._")
-    return path.suffix == ".npy" and not beside
+    beside = "__MACOSX" in path.parts or path.name.startswith("._")
+    return filename.endswith(".npy") and not beside
 
 
 def _member(archive, info):
@@ -106,26 +118,32 @@ def _member(archive, info):
     if info.flag_bits & 1:
         raise ValueError(f"{name} is encrypted")
     with archive.open(info) as f:
-        shape, dtype = _header(f, name)
+        try:
+            shape, dtype = _header(f, name)
+        except ValueError as e:
+            raise ValueError(f"{name}.npy is no array: {e}") from None
         start = f.tell()
     member = Member(name, shape, dtype)
     held = info.file_size - start
-    if held != member.nbytes and not dtype.hasobject:
+    if not dtype.hasobject and held != member.nbytes:
         raise ValueError(f"{name} claims {member.nbytes} bytes, {shape} {dtype}, and holds "
                          f"{held}")
     return member
 
 
 def _header(f, name):
-    """(shape, dtype) of a .npy stream, which stands at its first number afterwards."""
+    """(shape, dtype) of a .npy stream, which stands at its first number afterwards.
+
+    What holds no numbers, but Python objects or named fields, has dtype object.
+    """
     version = npy.read_magic(f)
-    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in headers:
-        raise ValueError(f"{name} is of .npy version {version}")
-    shape, _, dtype = headers[version](f)
+    if version == (3, 0):  # for the names of fields
+        return (), np.dtype(object)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read(f, max_header_size=1 << 20)
     if min(shape, default=0) < 0:
         raise ValueError(f"{name} claims a shape of {shape}")
-    return shape, dtype
+    return shape, np.dtype(object) if dtype.hasobject else dtype
 
 
 def read(file, member):
@@ -136,13 +154,17 @@ def read(file, member):
     needed = member.nbytes + 4 * prod(member.shape)
     free = free_memory()
     if needed > free:
-        raise ValueError(f"{file}: {member} needs {needed / 2**30:.1f} GiB of memory, "
-                         f"{free / 2**30:.1f} are free")
+        raise ValueError(f"{file}: {member} needs {needed >> 20} MiB of memory, "
+                         f"{free >> 20} are free")
     with (_errors(file), zipfile.ZipFile(file) as archive,
           archive.open(f"{member.name}.npy") as f):
-        x = npy.read_array(f, allow_pickle=False)
-        f.read(1)  # at the end of a member its checksum is compared
-    return x
+        return npy.read_array(f, allow_pickle=False)  # zipfile compares a checksum
+
+
+def _field(file, name):
+    """The whole number behind a name in a file of the system."""
+    found = re.search(rf"^{name}\s+(\d+)", file.read_text(), re.MULTILINE)
+    return int(found[1])
 
 
 def _number(file):
@@ -153,17 +175,21 @@ def _number(file):
         return inf
 
 
-def free_memory():
-    """Bytes of memory that are left to this process, as Linux tells; elsewhere infinity."""
+def free_memory(root="/"):
+    """Bytes of memory that are left to this process, as Linux tells; elsewhere infinity.
+
+    root: where proc and sys are.
+    """
     free = inf
-    meminfo = Path("/proc/meminfo")
+    meminfo = Path(root, "proc/meminfo")
     if meminfo.exists():
-        found = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
-        free = int(found[1]) * 1024 if found else inf
-    group = Path("/sys/fs/cgroup")  # a container's own limit
-    limit = _number(group / "memory.max")
-    if limit < inf:
-        free = min(free, limit - _number(group / "memory.current"))
+        free = _field(meminfo, "MemAvailable:") * 1024
+    group = Path(root, "sys/fs/cgroup")
+    for limit, used, statistics, files in GROUPS:
+        limit = _number(group / limit)
+        if limit < inf:
+            left = limit - _number(group / used) + _field(group / statistics, files)
+            free = min(free, left)
     return free
 
 
@@ -173,7 +199,7 @@ def _words(member):
     """The words of a name in lower case: x and train of x_train, trainX and Xtrain."""
     apart = re.sub("([a-z])([A-Z])", r"\1_\2", member.name).lower()
     apart = re.sub("([xy])(train|test|val)", r"\1_\2", apart)
-    return set(re.split("[^a-z]+", apart))
+    return set(re.findall("[a-z]+", apart))
 
 
 def _is_label(member, members):
@@ -186,7 +212,7 @@ def _is_label(member, members):
 def choose(file, members):
     """The Choice among the members of a file, by their names and shapes.
 
-    Trained on is `x`, or what is called after training (x_train, train_images), or the only
+    Trained on is what is called after training (x_train, train_images), or `x`, or the only
     array that there is. One called after a test is held out. Labels are found and left.
     ValueError where several arrays could be meant.
     """
@@ -195,9 +221,9 @@ def choose(file, members):
     possible = [m for m in members if m not in labels
                 and m.dtype.kind in "fiub" and len(m.shape) in (2, 3, 4)]
     others = [m for m in possible if not _words(m) & (TEST | VALIDATION)]
-    called_x = [m for m in others if m.name == "x"]
     called_train = [m for m in others if _words(m) & TRAIN]
-    train = _only(file, called_x or called_train or others or possible, members)
+    called_x = [m for m in others if _words(m) == {"x"}]
+    train = _only(file, called_train or called_x or others or possible, members)
     tests = [m for m in possible if _words(m) & TEST and m != train]
     partner = re.sub("train", "test", train.name, flags=re.IGNORECASE)
     named = [m for m in tests if m.name.lower() == partner.lower()]
@@ -223,25 +249,34 @@ def _only(file, found, members):
 def source(file):
     """The Source that a file is: the arrays that `choose` chose. ValueError in one line."""
     choice = choose(file, contents(file))
-    what = str(choice.train)
-    if choice.labels:
-        what += f", its labels {', '.join(m.name for m in choice.labels)} not used"
-    if choice.unused:
-        what += f", {', '.join(m.name for m in choice.unused)} neither"
     x = _samples(file, choice.train)
+    what = f"{choice.train}, as {_layout(x)}"
+    unused = [f"{m.name} (labels)" for m in choice.labels]
+    unused += [m.name for m in choice.unused]
+    if unused:
+        what += f"; not used: {', '.join(unused)}"
     if choice.test is None:
         return Source(x, what)
     return Source(x, what, f"in {choice.test.name}", _samples(file, choice.test))
+
+
+def _layout(x):
+    """The sizes of a sample in words."""
+    if x.ndim == 2:
+        return f"points of {x.shape[1]} coordinates"
+    _, channels, height, width = x.shape
+    return f"images of {height} by {width}, {channels} channel{'s'[:channels > 1]}"
 
 
 def _samples(file, member):
     """The samples in an array of a file: points (n, D) or images (n, C, H, W)."""
     if 0 in member.shape or len(member.shape) == 2 and member.shape[1] < 2:
         raise ValueError(f"{file}: {member}; points need two axes or more, images pixels")
+    if max(member.shape[1:]) > WIDEST:
+        raise ValueError(f"{file}: {member}; an axis of a sample is at most {WIDEST}")
     x = as_images(read(file, member))
     if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):
-        raise ValueError(f"{file}: images of {x.shape[2]} by {x.shape[3]}; height and "
-                         "width must be even")
+        raise ValueError(f"{file}: {member} as {_layout(x)}; height and width must be even")
     if x.dtype.kind == "f" and not all(np.isfinite(u).all() for u in chunks(x)):
         raise ValueError(f"{file}: {member.name} holds NaN or inf")
     return x
@@ -301,12 +336,11 @@ def grey_levels(arrays, low, high):
 def as_images(x):
     """x as (n, D) or (n, C, H, W): a channel is added, channels that come last go first.
 
-    They come last where the last axis is of 1, 3 or 4, and the second is not.
+    They come last where the last axis has at most four and the second has more.
     """
     if x.ndim == 3:
         return x[:, None]
-    few = 1, 3, 4
-    if x.ndim == 4 and x.shape[3] in few and x.shape[1] not in few:
+    if x.ndim == 4 and x.shape[3] <= 4 < x.shape[1]:
         return x.transpose(0, 3, 1, 2)
     return x
 
@@ -324,7 +358,7 @@ def scale(name, source):
 
 
 def require_levels(name, source, levels, ends):
-    """ValueError unless the samples are among the grey levels, where there are such."""
+    """ValueError unless the samples are among a model's grey levels, where it has such."""
     if levels and not is_graded(source.arrays(), levels, *ends):
         raise ValueError(f"{name}: some numbers are none of the {levels} grey levels from "
                          f"{ends[0]:g} to {ends[1]:g}")

@@ -14,6 +14,11 @@ def printable(text):
                    for c in text)
 
 
+def say(text):
+    """Print one line, whatever it holds: names and metadata are other people's."""
+    print(printable(text))
+
+
 class Stream:
     """A text stream that goes on where nothing can be written; `lost` says why."""
 
@@ -78,6 +83,9 @@ def run(main):
         code = main() or 0
     except SystemExit as e:
         code = e.code or 0
+    except KeyboardInterrupt:  # while main returned
+        code = 130
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done
     sys.stdout.flush()
     lost = sys.stdout.lost
     if lost and not isinstance(lost, BrokenPipeError):

@@ -4,10 +4,9 @@ Data order, noise levels and noise are functions of (seed, iteration) alone. So 
 was stopped and resumed returns the bits of one that was not.
 """
 
-import math
 import os
 import signal
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,13 @@ from tqdm import tqdm
 from . import noise, score_matching
 from .affine import coefficients
 from .data import dequantized, permutation
-from .net import ScoreNet
-from .npz import MOST_LEVELS
+from .net import ScoreNet, usual_defaults
 from .predictions import c_in
 from .score_matching import residual
 from .sde import VP, importance_times, perturb
-from .weights import not_finite, read, save
+from .terminal import say
+from .weights import kinds, read, save
 
-MOST = 1 << 20  # in one axis of a sample
 LOG_LEVEL = -1.2, 1.2  # mean and std of ln sigma [EDM table 1]
 
 
@@ -88,23 +86,6 @@ def batch_indices(n, batch, seed, step):
     epoch, k = divmod(step, per_epoch)
     order = permutation(n, seed, 1 + epoch)
     return order[k * batch:][:batch]
-
-
-@contextmanager
-def usual_defaults():
-    """Inside this context, torch makes float32 tensors on the CPU unless told otherwise.
-
-    A user's defaults are for the user's own tensors. They change no bit of a network.
-    """
-    dtype = torch.get_default_dtype()
-    device = torch.get_default_device()
-    on_cpu = nullcontext() if device.type == "cpu" else torch.device("cpu")
-    torch.set_default_dtype(torch.float32)
-    try:
-        with on_cpu:
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
 
 
 class Trainer:
@@ -222,11 +203,13 @@ class Trainer:
                     if name.startswith(prefix)}
 
         possible = type(step) is int and 0 <= step <= self.steps
-        if not possible or _kinds(tensors) != self._kinds_of_state(step):
+        if not possible or kinds(tensors) != self._kinds_of_state(step):
             raise ValueError(f"not a state of this network after {step} of {self.steps} "
                              "iterations")
-        if wrong := not_finite(tensors):
-            raise ValueError(wrong)
+        counts = [u for name, u in tensors.items()
+                  if name.endswith((".step", ".n_averaged"))]
+        if any(u != step for u in counts):
+            raise ValueError(f"its parts are not of iteration {step}")
         self.net.load_state_dict(part("net."))
         self.average.load_state_dict(part("average."))
         adam = self.adam.state_dict()
@@ -237,24 +220,19 @@ class Trainer:
         self.step = step
 
     def _kinds_of_state(self, step):
-        """`_kinds` of `state()` after `step` iterations."""
+        """`kinds` of `state()` after `step` iterations."""
         parts = {"net": self.net.state_dict(), "average": self.average.state_dict()}
         if step:
             for i, p in enumerate(self.net.parameters()):
                 parts[f"adam.{i}"] = {"step": torch.tensor(0.), "exp_avg": p,
                                       "exp_avg_sq": p}
-        return _kinds(_flat(parts))
+        return kinds(_flat(parts))
 
 
 def _flat(parts):
     """{part: {name: tensor}} as {"part.name": tensor}."""
     return {f"{part}.{name}": u for part, tensors in parts.items()
             for name, u in tensors.items()}
-
-
-def _kinds(tensors):
-    """{name: (dtype, shape)}."""
-    return {name: (u.dtype, u.shape) for name, u in tensors.items()}
 
 
 def circumstances(device="cpu"):
@@ -272,21 +250,33 @@ def metadata(data, trainer):
             "circumstances": circumstances(trainer.device)}
 
 
+def _require_run(file, saved, run):
+    """ValueError unless a file's metadata are those of this run.
+
+    The name of the data may differ: the same numbers may lie elsewhere by now. So may what
+    `circumstances` has.
+    """
+    if "step" not in saved:
+        raise ValueError(f"{file} is a model; a training leaves its state beside it, in "
+                         "state.safetensors")
+    other = [f"{key} {repr(saved.get(key)):.70}, not {run[key]!r}" for key in run
+             if key not in ("data", "circumstances") and saved.get(key) != run[key]]
+    if other:
+        raise ValueError(f"{file} is of another run: {'; '.join(other)}")
+    if not isinstance(saved.get("circumstances"), dict):
+        raise ValueError(f"{file}: a safetensors file, but not minidiff's")
+
+
 def resume(trainer, file, run):
     """Put a trainer where the file of an earlier run left off.
 
-    run: the run's own metadata, which the file's must equal, but for the name of its data:
-    the same numbers may lie elsewhere by now. Prints where its circumstances differ.
-    ValueError, in one line, where it is another run's file or a damaged one.
+    run: the run's own metadata, which the file's must equal. Says where the circumstances
+    differ. ValueError, in one line, where the file is another run's or damaged.
     """
     tensors, saved = read(file)
-    may_differ = "data", "circumstances"
-    other = [f"{key} {saved.get(key)!r}, not {run[key]!r}" for key in run
-             if key not in may_differ and saved.get(key) != run[key]]
-    if other:
-        raise ValueError(f"{file} is of another run: {'; '.join(other)}")
+    _require_run(file, saved, run)
     try:
-        trainer.restore(tensors, saved.get("step"))
+        trainer.restore(tensors, saved["step"])
     except (ValueError, RuntimeError, KeyError) as e:
         raise ValueError(f"{file}: {str(e).splitlines()[0]}") from e
     before = saved["circumstances"]
@@ -294,74 +284,26 @@ def resume(trainer, file, run):
     changed = [f"{key} {before.get(key)}, now {now[key]}" for key in now
                if before.get(key) != now[key]]
     if changed:
-        print(f"{file} was written with {'; '.join(changed)}: the bits may differ from "
-              "those of a run that was not stopped")
+        say(f"{file} was written with {'; '.join(changed)}: the bits may differ from those "
+            "of a run that was not stopped")
 
 
-def set_aside(state):
-    """Rename a state that is damaged: it shall not be kept as the save before the next."""
+def make_way(state, run):
+    """Have nothing lost where a run that was resumed from another file writes its state.
+
+    A damaged state is set aside, so that it is not kept as the save before the next.
+    ValueError where it is another run's.
+    """
     if not state.exists():
         return
     try:
-        read(state)
+        _, saved = read(state)
     except ValueError:
         damaged = state.with_suffix(".damaged")
         os.replace(state, damaged)
-        print(f"{state} was damaged and is now {damaged}")
-
-
-def _is_whole(n, least, most):
-    """Whether this is an int between these, and no bool."""
-    return type(n) is int and least <= n <= most
-
-
-def _is_shape(shape):
-    """Whether this is (D,) or (channels, H, W), as a list of whole numbers above 0."""
-    return (isinstance(shape, list) and len(shape) in (1, 3)
-            and all(_is_whole(n, 1, MOST) for n in shape))
-
-
-def _is_ends(ends):
-    """Whether these are two finite numbers, the first smaller; or None, as 0.2.0 wrote."""
-    if ends is None:
-        return True
-    if not isinstance(ends, list) or len(ends) != 2:
-        return False
-    if not all(type(v) in (int, float) and abs(v) < 1e308 for v in ends):
-        return False
-    return 0 < ends[1] - ends[0] < math.inf
-
-
-def _is_of_a_model(metadata):
-    """Whether metadata has what describes a model, each of its kind."""
-    levels = metadata.get("levels", 0)
-    return (isinstance(metadata.get("data"), str)
-            and isinstance(metadata.get("digest", ""), str)
-            and isinstance(metadata.get("split", ""), str)
-            and _is_shape(metadata.get("shape"))
-            and (levels is None or _is_whole(levels, 2, MOST_LEVELS))
-            and _is_ends(metadata.get("ends"))
-            and type(metadata.get("seed", 0)) is int)
-
-
-def load_model(file, device="cpu"):
-    """(score network ready to sample, metadata) from a model file.
-
-    Nothing that the file says is believed before it is compared: no memory is taken for a
-    network that its tensors do not fit.
-    ValueError, in one line, for any other file.
-    """
-    tensors, metadata = read(file)
-    metadata.setdefault("ends", None)
-    if not _is_of_a_model(metadata):
-        raise ValueError(f"{file}: a safetensors file, but not minidiff's")
-    with usual_defaults(), torch.device("meta"):  # without memory
-        net = ScoreNet(tuple(metadata["shape"]))
-    if _kinds(tensors) != _kinds(net.state_dict()):
-        raise ValueError(f"{file}: weights of another architecture or dtype")
-    net.load_state_dict(tensors, assign=True)
-    net = net.to(device, memory_format=torch.channels_last)
-    return net.eval().requires_grad_(False), metadata
+        say(f"{state} was damaged and is now {damaged}")
+    else:
+        _require_run(state, saved, run)
 
 
 @contextmanager
@@ -414,11 +356,10 @@ def run(trainer, out, metadata, save_every):
             if stopped or trainer.step % save_every == 0:
                 keep()
             if stopped:
-                print(f"\nstopped at iteration {trainer.step}; "
-                      f"--resume goes on from {state}")
+                say(f"stopped at iteration {trainer.step}; --resume goes on from {state}")
                 return 130
     keep()
     model = Path(out) / "model.safetensors"
     save(model, trainer.average.module.state_dict(), metadata)
-    print(f"{model}: {trainer.steps} iterations")
+    say(f"{model}: {trainer.steps} iterations")
     return 0

@@ -6,21 +6,24 @@ may have changed, or it may be of another program.
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from . import __version__
 from .files import PART, flush, second_name, whole
+from .net import ScoreNet, usual_defaults
+from .npz import MOST_LEVELS, WIDEST
 
 
 def save(file, tensors, metadata):
     """Write safetensors whole or not at all; the file it replaces stays as *.previous.
 
-    At every moment two saves are whole, once there were two.
+    At every moment two saves are whole, once there were two. What the file holds already is
+    not written again: then it would be its own save before.
     metadata: a dict of what JSON can hold. With it go this version and a checksum.
     OSError where the file cannot be written, FloatingPointError where a number is NaN or
     infinite; either way the old file stays.
@@ -32,6 +35,8 @@ def save(file, tensors, metadata):
     tensors = {name: u.detach().cpu().contiguous() for name, u in tensors.items()}
     text = json.dumps({"version": __version__, **metadata})
     said = {"minidiff": text, "sha256": _checksum(tensors, text)}
+    if _holds(file, said["sha256"]):
+        return
     try:
         with whole(file) as part:
             part.write_bytes(safetensors.torch.save(tensors, said))
@@ -42,6 +47,15 @@ def save(file, tensors, metadata):
             flush(file.parent)
     finally:
         spare.unlink(missing_ok=True)
+
+
+def _holds(file, checksum):
+    """Whether a file is whole and has this checksum."""
+    try:
+        tensors, metadata = _read(file)
+    except ValueError:
+        return False
+    return _checksum(tensors, json.dumps(metadata)) == checksum
 
 
 def _checksum(tensors, text):
@@ -71,8 +85,9 @@ def read(file):
     try:
         return _read(file)
     except ValueError as e:
-        previous = Path(file).with_suffix(".previous")
-        if previous == Path(file):
+        start, end = os.path.splitext(file)
+        previous = f"{start}.previous"
+        if end == ".previous" or not os.path.exists(previous):
             raise
         try:
             _, before = _read(previous)
@@ -84,16 +99,19 @@ def read(file):
 
 def _read(file):
     """`read`, of this file alone."""
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file")
     try:
         data = Path(file).read_bytes()
+    except OSError as e:
+        raise ValueError(f"{file}: {e.strerror.lower()}") from None
+    try:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         said = json.loads(data[8:8 + length]).get("__metadata__") or {}
         text = said.get("minidiff", "null")
         metadata = json.loads(text)
-    except (SafetensorError, OSError, ValueError, RecursionError) as e:
+    except MemoryError:
+        raise
+    except Exception as e:  # of bytes that anybody wrote
         raise ValueError(f"{file}: not a readable safetensors file ({e})") from None
     if not isinstance(metadata, dict):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
@@ -104,3 +122,60 @@ def _read(file):
     if wrong := not_finite(tensors):
         raise ValueError(f"{file}: {wrong}")
     return tensors, metadata
+
+
+def kinds(tensors):
+    """{name: (dtype, shape)}."""
+    return {name: (u.dtype, u.shape) for name, u in tensors.items()}
+
+
+def _is_whole(n, least, most):
+    """Whether this is an int between these, and no bool."""
+    return type(n) is int and least <= n <= most
+
+
+def _is_shape(shape):
+    """Whether this is (D,) or (channels, H, W), as a list of whole numbers above 0."""
+    return (isinstance(shape, list) and len(shape) in (1, 3)
+            and all(_is_whole(n, 1, WIDEST) for n in shape))
+
+
+def _is_ends(ends):
+    """Whether these are two finite floats, the first smaller; or None, as 0.2.0 wrote."""
+    if ends is None:
+        return True
+    if not isinstance(ends, list) or [type(v) for v in ends] != [float, float]:
+        return False
+    return 0 < ends[1] - ends[0] < math.inf
+
+
+def _is_of_a_model(metadata):
+    """Whether metadata has what describes a model, each of its kind."""
+    words = ["data"]
+    if "digest" in metadata:  # since 0.4.0
+        words += "digest", "split"
+    levels = metadata.get("levels", 0)
+    return (all(isinstance(metadata.get(key), str) for key in words)
+            and _is_shape(metadata.get("shape"))
+            and (levels is None or _is_whole(levels, 2, MOST_LEVELS))
+            and _is_ends(metadata.get("ends"))
+            and type(metadata.get("seed")) is int)
+
+
+def load_model(file, device="cpu"):
+    """(score network ready to sample, metadata) from a model file.
+
+    No memory is taken for a network that the file's tensors do not fit.
+    ValueError, in one line, for any other file.
+    """
+    tensors, metadata = read(file)
+    metadata = {"ends": None, "seed": 0, **metadata}  # as before 0.2.0
+    if not _is_of_a_model(metadata):
+        raise ValueError(f"{file}: a safetensors file, but not minidiff's")
+    with usual_defaults(), torch.device("meta"):  # without memory
+        net = ScoreNet(tuple(metadata["shape"]))
+    if kinds(tensors) != kinds(net.state_dict()):
+        raise ValueError(f"{file}: weights of another architecture or dtype")
+    net.load_state_dict(tensors, assign=True)
+    net = net.to(device, memory_format=torch.channels_last)
+    return net.eval().requires_grad_(False), metadata

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidiff import data, train, weights
+from minidiff import data, weights
 from minidiff.__main__ import main
 
 
@@ -114,6 +114,32 @@ def test_a_digest_is_of_numbers_and_shape(tmp_path):
     assert len(set(digests.values())) == len(digests) == 5
 
 
+def test_a_sample_that_is_trained_on_is_not_held_out(tmp_path):
+    """Of a test array that shares 30 samples with the array to train on; copies count too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, 2))
+    np.savez(tmp_path / "d.npz", x_train=x[:700], x_test=np.append(x[700:], x[:30], 0))
+    d = data.load(tmp_path / "d.npz")
+    assert len(d.held) == 200 and len(d.train) == 700
+    assert not {v.tobytes() for v in d.held} & {v.tobytes() for v in d.train}
+    assert "200 held out in x_test, but for 30 that are trained on" in d.about
+
+
+def test_the_scale_is_of_both_arrays(tmp_path):
+    """The test array may have levels, or a range, that the other lacks."""
+    rng = np.random.default_rng(0)
+    dark = rng.integers(0, 17, (700, 4, 4))
+    np.savez(tmp_path / "d.npz", x_train=dark, x_test=rng.integers(0, 256, (200, 4, 4)))
+    assert data.load(tmp_path / "d.npz").levels == 256
+    np.savez(tmp_path / "d.npz", x_train=dark, x_test=rng.integers(0, 17, (200, 4, 4)) + .5)
+    refused = pytest.raises(ValueError, match="are not alike")
+    with refused:
+        data.load(tmp_path / "d.npz")
+    np.savez(tmp_path / "d.npz", x_train=dark / 3., x_test=rng.integers(0, 17, (200, 4, 4)) * 9.)
+    d = data.load(tmp_path / "d.npz")
+    assert d.levels is None and d.ends == (0, 144) and d.held.max() == 1 > d.train.max()
+
+
 def test_what_a_model_was_trained_on_is_known_by_its_numbers(tmp_path, capsys, refused):
     """The same under another name goes on; other numbers under the same name are refused."""
     rng = np.random.default_rng(0)
@@ -150,7 +176,8 @@ def test_a_test_array_is_held_out_and_another_file_may_hold_what_was_trained_on(
     argv = ["--model", str(tmp_path / "model.safetensors"), "--n", "20", "--evaluations", "4"]
     assert main(["train", "--data", str(split), "--steps", "2", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "x_train (800, 2) float64, its labels y_train, y_test not used" in said
+    assert ("x_train (800, 2) float64, as points of 2 coordinates; not used: y_train (labels), "
+            "y_test (labels)") in said
     assert "800 samples to train on, 100 held out in x_test" in said
     assert main(["eval", *argv]) == 0 and "may be among" not in capsys.readouterr().out
     assert main(["eval", *argv, "--data", str(plain)]) == 0
@@ -215,7 +242,7 @@ def test_a_model_measures_another_file_on_its_own_scale(scaled, tmp_path):
 
 def test_samples_come_in_the_units_of_the_data(scaled, tmp_path):
     model = scaled / "model.safetensors"
-    _, saved = train.load_model(model)
+    _, saved = weights.load_model(model)
     low, high = saved["ends"]
     assert (low, high) == data.load(scaled / "train.npz").ends
     out = {}
@@ -267,7 +294,7 @@ def test_grey_levels_are_sampled_as_the_file_had_them(dtype, ends, own, tmp_path
     folder, model = tmp_path / "o", tmp_path / "o" / "model.safetensors"
     assert main(["train", "--data", str(tmp_path / "grey.npz"), "--steps", "2", "--out",
                  str(folder)]) == 0
-    _, saved = train.load_model(model)
+    _, saved = weights.load_model(model)
     assert saved["levels"] == ends[1] - ends[0] + 1 and saved["ends"] == list(ends)
     assert main(["sample", "--model", str(model), "--n", "9", "--evaluations", "8", "--units",
                  "data", "--out", str(tmp_path / "x")]) == 0

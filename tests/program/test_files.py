@@ -100,8 +100,18 @@ def test_a_file_is_flushed_before_it_is_named_and_its_folder_after(writer, tmp_p
     name, write = WRITERS[writer]
     write(tmp_path / name)
     part = f".part-{os.getpid()}{Path(name).suffix}"
-    assert calls == [("fsync", part), ("replace", part), ("fsync", tmp_path.name)]
+    once = [("fsync", part), ("replace", part), ("fsync", tmp_path.name)]
+    assert calls == once
     assert list(tmp_path.iterdir()) == [tmp_path / name]
+    if writer == "weights":  # the file that is replaced has a new name, by a link or a copy
+        spare = f".part-{os.getpid()}.previous"
+        renamed = [("replace", spare), ("fsync", tmp_path.name)]
+        for links in (True, False):
+            calls.clear()
+            if not links:
+                broken_disk(monkeypatch, "link", errno.EPERM)
+            weights.save(tmp_path / name, {"x": torch.full((2,), 7. + links)}, {})
+            assert calls == [("fsync", spare)] * (not links) + once + renamed
 
 
 def test_a_link_stays_one_and_long_names_are_written(tmp_path):
@@ -113,6 +123,37 @@ def test_a_link_stays_one_and_long_names_are_written(tmp_path):
     longest = tmp_path / ("n" * 251 + ".txt")
     write_text(longest)
     assert longest.read_text() == "new"
+
+
+def test_a_link_to_another_kind_of_name_and_the_mode_are_kept(tmp_path):
+    """numpy.savez and matplotlib add endings to names that lack them."""
+    for link, target in (("x.npz", "samples"), ("p.png", "picture.old")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    plot._write(tmp_path / "p.png", plot.plt.figure())
+    assert main([*MOONS, "--out", str(tmp_path)]) == 0
+    model = tmp_path / "model.safetensors"
+    assert main(["sample", "--model", str(model), "--n", "2", "--evaluations", "4", "--out",
+                 str(tmp_path / "x.npz")]) == 0
+    assert (tmp_path / "picture.old").read_bytes().startswith(b"\x89PNG")
+    assert np.load(tmp_path / "samples")["x"].shape == (2, 2)
+    assert not list(tmp_path.glob(".part*"))
+    model.chmod(0o640)
+    weights.save(model, {"x": torch.ones(1)}, {})
+    assert model.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_in_the_place_of_samples_is_found_first(tmp_path, refused):
+    (tmp_path / "foo.npz").mkdir()
+    refused("foo.npz", "not a file", argv=["sample", "--out", str(tmp_path / "foo")])
+
+
+def test_a_run_clears_away_only_what_runs_leave(tmp_path):
+    for name in (".part-7.png", ".part-7.safetensors", ".part-7.previous", ".part-7.json",
+                 ".part-7.npz", "mine.png"):
+        (tmp_path / name).write_text("")
+    with files.only_run(tmp_path):
+        assert {f.name for f in tmp_path.iterdir()} == {".lock", ".part-7.json", ".part-7.npz",
+                                                        "mine.png"}
 
 
 def test_a_killed_demo_leaves_no_half_picture(tmp_path):
@@ -157,6 +198,10 @@ def test_a_folder_that_cannot_be_written_is_refused_first(command, tmp_path, ref
     monkeypatch.setattr(demo, "Trainer", lambda *a, **k: pytest.fail("trained"))
     more = [] if command == "tour" else ["--data", "moons"]
     (tmp_path / "file").write_text("")
+    locked = tmp_path / "locked"
+    (locked / ".lock").mkdir(parents=True)
+    if command != "tour":
+        refused("locked: it cannot be locked", argv=[command, *more, "--out", str(locked)])
     for out in ("/proc/self", "/proc/none", str(tmp_path / "file"), str(tmp_path / "file" / "o")):
         refused(f"--out {out}: no files can be written there",
                 argv=[command, *more, "--out", out])
@@ -249,6 +294,33 @@ def test_an_early_interrupt_is_quiet(seconds, tmp_path):
     interrupt(p)
     out, error = p.communicate(timeout=60)
     assert p.returncode in ENDED and "Traceback" not in error, error
+
+
+def test_an_interrupt_at_the_end_changes_nothing(tmp_path):
+    """Once main is done, Ctrl-C is ignored: the exit code is the command's."""
+    code = ("import os, signal, sys; from minidiff import terminal\n"
+            "def main(): return 7\n"
+            "class Late:\n"
+            "    def __del__(self): os.kill(os.getpid(), signal.SIGINT)\n"
+            "late = Late()\n"
+            "sys.exit(terminal.run(main))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == 7 and not done.stderr
+
+
+@pytest.mark.parametrize("apart", [.001, .02, .2])
+def test_two_interrupts_are_as_quiet_as_one(apart, tmp_path):
+    p = start(*MOONS, "--steps", "99999", "--save-every", "5", "--out", str(tmp_path))
+    end = time.monotonic() + 60
+    while not (tmp_path / "state.safetensors").exists():
+        assert p.poll() is None and time.monotonic() < end
+        time.sleep(.02)
+    interrupt(p)
+    time.sleep(apart)
+    interrupt(p)
+    _, error = p.communicate(timeout=60)
+    assert p.returncode in ENDED and "Traceback" not in error and "ignored" not in error
+    weights.read(tmp_path / "state.safetensors")
 
 
 def test_an_interrupt_while_the_compiler_runs(tmp_path):

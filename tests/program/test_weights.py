@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from minidiff import train, weights
+from minidiff import weights
 from minidiff.__main__ import main
 from minidiff.net import ScoreNet
 
@@ -93,9 +93,10 @@ SHAPES = ["abc", [], [0], [-1], [2.], [True], [1, 8], [1, 8, 8, 8], [10**30], [1
 CLAIMS = [{"shape": s} for s in SHAPES] + [
     {"levels": v} for v in ("x", 1, 0, -256, 2.5, True, 10**400, [256])] + [
     {"ends": v} for v in ([1., 1.], [0., float("inf")], [2., 1.], "01", [0.], [0., "1"], 3,
-                          [-10**400, 10**400], [float("nan"), 1.], [True, 2], [-1e308, 1e308])] + [
-    {"data": v} for v in (5, None, ["moons"])] + [{"digest": 7}, {"split": 7}, {"seed": "1"},
-                                                  {"seed": 1.5}]
+                          [-10**400, 10**400], [float("nan"), 1.], [True, 2],
+                          [10**18, 10**18 + 1], [-1.7e308, 1.7e308])] + [
+    {"data": v} for v in (5, None, ["moons"])] + [
+    {"digest": 7}, {"split": 7}, {"split": None}, {"seed": "1"}, {"seed": 1.5}, {"seed": None}]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: str(c)[:40])
@@ -121,7 +122,7 @@ def test_files_of_others_are_refused(copy, refused):
     put(copy / "foreign.safetensors", {"x": torch.ones(1)})
     torch.save({"x": torch.ones(1)}, copy / "pickle.safetensors")
     for name, words in (("text", "not a readable"), ("empty", "not a readable"),
-                        ("folder", "no such file"), ("foreign", "not minidiff's"),
+                        ("folder", "is a directory"), ("foreign", "not minidiff's"),
                         ("pickle", "not a readable"), ("absent", "no such file")):
         refused(f"{name}.safetensors", words, argv=sample_argv(copy / f"{name}.safetensors"))
 
@@ -170,15 +171,75 @@ def test_what_is_not_finite_is_neither_written_nor_read(value, copy, refused):
     assert not (copy / "x.npz").exists()
 
 
-def test_names_are_printed_without_what_moves_the_cursor(copy, capsys):
+def test_words_are_printed_without_what_moves_the_cursor(copy, capsys):
+    """A model's data and split, a state's circumstances and run, the error about each."""
     tensors, metadata = weights.read(copy / "model.safetensors")
-    name = "\x1b[2J\x07\r\n\u202e"
-    weights.save(copy / "odd.safetensors", tensors, metadata | {"data": name})
-    assert main(sample_argv(copy / "odd.safetensors")) == 0
-    assert main(["eval", "--model", str(copy / "odd.safetensors")]) == 2
-    said = "".join(capsys.readouterr())
-    assert "\\x1b[2J\\x07\\r\\n\\u202e" in said
-    assert not {*"\x1b\x07\r\u202e"} & {*said} and len(said.splitlines()) == 2
+    state, saved = weights.read(copy / "state.safetensors")
+    odd, text = str(copy / "odd.safetensors"), "\x1b[2J\x07\r\n\u202e"
+    resume = [*TRAIN, "--out", str(copy), "--resume", odd]
+    measure = ["eval", "--model", odd, "--n", "9", "--evaluations", "4"]
+    capsys.readouterr()
+    for argv, code, parts, changed in (
+            (sample_argv(copy / "odd.safetensors"), 0, tensors, {"data": text}),
+            (measure, 2, tensors, {"data": text}),
+            ([*measure, "--data", "moons"], 0, tensors, {"split": text, "digest": text}),
+            (resume, 0, state, {"circumstances": {"torch": text, "threads": text}}),
+            (resume, 2, state, {"objective": text * 1000})):
+        whole = saved if parts is state else metadata
+        weights.save(odd, parts, whole | changed)
+        assert main(argv) == code
+        said = "".join(capsys.readouterr())
+        assert "\\x1b[2J\\x07\\r\\n\\u202e" in said and len(said) < 2000
+        assert not {*"\x1b\x07\u202e"} & {*said}
+
+
+def test_every_state_that_does_not_fit_is_refused_in_one_line(copy, tmp_path, refused):
+    state, saved = weights.read(copy / "state.safetensors")
+    odd = copy / "odd.safetensors"
+    argv = [*TRAIN, "--out", str(tmp_path / "new"), "--resume", str(odd)]
+    less = dict(state)
+    del less["adam.0.step"]
+    for tensors, changed, words in (
+            (state, {"circumstances": "abc"}, "not minidiff's"), (state, {"circumstances": None},
+                                                                  "not minidiff's"),
+            (state, {"step": 2}, "its parts are not of iteration 2"),
+            (state, {"step": 10**30}, "not a state"), (state, {"step": "4"}, "not a state"),
+            (state | {"average.n_averaged": torch.tensor(-5)}, {}, "not of iteration 4"),
+            (state | {"adam.3.step": torch.tensor(3.)}, {}, "not of iteration 4"),
+            (less, {}, "not a state"), (state, {"digest": "0" * 3000}, "another run: digest '000"),
+            (state, {"lr": 1}, "another run: lr 1, not 0.002")):
+        weights.save(odd, tensors, saved | changed)
+        refused("odd.safetensors", words, argv=argv)
+    argv[-1] = str(copy / "model.safetensors")
+    refused("is a model", "state.safetensors", argv=argv)
+    for path in (".", "/", str(copy), "a\0b"):
+        argv[-1] = path
+        refused("minidiff train: ", argv=argv)
+
+
+def test_a_checksum_is_of_shapes_and_dtypes(copy):
+    """The same bytes as another shape, as another dtype, under each other's names."""
+    a, b = torch.arange(6.).reshape(2, 3), torch.ones(2, 3)
+    weights.save(copy / "m.safetensors", {"a": a, "b": b}, {})
+    raw = (copy / "m.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    said = json.loads(raw[8:8 + length])["__metadata__"]
+    put(copy / "same.safetensors", {"a": a, "b": b}, **said)
+    weights.read(copy / "same.safetensors")
+    for tensors in ({"a": a.reshape(3, 2), "b": b}, {"a": a.view(torch.int32), "b": b},
+                    {"a": b, "b": a}, {"a": a}, {"a": a, "b": b, "c": b + 1}):
+        put(copy / "odd.safetensors", tensors, **said)
+        with pytest.raises(ValueError, match="checksum"):
+            weights.read(copy / "odd.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "F6_E2M3", "C64", "BOOL"])
+def test_a_dtype_that_is_unknown_is_no_traceback(dtype, copy, refused):
+    header = json.dumps({"__metadata__": {"minidiff": "{}"},
+                         "x": {"dtype": dtype, "shape": [8], "data_offsets": [0, 8]}}).encode()
+    file = copy / "odd.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    refused("odd.safetensors", argv=sample_argv(file))
 
 
 def test_a_loaded_network_is_the_one_that_was_saved(copy):
@@ -188,8 +249,8 @@ def test_a_loaded_network_is_the_one_that_was_saved(copy):
         net = ScoreNet(shape).eval().requires_grad_(False)
         net.F_x.out.weight.normal_()
         weights.save(copy / "m.safetensors", net.state_dict(),
-                     {"shape": list(shape), "data": "x", "levels": None, "ends": [-1, 1]})
-        loaded, _ = train.load_model(copy / "m.safetensors")
+                     {"shape": list(shape), "data": "x", "levels": None, "ends": [-1., 1.]})
+        loaded, _ = weights.load_model(copy / "m.safetensors")
         x, sigma = torch.randn(5, *shape), torch.full((5,), .7)
         assert torch.equal(loaded(x, sigma), net(x, sigma))
         strides = [p.stride() for p in net.parameters()]
@@ -205,17 +266,44 @@ def test_the_save_before_is_offered_and_goes_on(copy, capsys, refused):
     argv = [*TRAIN, "--out", str(copy), "--resume"]
     state.write_bytes(whole[:1000])
     refused("state.safetensors", "not a readable",
-            f"the save before it, of iteration 4, is whole: {previous}", argv=argv)
+            f"the save before it, of iteration 3, is whole: {previous}", argv=argv)
     before = previous.read_bytes()
     assert main([*argv, str(previous)]) == 0
     said = capsys.readouterr().out
     assert f"{state} was damaged and is now {copy / 'state.damaged'}" in said
     assert (copy / "state.damaged").read_bytes() == whole[:1000]
-    assert weights.read(state)[1]["step"] == 4 and previous.read_bytes() == before
+    assert weights.read(state)[1]["step"] == 4
+    assert previous.read_bytes() == before
     state.unlink()
-    refused("no such file", "iteration 4", argv=argv)
+    refused("no such file", "iteration 3", argv=argv)
     previous.write_bytes(b"")
     refused("no such file", argv=argv)
+
+
+def test_a_run_is_not_written_over_by_another_that_is_resumed_there(copy, tmp_path, refused,
+                                                                    capsys):
+    """Nor by one that finds a model alone, which a demo left."""
+    there = tmp_path / "there"
+    other = ["train", "--data", "checkerboard", "--steps", "2", "--batch", "64"]
+    assert main([*other, "--out", str(there)]) == 0
+    files = {f: f.read_bytes() for f in there.glob("*.*")}
+    capsys.readouterr()
+    argv = [*TRAIN, "--out", str(there)]
+    refused("there/state.safetensors is of another run", argv=[*argv, "--resume", str(
+        copy / "state.safetensors")])
+    (there / "state.safetensors").rename(tmp_path / "elsewhere")
+    refused("there/model.safetensors exists, of another run", argv=argv)
+    (tmp_path / "elsewhere").rename(there / "state.safetensors")
+    assert files == {f: f.read_bytes() for f in there.glob("*.*")}
+
+
+def test_a_run_that_was_finished_keeps_the_save_before(copy):
+    """What is written already is not written again, so previous stays one save behind."""
+    before = {f.name: f.read_bytes() for f in copy.glob("*.*")}
+    assert main([*TRAIN, "--out", str(copy), "--resume"]) == 0
+    after = {f.name: f.read_bytes() for f in copy.glob("*.*")}
+    assert before == {name: after[name] for name in before}
+    assert weights.read(copy / "state.previous")[1]["step"] == 3
 
 
 def test_a_model_before_it_is_offered(copy, refused, capsys):
