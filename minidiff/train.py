@@ -319,9 +319,6 @@ def stop_on_interrupt():
         stopped.append(True)
         signal.signal(signal.SIGINT, old)
 
-    if old == signal.SIG_IGN:  # of a run in the background
-        yield stopped
-        return
     signal.signal(signal.SIGINT, note)
     try:
         yield stopped

@@ -1,6 +1,7 @@
 """Where the backends run: on the GPU if there is one, else Triton in its interpreter."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -39,6 +40,10 @@ if kernels.why_not("triton") is None and not CUDA:
         interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, run
     if hasattr(interpreter, "_patch_lang"):  # a private name, which another Triton may lack
         patch_a_module_once()
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # a shell has its background jobs ignore Ctrl-C, and so would all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # tensors are small; on a busy machine threads wait for each other
 
