@@ -186,7 +186,7 @@ def train_options(add):
     add("--save-every", type=positive, default=200, metavar="N",
         help="iterations between saves (default 200)")
     add("--resume", nargs="?", const="", metavar="FILE",
-        help="go on from OUT/state.safetensors, or from the save before it, "
+        help="go on from OUT/state.safetensors, or from FILE, such as the save before it, "
              "OUT/state.previous")
 
 
@@ -208,15 +208,10 @@ def run_train(args):
         run = train.metadata(data, trainer) | {
             "batch": trainer.batch, "lr": args.lr, "weighting": trainer.weighting,
             "objective": args.objective}
-        state = out / "state.safetensors"
-        model = out / "model.safetensors"
-        if args.resume is not None:
-            train.resume(trainer, args.resume or state, run)
-            train.make_way(state, run)
-        elif state.exists():
-            raise ValueError(f"{state} exists: --resume it, or choose another --out")
-        elif model.exists():
-            raise ValueError(f"{model} exists, of another run: choose another --out")
+        resumed = args.resume is not None
+        if resumed:
+            train.resume(trainer, args.resume or out / "state.safetensors", run)
+        train.claim(out, run, resumed)
         return train.run(trainer, out, run, args.save_every)
 
 
@@ -250,6 +245,7 @@ def run_sample(args):
         raise ValueError(f"--out {out}: samples are written as .npz")
     if out.name and not out.suffix:
         out = out.with_name(f"{out.name}.npz")
+    check_file("--out", args.out)
     check_file("--out", out)
     if args.seeds and (args.n or args.seed):
         raise ValueError("--seeds names a sample each: without --n and --seed")
@@ -293,18 +289,25 @@ def run_eval(args):
     """bits/dim of held-out data, or how good samples are beside it."""
     from .data import load
     from .files import write_json
+    from .npz import BY_HASH
     from .weights import load_model
     net, saved = load_model(args.model, device(args))
     check_ends(args.model, saved)
     check_trained_on(args.model, saved)
     name = args.data or saved["data"]
+    if not args.data and name.endswith(".npz") and not os.path.exists(name):
+        raise ValueError(f"{name}, which the model was trained on, is not there: say where "
+                         "by --data")
     data = load(name, saved["seed"], saved["ends"], saved["levels"])
     if not args.data and data.digest != saved["digest"]:
         raise ValueError(f"{name} is no longer what the model was trained on; to measure "
                          f"the model on what it holds now: --data {name}")
-    if saved["split"] != data.split and data.digest != saved["digest"]:
-        terminal.say(f"the model was trained on all but what was {saved['split']}: samples "
-                     f"that are held out of {name} may be among them")
+    print(data.about)
+    same = data.digest == saved["digest"]
+    if not same and not data.split == saved["split"] == BY_HASH:
+        split = saved["split"]
+        terminal.say(f"the model was trained on other data, held out {split}: what is held "
+                     f"out {data.split} here may be among them")
     of_data = {"shape": list(data.shape), "levels": data.levels}
     of_model = {"shape": saved["shape"], "levels": saved["levels"]}
     if of_data != of_model:
@@ -337,7 +340,8 @@ def eval_samples(args, net, data, n):
     family = args.family or "ddim"
     row, *_ = measure(net, data, family, n, kernels, args.evaluations, **where(args))
     print(f"{family}: SVM accuracy {row.accuracy:.3f} +- {row.error:.3f}, "
-          f"nearest {row.nearest:.2f}, {row.evaluations} evaluations")
+          f"nearest {row.nearest:.2f} in {terminal.printable(data.name)}, "
+          f"{row.evaluations} evaluations, {n} samples")
     return {"family": family, "accuracy": row.accuracy, "error": row.error,
             "nearest": row.nearest, "n": n, "evaluations": row.evaluations,
             "data": data.name}

@@ -158,15 +158,16 @@ def load(name, seed=0, ends=None, levels=None):
     ValueError, in one line, where a file cannot be used.
     """
     source = _source(name, seed)
-    if ends is not None:
+    measures = ends is not None  # a model; else the data are to train one
+    if measures:
         npz.require_levels(name, source, levels, ends)
     elif name in SETS:
         ends = -1., 1.
     else:
         levels, ends = npz.scale(name, source)
     ends = float(ends[0]), float(ends[1])
-    train, held, keys, note = _split(source)
-    if min(len(train), len(held)) < FEWEST:
+    train, held, keys, note = _split(source, levels, ends)
+    if min(len(train), len(held)) < FEWEST and not measures:
         raise ValueError(f"{name}: {len(train)} samples to train on and {len(held)} held "
                          f"out{note}; at least {FEWEST} of each are needed")
     about = (f"{name}: {source.what}; {len(train)} samples to train on, {len(held)} held "
@@ -176,24 +177,25 @@ def load(name, seed=0, ends=None, levels=None):
     shape = source.x.shape[1:]
     digest = hashlib.sha256(f"{shape}".encode() + keys.tobytes()).hexdigest()
     target = ring() if name == "mixture" else None
-    train = _scaled(name, source.x, train, ends)
-    held = _scaled(name, source.x if source.test is None else source.test, held, ends)
+    test = source.x if source.test is None else source.test
+    train = _scaled(name, source.x, train, levels, ends)
+    held = _scaled(name, test, held, levels, ends)
     return Data(str(name), train, held, levels, ends, target, digest, source.split,
                 printable(about))
 
 
-def _split(source):
+def _split(source, levels, ends):
     """(train, held, keys, note): which samples are on either side, in the order of `keys`.
 
     train, held: indices, held's into the test array where there is one. A sample that is
     trained on is not held out. note: what to say of it.
     """
-    order, keys = _in_order(source.x)
+    order, keys = _in_order(source.x, levels, ends)
     if source.test is None:
         n = np.searchsorted(keys, np.uint64(2**64 // HELD_OUT))
         few = len(np.unique(keys)) < len(keys) // 2
         return order[n:], order[:n], keys, " (equal samples stay together)" if few else ""
-    order_of_test, keys_of_test = _in_order(source.test)
+    order_of_test, keys_of_test = _in_order(source.test, levels, ends)
     seen = np.isin(keys_of_test, keys)
     end = np.uint64([2**64 - 1])  # so that it matters where the test begins
     keys = np.concatenate((keys, end, keys_of_test))
@@ -212,15 +214,18 @@ def _source(name, seed):
     raise ValueError(f"{name}: neither digits, {', '.join(SETS)} nor a .npz file")
 
 
-def sample_keys(x):
+def sample_keys(x, levels=None, ends=(-1., 1.)):
     """A number of 64 bits for each sample, a hash of its values: (n,) uint64.
 
-    It names the sample in every file: it depends on neither its place nor, where float64
-    holds the values, their dtype.
+    It names the sample in every file, whatever its place and dtype. Pixels have that of
+    their grey levels, so that it matters not whether they were divided; other numbers that
+    of their float64 values.
     """
     keys = np.empty(len(x), np.uint64)
     done = 0
     for rows in npz.chunks(x):
+        if levels:
+            rows = np.round(npz.level_of(rows, levels, *ends))
         values = np.ascontiguousarray(rows, "<f8").reshape(len(rows), -1)
         values = values + 0.  # of -0 and 0 it makes one
         for row in values:
@@ -230,21 +235,23 @@ def sample_keys(x):
     return keys
 
 
-def _in_order(x):
+def _in_order(x, levels, ends):
     """(order, keys): samples sorted by their keys, whatever order the file has."""
-    keys = sample_keys(x)
+    keys = sample_keys(x, levels, ends)
     order = np.argsort(keys, kind="stable")
     return order, keys[order]
 
 
-def _scaled(name, x, order, ends):
+def _scaled(name, x, order, levels, ends):
     """The samples x[order] in float32, on the scale where the ends are -1 and 1."""
     low, high = ends
     scaled = np.empty((len(order), *x.shape[1:]), np.float32)
     done = 0
     for chosen in npz.chunks(order, max(1, (1 << 20) // x[0].size)):
         rows = x[chosen].astype(np.float64)
-        if ends != (-1., 1.):
+        if levels:
+            rows = np.round(npz.level_of(rows, levels, low, high)) / (levels - 1) * 2 - 1
+        elif ends != (-1., 1.):
             rows = (rows - low) / (high - low) * 2 - 1
         into = scaled[done:done + len(rows)]
         with np.errstate(over="ignore"):

@@ -86,11 +86,11 @@ def contents(file):
         with zipfile.ZipFile(file) as archive:
             members = [_member(archive, info) for info in archive.infolist()
                        if _is_array(info.filename)]
-    names = [member.name for member in members]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{file}: holds {name} twice")
-    return dict(zip(names, members))
+    by_name = {member.name: member for member in members}
+    for member in members:
+        if member is not by_name[member.name]:
+            raise ValueError(f"{file}: holds {member.name} twice")
+    return by_name
 
 
 @contextmanager
@@ -213,13 +213,14 @@ def choose(file, members):
     """The Choice among the members of a file, by their names and shapes.
 
     Trained on is what is called after training (x_train, train_images), or `x`, or the only
-    array that there is. One called after a test is held out. Labels are found and left.
+    array that there is, whatever its name. One called after a test is held out; of several
+    the one called like the first, as x_test is beside x_train. Labels are found and left.
     ValueError where several arrays could be meant.
     """
     members = list(members.values())
     labels = [m for m in members if _is_label(m, members)]
-    possible = [m for m in members if m not in labels
-                and m.dtype.kind in "fiub" and len(m.shape) in (2, 3, 4)]
+    numeric = [m for m in members if m.dtype.kind in "fiub" and len(m.shape) in (2, 3, 4)]
+    possible = [m for m in numeric if m not in labels] or numeric
     others = [m for m in possible if not _words(m) & (TEST | VALIDATION)]
     called_train = [m for m in others if _words(m) & TRAIN]
     called_x = [m for m in others if _words(m) == {"x"}]
@@ -230,6 +231,7 @@ def choose(file, members):
     test = _only(file, named or tests, members) if tests else None
     if test and (test.shape[1:], test.dtype) != (train.shape[1:], train.dtype):
         raise ValueError(f"{file}: {train} and {test} are not alike")
+    labels = [m for m in labels if m != train]
     unused = [m for m in members if m not in (train, test, *labels)]
     return Choice(train, test, labels, unused)
 
@@ -291,6 +293,11 @@ def chunks(x, elements=1 << 20):
         yield x[start:start + rows]
 
 
+def level_of(x, levels, low, high):
+    """Which of `levels` even numbers from low to high x is, 0 for low, in float64."""
+    return (x.astype(np.float64) - low) / (high - low) * (levels - 1)
+
+
 def is_graded(arrays, levels, low, high):
     """Whether all numbers of arrays are among `levels` even ones from low to high.
 
@@ -302,9 +309,9 @@ def is_graded(arrays, levels, low, high):
 def _is_graded(x, levels, low, high):
     """`is_graded` of one array."""
     rounding = np.finfo(x.dtype).eps if x.dtype.kind == "f" else 0.
-    slack = max(1e-4, levels * rounding)
+    slack = np.clip(levels * rounding, 1e-4, .1)
     for rows in chunks(x):
-        k = (rows.astype(np.float64) - low) / (high - low) * (levels - 1)
+        k = level_of(rows, levels, low, high)
         near = np.abs(k - np.round(k)) <= slack
         inside = (k >= -slack) & (k <= levels - 1 + slack)
         if not (near & inside).all():

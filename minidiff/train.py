@@ -7,7 +7,6 @@ was stopped and resumed returns the bits of one that was not.
 import os
 import signal
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -256,15 +255,10 @@ def _require_run(file, saved, run):
     The name of the data may differ: the same numbers may lie elsewhere by now. So may what
     `circumstances` has.
     """
-    if "step" not in saved:
-        raise ValueError(f"{file} is a model; a training leaves its state beside it, in "
-                         "state.safetensors")
     other = [f"{key} {repr(saved.get(key)):.70}, not {run[key]!r}" for key in run
              if key not in ("data", "circumstances") and saved.get(key) != run[key]]
     if other:
         raise ValueError(f"{file} is of another run: {'; '.join(other)}")
-    if not isinstance(saved.get("circumstances"), dict):
-        raise ValueError(f"{file}: a safetensors file, but not minidiff's")
 
 
 def resume(trainer, file, run):
@@ -274,12 +268,17 @@ def resume(trainer, file, run):
     differ. ValueError, in one line, where the file is another run's or damaged.
     """
     tensors, saved = read(file)
+    if "step" not in saved:
+        raise ValueError(f"{file} is a model; a training leaves its state beside it, in "
+                         "state.safetensors")
     _require_run(file, saved, run)
+    before = saved.get("circumstances")
+    if not isinstance(before, dict):
+        raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     try:
         trainer.restore(tensors, saved["step"])
     except (ValueError, RuntimeError, KeyError) as e:
         raise ValueError(f"{file}: {str(e).splitlines()[0]}") from e
-    before = saved["circumstances"]
     now = run["circumstances"]
     changed = [f"{key} {before.get(key)}, now {now[key]}" for key in now
                if before.get(key) != now[key]]
@@ -288,22 +287,30 @@ def resume(trainer, file, run):
             "of a run that was not stopped")
 
 
-def make_way(state, run):
-    """Have nothing lost where a run that was resumed from another file writes its state.
+def claim(out, run, resumed):
+    """Make sure that a run writes over no file of another in the folder `out`.
 
-    A damaged state is set aside, so that it is not kept as the save before the next.
-    ValueError where it is another run's.
+    resumed: whether it goes on, so that files of this same run may be there. Of these a
+    damaged one is renamed, so that it does not become the save before the next.
+    ValueError, in one line, where a file is another's.
     """
-    if not state.exists():
-        return
-    try:
-        _, saved = read(state)
-    except ValueError:
-        damaged = state.with_suffix(".damaged")
-        os.replace(state, damaged)
-        say(f"{state} was damaged and is now {damaged}")
-    else:
-        _require_run(state, saved, run)
+    for name in ("state", "model"):
+        file = out / f"{name}.safetensors"
+        previous = out / f"{name}.previous"
+        found = [str(f) for f in (file, previous) if f.exists()]
+        if found and not resumed:
+            raise ValueError(f"{found[0]} exists: --resume its run, or choose another "
+                             "--out")
+        if not file.exists():
+            continue
+        try:
+            _, saved = read(file)
+        except ValueError:
+            damaged = out / f"{name}.damaged"
+            os.replace(file, damaged)
+            say(f"{file} was damaged and is now {damaged}")
+        else:
+            _require_run(file, saved, run)
 
 
 @contextmanager
@@ -341,12 +348,19 @@ def iterations(trainer):
 def run(trainer, out, metadata, save_every):
     """Train to the end, saving the state every so many iterations and the model last.
 
-    Returns the exit code: 130 after Ctrl-C, which finishes the iteration and saves first.
+    out: a folder, a Path. Returns the exit code: 130 after Ctrl-C, which finishes the
+    iteration and saves first.
     """
-    state = Path(out) / "state.safetensors"
+    state = out / "state.safetensors"
+    model = out / "model.safetensors"
+    begun = trainer.step
+    kept = begun if state.exists() else None
 
     def keep():
-        save(state, trainer.state(), metadata | {"step": trainer.step})
+        nonlocal kept
+        if kept != trainer.step:  # else it would be its own save before
+            save(state, trainer.state(), metadata | {"step": trainer.step})
+        kept = trainer.step
 
     with stop_on_interrupt() as stopped:
         for _ in iterations(trainer):
@@ -356,7 +370,7 @@ def run(trainer, out, metadata, save_every):
                 say(f"stopped at iteration {trainer.step}; --resume goes on from {state}")
                 return 130
     keep()
-    model = Path(out) / "model.safetensors"
-    save(model, trainer.average.module.state_dict(), metadata)
+    if trainer.step > begun or not model.exists():
+        save(model, trainer.average.module.state_dict(), metadata)
     say(f"{model}: {trainer.steps} iterations")
     return 0

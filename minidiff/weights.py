@@ -22,8 +22,7 @@ from .npz import MOST_LEVELS, WIDEST
 def save(file, tensors, metadata):
     """Write safetensors whole or not at all; the file it replaces stays as *.previous.
 
-    At every moment two saves are whole, once there were two. What the file holds already is
-    not written again: then it would be its own save before.
+    At every moment two saves are whole, once there were two.
     metadata: a dict of what JSON can hold. With it go this version and a checksum.
     OSError where the file cannot be written, FloatingPointError where a number is NaN or
     infinite; either way the old file stays.
@@ -35,8 +34,6 @@ def save(file, tensors, metadata):
     tensors = {name: u.detach().cpu().contiguous() for name, u in tensors.items()}
     text = json.dumps({"version": __version__, **metadata})
     said = {"minidiff": text, "sha256": _checksum(tensors, text)}
-    if _holds(file, said["sha256"]):
-        return
     try:
         with whole(file) as part:
             part.write_bytes(safetensors.torch.save(tensors, said))
@@ -47,15 +44,6 @@ def save(file, tensors, metadata):
             flush(file.parent)
     finally:
         spare.unlink(missing_ok=True)
-
-
-def _holds(file, checksum):
-    """Whether a file is whole and has this checksum."""
-    try:
-        tensors, metadata = _read(file)
-    except ValueError:
-        return False
-    return _checksum(tensors, json.dumps(metadata)) == checksum
 
 
 def _checksum(tensors, text):
@@ -170,6 +158,9 @@ def load_model(file, device="cpu"):
     """
     tensors, metadata = read(file)
     metadata = {"ends": None, "seed": 0, **metadata}  # as before 0.2.0
+    if "step" in metadata:
+        raise ValueError(f"{file} is the state of a training; its model lies beside it, in "
+                         "model.safetensors")
     if not _is_of_a_model(metadata):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     with usual_defaults(), torch.device("meta"):  # without memory

@@ -1,6 +1,7 @@
 """Data sets: what is held out, the scale of a model, units, grey levels."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,9 @@ def test_the_same_samples_are_held_out_of_every_file_that_holds_them(tmp_path):
     some = {"same": x, "deleted": np.delete(x, 5, 0), "appended": np.append(x, 255 - x[:99], 0),
             "shuffled": rng.permutation(x), "int64": x.astype(int), "float32": x.astype("f4"),
             "big_endian": x.astype(">f8"), "last": x.transpose(0, 2, 3, 1),
-            "fortran": np.asfortranarray(x), "twice": np.append(x, x[::-1], 0)}
+            "fortran": np.asfortranarray(x), "divided": x / 255., "divided32": np.float32(x) / 255,
+            "halves": np.float16(x / 255.), "centred": np.float32(x / 127.5 - 1),
+            "twice": np.append(x, x[::-1], 0)}
     found = {}
     for name, u in some.items():
         np.savez(tmp_path / f"{name}.npz", x=u)
@@ -154,13 +157,14 @@ def test_what_a_model_was_trained_on_is_known_by_its_numbers(tmp_path, capsys, r
     assert main([*argv, "--data", str(moved), "--resume"]) == 0
     assert main(["eval", "--model", model, "--n", "20", "--evaluations", "4"]) == 0
     for other in (rng.uniform(5, 6, (900, 4)), np.delete(x, 5, 0)):
-        np.savez(moved, x=other)
+        np.savez(file, x=other)
         capsys.readouterr()
-        refused("another run", "digest", argv=[*argv, "--data", str(moved), "--resume"])
-        refused("no longer what the model was trained on", f"--data {moved}",
+        refused("another run", "digest", argv=[*argv, "--data", str(file), "--resume"])
+        refused("no longer what the model was trained on", f"--data {file}",
                 argv=["eval", "--model", model])
-    assert main(["eval", "--model", model, "--n", "20", "--evaluations", "4", "--data",
-                 str(moved)]) == 0
+    for other in (file, moved):
+        assert main(["eval", "--model", model, "--n", "20", "--evaluations", "4", "--data",
+                     str(other)]) == 0
 
 
 def test_a_test_array_is_held_out_and_another_file_may_hold_what_was_trained_on(tmp_path, capsys):
@@ -180,8 +184,28 @@ def test_a_test_array_is_held_out_and_another_file_may_hold_what_was_trained_on(
             "y_test (labels)") in said
     assert "800 samples to train on, 100 held out in x_test" in said
     assert main(["eval", *argv]) == 0 and "may be among" not in capsys.readouterr().out
-    assert main(["eval", *argv, "--data", str(plain)]) == 0
-    assert "held out of " in (said := capsys.readouterr().out) and "may be among them" in said
+    other = tmp_path / "fold.npz"  # its test array was trained on
+    np.savez(other, x_train=x[:800], x_test=x[800:])
+    for file in (plain, other):
+        assert main(["eval", *argv, "--data", str(file)]) == 0
+        assert "held out in x_test: what is held out" in (said := capsys.readouterr().out)
+        assert "here may be among them" in said and f"in {file}, " in said and "20 samples" in said
+
+
+def test_a_small_file_measures_a_model_that_it_could_not_train(tmp_path, capsys, refused):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(900, 2)))
+    np.savez(tmp_path / "few.npz", x=rng.normal(size=(100, 2)))
+    argv = ["train", "--data", str(tmp_path / "d.npz"), "--steps", "2", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    argv = ["eval", "--model", str(tmp_path / "model.safetensors"), "--evaluations", "4"]
+    assert main([*argv, "--data", str(tmp_path / "few.npz")]) == 0
+    said = capsys.readouterr().out
+    n = int(re.search(r"(\d+) held out by hash", said.splitlines()[-2])[1])
+    assert 5 <= n < 50 and f", {n} samples" in said and "among them" not in said
+    (tmp_path / "d.npz").rename(tmp_path / "elsewhere.npz")
+    capsys.readouterr()
+    refused("d.npz, which the model was trained on, is not there", "--data", argv=argv)
 
 
 def test_a_set_by_name_is_measured_on_a_models_scale():

@@ -237,6 +237,16 @@ def test_a_reader_that_left_breaks_nothing(shell, tmp_path):
     weights.read(tmp_path / "model.safetensors")
 
 
+def test_a_closed_streams_number_is_not_given_away(tmp_path):
+    """Else what a library writes to its standard error would be in a file."""
+    code = ("import os, sys; from minidiff import terminal; terminal.open_streams();"
+            "sys.exit(open(sys.argv[1], 'w').fileno())")
+    for shell in ("", "2>&-", "<&- >&- 2>&-"):
+        line = ["bash", "-c", f'exec "$@" {shell}', "bash", sys.executable, "-c", code,
+                str(tmp_path / "f")]
+        assert subprocess.run(line, cwd=ROOT).returncode >= 3
+
+
 def test_what_could_not_be_printed_is_said(tmp_path):
     done = minidiff(*MOONS, "--out", str(tmp_path), shell=">/dev/full")
     assert done.returncode == 2 and b"not all could be printed (No space left" in done.stderr
@@ -296,6 +306,21 @@ def test_an_early_interrupt_is_quiet(seconds, tmp_path):
     assert p.returncode in ENDED and "Traceback" not in error, error
 
 
+def test_nothing_is_loaded_while_an_interrupt_would_raise():
+    """argparse is the first thing that a command loads, torch, which would abort, the largest."""
+    code = ("import builtins, runpy, signal, sys\n"
+            "plain = builtins.__import__\n"
+            "def load(name, *more, **options):\n"
+            "    if name in ('argparse', 'torch') and name not in sys.modules:\n"
+            "        print(name, signal.getsignal(signal.SIGINT).name)\n"
+            "    return plain(name, *more, **options)\n"
+            "builtins.__import__ = load\n"
+            "sys.argv = ['minidiff', 'info', '--backend', 'numpy']\n"
+            "runpy.run_module('minidiff', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[:2] == ["argparse SIG_DFL", "torch SIG_DFL"], done
+
+
 def test_an_interrupt_at_the_end_changes_nothing(tmp_path):
     """Once main is done, Ctrl-C is ignored: the exit code is the command's."""
     code = ("import os, signal, sys; from minidiff import terminal\n"
@@ -328,7 +353,8 @@ def test_an_interrupt_while_the_compiler_runs(tmp_path):
     if not (compiler := shutil.which("c++")):
         pytest.skip("no C++ compiler")
     slow = tmp_path / "slow"
-    slow.write_text(f'#!/bin/sh\ntouch {tmp_path}/started\nsleep 1\nexec {compiler} "$@"\n')
+    slow.write_text(f"#!/bin/sh\necho >> {tmp_path}/started\nsleep 1\n{compiler} \"$@\"\n"
+                    f"code=$?\necho >> {tmp_path}/ended\nexit $code\n")
     slow.chmod(0o755)
     said = {}
     for argv in ([*MOONS, "--steps", "9999", "--out", str(tmp_path / "o")],
@@ -341,6 +367,8 @@ def test_an_interrupt_while_the_compiler_runs(tmp_path):
             time.sleep(.02)
         interrupt(p)
         said[argv[0]], error = p.communicate(timeout=60)
+        if argv[0] == "train":  # the compiler was not interrupted
+            assert (tmp_path / "started").read_text() == (tmp_path / "ended").read_text()
         assert p.returncode == 130 and "Traceback" not in error, error
         (tmp_path / "started").unlink()
     step = weights.read(tmp_path / "o" / "state.safetensors")[1]["step"]

@@ -75,7 +75,7 @@ def train_argv(file):
     ({"x_train": POINTS, "a_test": POINTS, "b_test": POINTS}, "which of a_test, b_test"),
     ({"x_train": POINTS, "x_test": IMAGES}, "are not alike"),
     ({"x_train": IMAGES, "x_test": IMAGES / 255}, "are not alike"),
-    ({"y": POINTS}, "no numeric array")])
+    ({"y": POINTS, "labels": POINTS}, "which of y, labels is meant")])
 def test_bad_data_files_are_refused(content, words, tmp_path, refused):
     file = tmp_path / "d.npz"
     if isinstance(content, dict):
@@ -265,7 +265,8 @@ def test_running_out_of_memory_is_said(command, tmp_path, refused, monkeypatch, 
     ("x_train x_val", "x_train", None), ("x_test", "x_test", None),
     ("images labels", "images", None), ("x_train x_test z_test", "x_train", "x_test"),
     ("trainX testX trainY", "trainX", "testX"), ("Xtrain Xtest ytrain", "Xtrain", "Xtest"),
-    ("values", "values", None), ("training testing", "training", "testing"),
+    ("values", "values", None), ("y", "y", None), ("image_class_a", "image_class_a", None),
+    ("training testing", "training", "testing"),
     ("testimony x_test", "testimony", "x_test")])
 def test_the_array_to_train_on_is_chosen_by_name(names, train, test, tmp_path):
     """Whatever the order in the file; the labels here are one-hot, of two axes."""
@@ -327,5 +328,8 @@ def test_numbers_between_levels_are_points():
                 assert npz.grey_levels([other], *ends)[0] is None
     u[7] += .3 / 255
     assert npz.grey_levels([u], low, high) == (None, (low, high))
+    for n in (256, 3000):  # float16 has few digits: it is no reason to see whole numbers
+        uneven = (RNG.random(3000)**4 * n).astype(np.float16)
+        assert npz.grey_levels([uneven], 0., float(uneven.max()))[0] is None
     whole = RNG.integers(0, 256, 3000)
     assert npz.grey_levels([whole, whole + .5], 0., 255.5) == (None, (0., 255.5))

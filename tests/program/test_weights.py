@@ -116,6 +116,8 @@ def test_metadata_that_is_no_dict_is_refused(text, copy, refused):
 
 
 def test_files_of_others_are_refused(copy, refused):
+    refused("is the state of a training; its model lies beside it",
+            argv=sample_argv(copy / "state.safetensors"))
     (copy / "text.safetensors").write_text("hello")
     (copy / "empty.safetensors").write_bytes(b"")
     (copy / "folder.safetensors").mkdir()
@@ -292,15 +294,29 @@ def test_a_run_is_not_written_over_by_another_that_is_resumed_there(copy, tmp_pa
     refused("there/state.safetensors is of another run", argv=[*argv, "--resume", str(
         copy / "state.safetensors")])
     (there / "state.safetensors").rename(tmp_path / "elsewhere")
-    refused("there/model.safetensors exists, of another run", argv=argv)
+    refused("there/model.safetensors exists: --resume its run, or choose another", argv=argv)
+    refused("there/model.safetensors is of another run", argv=[*argv, "--resume", str(
+        copy / "state.safetensors")])
     (tmp_path / "elsewhere").rename(there / "state.safetensors")
     assert files == {f: f.read_bytes() for f in there.glob("*.*")}
+    for name in ("state.previous", "model.safetensors", "model.previous"):
+        only = tmp_path / name
+        only.mkdir()
+        (only / name).write_bytes(b"")
+        refused(f"{name} exists", argv=[*TRAIN, "--out", str(only)])
 
 
 def test_a_run_that_was_finished_keeps_the_save_before(copy):
-    """What is written already is not written again, so previous stays one save behind."""
+    """What is written already is not written again, so previous stays one save behind; with
+    another number of threads too, with which nothing was trained."""
     before = {f.name: f.read_bytes() for f in copy.glob("*.*")}
-    assert main([*TRAIN, "--out", str(copy), "--resume"]) == 0
+    threads = torch.get_num_threads()
+    try:
+        for n in (threads, threads + 1):
+            torch.set_num_threads(n)
+            assert main([*TRAIN, "--out", str(copy), "--resume"]) == 0
+    finally:
+        torch.set_num_threads(threads)
     after = {f.name: f.read_bytes() for f in copy.glob("*.*")}
     assert before == {name: after[name] for name in before}
     assert weights.read(copy / "state.previous")[1]["step"] == 3
