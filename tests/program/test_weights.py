@@ -300,7 +300,7 @@ def test_a_run_is_not_written_over_by_another_that_is_resumed_there(copy, tmp_pa
     (tmp_path / "elsewhere").rename(there / "state.safetensors")
     assert files == {f: f.read_bytes() for f in there.glob("*.*")}
     for name in ("state.previous", "model.safetensors", "model.previous"):
-        only = tmp_path / name
+        only = tmp_path / f"only {name}"
         only.mkdir()
         (only / name).write_bytes(b"")
         refused(f"{name} exists", argv=[*TRAIN, "--out", str(only)])
