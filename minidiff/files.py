@@ -18,9 +18,9 @@ OF_A_RUN = ".safetensors", ".previous", ".png"  # what `only_run` keeps for one 
 
 
 def flush(path):
-    """Have a file, or the names in a folder, outlive a loss of power.
+    """Write a file's bytes, or a folder's names, to the disk: they outlive a loss of power.
 
-    Windows opens no folders: there the names are left to the system.
+    Windows opens no folders, so there the names are left to the system.
     """
     if os.name != "posix" and path.is_dir():
         return
@@ -117,8 +117,10 @@ def only_run(out):
                          "folder") from None
     except OSError as e:
         raise ValueError(f"--out {out}: it cannot be locked ({e.strerror})") from None
-    with lock:
+    try:
         for part in folder.glob(f"{PART}*"):
             if part.suffix in OF_A_RUN:
                 part.unlink(missing_ok=True)
         yield folder
+    finally:
+        lock.release()

@@ -288,11 +288,11 @@ def resume(trainer, file, run):
 
 
 def claim(out, run, resumed):
-    """Make sure that a run writes over no file of another in the folder `out`.
+    """Make sure that a run writes over no file of another run in the folder `out`.
 
-    resumed: whether it goes on, so that files of this same run may be there. Of these a
-    damaged one is renamed, so that it does not become the save before the next.
-    ValueError, in one line, where a file is another's.
+    resumed: whether the run goes on, so that files of its own may be there. One that is
+    damaged is renamed: else the next save would keep it as the save before.
+    ValueError, in one line, where a file is another run's.
     """
     for name in ("state", "model"):
         file = out / f"{name}.safetensors"

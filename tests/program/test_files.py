@@ -179,6 +179,20 @@ def test_two_runs_do_not_share_a_folder(tmp_path, refused):
     assert main([*MOONS, "--out", str(tmp_path)]) == 0
 
 
+def test_a_lock_ends_with_its_run(tmp_path, monkeypatch):
+    """At once, not when Python forgets the object."""
+    kept, plain = [], files.FileLock
+
+    def remembered(file):
+        kept.append(plain(file))
+        return kept[-1]
+    monkeypatch.setattr(files, "FileLock", remembered)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), files.only_run(tmp_path):
+            1 / 0  # noqa: B018
+    assert len(kept) == 2 and not any(lock.is_locked for lock in kept)
+
+
 def test_a_lock_ends_with_its_process(tmp_path):
     code = ("import sys, time; from minidiff import files\n"
             "with files.only_run(sys.argv[1]): print(1, flush=True); time.sleep(100)")
