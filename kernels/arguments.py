@@ -4,13 +4,14 @@ What is refused is one clear line that names the argument. torch is imported at 
 call.
 """
 
+from functools import partial
 from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..noise import MASK
-from .backends import backend
+from .backends import backend, prepared
 from .launch import dtype_name
 
 FLOATS = "float32", "bfloat16", "float16"
@@ -85,7 +86,10 @@ def require_real(name, u):
 
 
 def accept(arrays, names, chosen):
-    """(tensors, backend's module): arrays of one kind, dtype, shape and device."""
+    """(tensors, prepare): arrays of one kind, dtype, shape and device.
+
+    prepare(launch) is run(step) of a `launch.Launch` on the backend chosen.
+    """
     tensors = [as_tensor(name, u) for name, u in zip(names, arrays)]
     first, t0 = arrays[0], tensors[0]
     for name, u, t in zip(names, arrays, tensors):
@@ -104,11 +108,11 @@ def accept(arrays, names, chosen):
     if device not in module.TAKES:
         raise ValueError(
             f"backend {module.NAME!r} takes arrays on {module.TAKES}, not {device}")
-    return tensors, module
+    return tensors, partial(prepared, module, chosen)
 
 
 def accept_update(operands, out, names, chosen):
-    """(backend's module, operands as tensors, the tensor to write, what is returned)."""
+    """(prepare, operands as tensors, the tensor to write, what is returned)."""
     import torch
     k = len(operands)
     if k > len(NAMES):
@@ -118,13 +122,13 @@ def accept_update(operands, out, names, chosen):
     if len(names or ()) < k:
         names = NAMES
     if out is None:
-        inputs, module = accept(operands, names, chosen)
+        inputs, prepare = accept(operands, names, chosen)
         target = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
-        return module, inputs, target, as_given(operands[0], target)
-    inputs, module = accept([*operands, out], [*names[:k], "out"], chosen)
+        return prepare, inputs, target, as_given(operands[0], target)
+    inputs, prepare = accept([*operands, out], [*names[:k], "out"], chosen)
     target = inputs.pop()
     require_writable(out, target, inputs, names)
-    return module, inputs, target, out
+    return prepare, inputs, target, out
 
 
 def is_dense(u, t):

@@ -1,8 +1,11 @@
 """Which backends there are, and which of them runs here."""
 
+import sys
 import warnings
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
+
+from .launch import NotCompiled
 
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 
@@ -34,5 +37,37 @@ def backend(name="auto", device="cpu"):
         module = _module(name)
         if not module.why_not():
             return module
-    warnings.warn(f"backend 'torch' instead of {fast[0]}: {why_not(fast[0])}", stacklevel=2)
-    return backend("torch")  # right, not fast
+    instead_of(fast[0], why_not(fast[0]))
+    return backend("torch")
+
+
+def prepared(module, chosen, launch):
+    """run(step) of a Launch on a backend's module.
+
+    Where `auto` chose one that cannot compile it, torch's. Where a name did, RuntimeError.
+    """
+    try:
+        if hasattr(module, "prepare"):
+            return module.prepare(launch)
+    except NotCompiled as e:
+        if chosen != "auto":
+            raise RuntimeError(f"backend {module.NAME!r}: {e}") from e
+        instead_of(module.NAME, e)
+        module = _module("torch")
+    return partial(module.update, launch)
+
+
+def instead_of(name, reason):
+    """Say that torch computes in place of a backend: right, not fast."""
+    warn(f"backend 'torch' instead of {name}: {reason}")
+
+
+def warn(text):
+    """A warning that points at the user's line, the last one outside this package."""
+    package = __package__.partition(".")[0]
+    frame = sys._getframe(1)
+    level = 2
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame = frame.f_back
+        level += 1
+    warnings.warn(text, stacklevel=level)

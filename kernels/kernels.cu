@@ -36,6 +36,7 @@ FN u64 mul32(u64 a, u32 m) {
     return product;
 }
 #else
+#include <fenv.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -450,6 +451,21 @@ static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i
     }
 }
 
+// While it lives its thread rounds to nearest, keeps subnormals and traps nothing, whatever
+// the caller has set, as torch.set_flush_denormal does; other threads keep what they had
+struct Exact {
+#ifdef __SSE2__
+    const u32 given = _mm_getcsr();
+    bool other() const { return (given & 0xffc0) != 0x1f80; }  // but for flags raised
+    Exact() { if (other()) _mm_setcsr(0x1f80); asm volatile("" ::: "memory"); }
+    ~Exact() { asm volatile("" ::: "memory"); if (other()) _mm_setcsr(given); }
+#else
+    fenv_t given;
+    Exact() { fegetenv(&given), fesetenv(FE_DFL_ENV); }
+    ~Exact() { fesetenv(&given); }
+#endif
+};
+
 extern "C" int minidiff_has_fma() { return HAS_FMA; }
 
 extern "C" void minidiff_update(const Job *given) {
@@ -464,6 +480,7 @@ extern "C" void minidiff_update(const Job *given) {
         i64 b = i / columns * rows, j = i % columns * 4 * QUADS;
         i64 r = job.batch - b < rows ? job.batch - b : rows;
         i64 n = job.size - j < 4 * QUADS ? job.size - j : 4 * QUADS;
+        Exact exact;
         block(job, b, r, j, n, job.sums + b * columns + i % columns, columns);
     }
 }

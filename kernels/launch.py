@@ -1,12 +1,16 @@
 """The one object that every backend is handed: an update, its arguments checked."""
 
-from functools import cache, partial
+from functools import cache
 from operator import index
 from typing import Any, NamedTuple
 
 from ..noise import MASK, are_numbers, keys, named
 
 SEEDS = 2**64 - 1
+
+
+class NotCompiled(RuntimeError):
+    """A kernel could not be compiled or loaded, and why, in one line."""
 
 
 @cache
@@ -109,8 +113,8 @@ class Launch(NamedTuple):
         return max(0, min(step, len(self.coef) - 1))
 
 
-def launched(module, out, operands, rows, counter, result=Result.STATE):
-    """run(step) of a Launch on a backend's module.
+def launched(prepare, out, operands, rows, counter, result=Result.STATE):
+    """run(step) of a Launch, as a backend prepares it: prepare(launch).
 
     out, operands: tensors (batch, ...). rows: the coefficients, `arguments.Rows`. counter:
     seed, sample, tag, first_step; the seed may be Keys.
@@ -127,5 +131,4 @@ def launched(module, out, operands, rows, counter, result=Result.STATE):
     table = by_row.table if by_row and rows.draws else None
     launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK,
                     first_step & MASK, table)
-    prepare = getattr(module, "prepare", None)
-    return prepare(launch) if prepare else partial(module.update, launch)
+    return prepare(launch)

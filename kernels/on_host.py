@@ -1,13 +1,6 @@
 """The CUDA C file on the CPU: each variant compiled once, called by ctypes."""
 
 import ctypes
-import hashlib
-import os
-import platform
-import re
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +11,8 @@ try:
 except ImportError:
     torch = None
 
-from . import threads
+from . import build, threads
+from .launch import NotCompiled
 
 NAME = "host"
 TAKES = "cpu"
@@ -43,55 +37,11 @@ def macros(dtype, operands, draws, clips, sums=0, keys=False):
 NOISE = macros("float32", 0, True, False)  # the smallest variant
 
 
-def compiler():
-    """The C++ compiler's path: $CXX, c++, g++ or clang++; None without one."""
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        if path := shutil.which(name):
-            return path
-    return None
-
-
-@cache
-def _cpu():
-    """What -march=native means here, for the cache's key."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    found = re.search("(?m)^(flags|Features).*", text)
-    return found[0] if found else platform.processor()
-
-
-@cache
-def _folder():
-    """$XDG_CACHE_HOME/minidiff; a folder of this process where that cannot be written."""
-    try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "minidiff"
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return folder
-    except (OSError, RuntimeError):
-        _folder.private = tempfile.TemporaryDirectory(prefix="minidiff-")
-        return Path(_folder.private.name)
-
-
 @cache
 def library(variant, flags, more=""):
-    """kernels.cu and `more` source compiled; cached by source, flags and CPU."""
+    """kernels.cu and `more` source, compiled for a variant."""
     source = SOURCE.read_text() + more
-    command = [compiler(), *FLAGS.split(), *flags, *variant]
-    identity = "\0".join((source, *command, _cpu()))
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    built = _folder() / f"host-{key[:24]}.so"
-    try:
-        return ctypes.CDLL(str(built))
-    except OSError:  # not there yet, or damaged
-        with tempfile.TemporaryDirectory(dir=_folder()) as part:
-            command += ["-x", "c++", "-", "-o", f"{part}/so"]
-            # in a session of its own, which Ctrl-C does not reach: whether to stop is ours
-            subprocess.run(command, check=True, text=True, capture_output=True,
-                           input=source, start_new_session=True)
-            os.replace(f"{part}/so", built)  # whole or not at all, also of two processes
-    return ctypes.CDLL(str(built))
+    return build.library(source, *FLAGS.split(), *flags, *variant)
 
 
 @cache
@@ -100,18 +50,14 @@ def _native():
 
     A compiler without OpenMP gives one thread.
     """
-    if not compiler():
-        return None, "no C++ compiler found: install g++ or clang++, or set CXX"
+    reason = None
     for openmp in ("-fopenmp", "-fopenmp-simd"):
         flags = (*NATIVE, openmp)
         try:
             library(NOISE, flags)
             return flags, None
-        except subprocess.CalledProcessError as e:
-            said = (e.stderr.strip() or "no message")[:200]
-            reason = f"{e.cmd[0]} failed on kernels.cu: {said}"
-        except OSError as e:
-            reason = f"could not build or load kernels.cu: {e}"
+        except NotCompiled as e:
+            reason = str(e)
     return None, reason
 
 
@@ -127,7 +73,11 @@ def why_not():
 
 @cache
 def _function(*variant):
-    return library(macros(*variant), native()).minidiff_update
+    """(the function of a variant, None), or (None, why it could not be compiled)."""
+    try:
+        return library(macros(*variant), native()).minidiff_update, None
+    except NotCompiled as e:
+        return None, str(e)
 
 
 def has_fma():
@@ -145,10 +95,15 @@ class Job(ctypes.Structure):
 
 
 def prepare(launch):
-    """run(step) of a `launch.Launch`, pointers looked up once."""
+    """run(step) of a `launch.Launch`, pointers looked up once.
+
+    NotCompiled where this one cannot be compiled, such as on a full disk.
+    """
     out, operands, coef = launch.out, launch.operands, launch.coef
     batch, size = out.shape
-    function = _function(*launch.variant())
+    function, reason = _function(*launch.variant())
+    if reason:
+        raise NotCompiled(reason)
     blocks = -(-size // 1024)  # of a row
     sums = np.empty((batch, blocks)) if launch.result else None
     sums_at = sums.ctypes.data if launch.result else 0

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import noise
+from . import threads
 from .launch import Result
 
 NAME = "numpy"
@@ -53,6 +54,7 @@ def composed(launch, coef, u, step, xp=np, device="cpu"):
     return e, squares
 
 
+@threads.exact()
 @np.errstate(over="ignore", invalid="ignore")
 def update(launch, step):
     """Run a `launch.Launch`."""

@@ -9,6 +9,7 @@ try:
 except ImportError:
     torch = None
 
+from . import threads
 from .launch import Result
 from .on_numpy import composed
 
@@ -27,6 +28,7 @@ def chosen(coef, step):
     return coef.index_select(0, row.reshape(1))
 
 
+@threads.exact()
 def update(launch, step):
     """Run a `launch.Launch`; nothing waits for a step counter's value."""
     coef = chosen(launch.coef, step) if launch.rows == "step" else launch.coef

@@ -22,9 +22,9 @@ def _one(like):
 
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64."""
-    (u,), module = accept([x], ["x"], backend)
+    (u,), prepare = accept([x], ["x"], backend)
     rows = Rows(_one(u), "all", draws=False)
-    run = launched(module, u, [u], rows, (0, 0, 0, 0), Result.SQUARES)
+    run = launched(prepare, u, [u], rows, (0, 0, 0, 0), Result.SQUARES)
     return as_given(x, run(0).sqrt().float())
 
 
@@ -32,12 +32,12 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
     """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z itself goes
     to `out`, if given, and else nowhere. seed, sample, step: as in `update`."""
     given = [like] if out is None else [like, out]
-    tensors, module = accept(given, ["like", "out"], backend)
+    tensors, prepare = accept(given, ["like", "out"], backend)
     if out is not None:
         require_writable(out, tensors[1], (), ())
     rows = Rows(_one(tensors[0]), "all", draws=True)
     result = Result.SQUARES if out is None else Result.BOTH
-    run = launched(module, tensors[-1], [], rows, (seed, sample, tag, 0), result)
+    run = launched(prepare, tensors[-1], [], rows, (seed, sample, tag, 0), result)
     squares = run(noise_step(step, tensors[0]))
     tell_autograd(out)
     return as_given(like, squares.sqrt().float())
@@ -53,11 +53,11 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="au
     the value is score_matching.denoising. The noise is that of apply("perturb", ...) with
     the same seed, sample, step and tag. Returns (float32 scalar, gradient of s's dtype).
     """
-    (u,), module = accept([s], ["s"], backend)
+    (u,), prepare = accept([s], ["s"], backend)
     gradient = u.new_empty(u.shape)
     step = noise_step(step, u)
     rows = rows_of(coef, 1, LOSS, u)
-    run = launched(module, gradient, [u], rows, (seed, sample, tag, 0), Result.GRADIENT)
+    run = launched(prepare, gradient, [u], rows, (seed, sample, tag, 0), Result.GRADIENT)
     w = rows.coef[:, 2].double()
     value = (w * run(step)).sum().float()
     return as_given(s, value)[()], as_given(s, gradient)

@@ -1,12 +1,22 @@
-"""How many threads the CPU's kernels may use, in a forked child too.
+"""What a process or a thread has set, and the CPU's kernels must know or undo.
+
+How many threads they may use, in a forked child too.
 
 A fork copies no thread but its own. OpenMP would wait for ever for those that it had woken
 before it, for torch or for us: they are the same. So a forked child works alone. Where it
 was we who woke them, torch works alone in it too, as it does in the workers of a
 DataLoader.
+
+torch.set_flush_denormal turns subnormal results into 0 on the thread that calls it, and on
+those that it wakes later. The contract keeps them.
 """
 
 import os
+from contextlib import contextmanager
+
+import numpy as np
+
+SMALLEST = np.float32(2.**-149)
 
 woken = forked = False
 
@@ -26,6 +36,24 @@ def in_child():
     if woken:
         import torch
         torch.set_num_threads(1)
+
+
+@contextmanager
+def exact():
+    """Within it this thread keeps subnormals. Where it flushed them torch works alone: its
+    other threads flush on."""
+    if SMALLEST * np.float32(1):
+        yield
+        return
+    import torch
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(threads)
 
 
 if hasattr(os, "register_at_fork"):

@@ -49,13 +49,13 @@ def _looked_at(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, first
     """(run, step, result, operands and result as tensors) of an update."""
     operands = [*operands]
     first_step = index(first_step)
-    module, inputs, target, result = accept_update(operands, out, names, backend)
+    prepare, inputs, target, result = accept_update(operands, out, names, backend)
     step = noise_step(step, target, rows, first_step)
     if not isinstance(coef, Rows):
         k = len(inputs)
         coef = rows_of(coef, k, HOLDS[k], target, rows, step)
     counter = seed, sample, tag, first_step
-    run = launched(module, target, inputs, coef, counter)
+    run = launched(prepare, target, inputs, coef, counter)
     return run, step, result, [*inputs, target]
 
 

@@ -237,7 +237,7 @@ def run_sample(args):
 
     from . import kernels
     from .data import Data
-    from .demo import NetScore, sample
+    from .demo import NetScore, compile_first, sample
     from .files import check_file, whole
     from .weights import load_model
     out = Path(args.out)
@@ -257,8 +257,11 @@ def run_sample(args):
     shape = saved["shape"]
     score = NetScore(net)
     options = where(args)
+    few = options
     if args.seeds:
-        options["seed"] = args.seeds
+        options |= {"seed": args.seeds}
+        few = options | {"seed": (2 * args.seeds)[:2]}
+    compile_first(shape, [family], kernels, **few)
     *_, x = sample(score, shape, family, n, kernels, args.evaluations, **options)
     none = np.empty((0, *shape))
     data = Data(saved["data"], none, none, saved["levels"], saved["ends"])
@@ -336,8 +339,9 @@ def eval_likelihood(args, net, data, n):
 def eval_samples(args, net, data, n):
     """The quality of n samples, as a result for --json."""
     from . import kernels
-    from .demo import measure
+    from .demo import compile_first, measure
     family = args.family or "ddim"
+    compile_first(data.shape, [family], kernels, **where(args))
     row, *_ = measure(net, data, family, n, kernels, args.evaluations, **where(args))
     print(f"{family}: SVM accuracy {row.accuracy:.3f} +- {row.error:.3f}, "
           f"nearest {row.nearest:.2f} in {terminal.printable(data.name)}, "

@@ -150,6 +150,18 @@ def sample(score, shape, family, n, kernels, evaluations=None, *, seed=0, device
     yield from FAMILIES[family](score, z, evaluations, engine)
 
 
+def compile_first(shape, families, kernels, **options):
+    """Have all kernels of these families compiled, before the network is asked anything.
+
+    What cannot be compiled is known now, and not minutes later. Two samples of each family
+    are made from a score of 0. options: as in `sample`.
+    """
+    for family in families:
+        for _ in sample(lambda x, _: torch.zeros_like(x), shape, family, 2, kernels,
+                        **options):
+            pass
+
+
 def measure(net, data, family, n, kernels, evaluations=None, **options):
     """Sample one family and compare its samples with held-out data.
 
@@ -218,6 +230,7 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     n = min(n, len(data.held))
     start = time.perf_counter()
     options = {"seed": seed, "device": device, "backend": backend}
+    compile_first(data.shape, FAMILIES, kernels, **options)
     trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
     for _ in iterations(trainer):
         pass

@@ -17,7 +17,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from ...kernels import on_host
+from ...kernels import build
+from ...kernels.launch import NotCompiled
 from ..speed.clock import once, waiter
 from ..speed.work import expression, formula
 from . import schedulers, with_jax, with_mkl
@@ -244,7 +245,13 @@ def cupy_fill(out):
 
 
 def _why_not_compile(op, dtype, cuda):
-    return None if cuda or on_host.compiler() else "torch.compile needs a C++ compiler"
+    if cuda:
+        return None
+    try:
+        build.compiler()
+    except NotCompiled as e:
+        return f"torch.compile needs a C++ compiler: {e}"
+    return None
 
 
 def _why_not_numpy(op, dtype, cuda):

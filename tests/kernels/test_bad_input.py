@@ -13,7 +13,6 @@ from minidiff.kernels import (
     apply,
     normal,
     on_cupy,
-    on_host,
     on_torch,
     update,
 )
@@ -216,28 +215,6 @@ def test_a_backend_misspelt():
             kernels.why_not(name)
 
 
-def test_the_hosts_cache_is_mended_or_done_without(monkeypatch, tmp_path):
-    """A damaged library is built again; a folder that cannot be written is replaced."""
-    def forget(*more):
-        for part in (on_host.library, on_host._function, *more):
-            part.cache_clear()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    forget(on_host._folder)
-    assert on_host._folder() == tmp_path / "minidiff"
-    assert np.array_equal(update([X], [2.], backend="host"), 2 * X)
-    built, = (tmp_path / "minidiff").glob("*.so")
-    built.rename(built.with_suffix(".whole"))  # the loaded file stays as it is
-    built.write_bytes(b"not a library")
-    forget()
-    assert np.array_equal(update([X], [2.], backend="host"), 2 * X)
-    (tmp_path / "file").write_text("")
-    for home in (tmp_path / "file", "/proc/none"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-        forget(on_host._folder)
-        assert np.array_equal(update([X], [2.], backend="host"), 2 * X)
-    forget(on_host._folder)
-
-
 @pytest.mark.skipif(not MISSING, reason="every backend can run here")
 @pytest.mark.parametrize("name", MISSING)
 def test_a_missing_backend_named_never_falls_back(name):
@@ -252,17 +229,6 @@ def test_a_package_that_is_not_there_says_how_to_install_it(monkeypatch):
     for name, line in (("cupy", r"pip install -e '\.\[cuda13\]'"), ("torch", "pip install torch")):
         with pytest.raises(RuntimeError, match=f"backend '{name}'.*{line}"):
             update([T], [1.], backend=name)
-
-
-def test_no_compiler_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(on_host, "compiler", lambda: None)
-    monkeypatch.setattr(on_host, "_native", on_host._native.__wrapped__)
-    with pytest.raises(RuntimeError, match="no C.. compiler found: install g.. or clang"):
-        update([T], [1.], backend="host")
-    with pytest.warns(UserWarning, match="'torch' instead of host: no C.. compiler"):
-        assert kernels.backend("auto").NAME == "torch"
-    with pytest.warns(UserWarning):
-        assert np.array_equal(update([X], [2.]), 2 * X)
 
 
 def test_numpy_arrays_are_refused_where_they_cannot_go(monkeypatch):
