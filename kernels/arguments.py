@@ -5,12 +5,12 @@ call.
 """
 
 from functools import partial
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..noise import MASK
+from ..arguments import require_plain
+from ..noise import MASK, integer
 from .backends import backend, prepared
 from .launch import dtype_name
 
@@ -25,20 +25,38 @@ CLIPPED = PLAIN | {4: (False, True), 5: (True, True)}  # what is clipped is of t
 HOLDS = DRAWN, PLAIN, CLIPPED, CLIPPED, CLIPPED
 
 
+INSTEAD = "call minidiff.kernels.torch_ops"
+
+
+def not_compiled(launcher):
+    """A function that torch.compile calls and does not look into; a full graph is refused.
+
+    The marks are those of torch.compiler.disable, which would import torch.
+    """
+    launcher._torchdynamo_disable = True
+    launcher._torchdynamo_disable_msg = f"in a compiled graph {INSTEAD}"
+    return launcher
+
+
 def as_tensor(name, u):
     """An array or tensor as a dense tensor, a copy only where it must be."""
     import torch
-    if (type(u) is torch.Tensor
-            and torch.autograd.forward_ad._current_level < 0
-            and (u.is_cpu or u.is_cuda)
-            and u.layout is torch.strided
-            and dtype_name(u.dtype) in FLOATS
-            and u.ndim
-            and u.is_contiguous()
-            and u.data_ptr()
-            and not u.is_neg()
-            and not u.requires_grad):
-        return u  # what most calls pass, looked at in a microsecond
+    try:
+        if (type(u) is torch.Tensor
+                and not u.is_nested
+                and torch.autograd.forward_ad._current_level < 0
+                and (u.is_cpu or u.is_cuda)
+                and u.layout is torch.strided
+                and dtype_name(u.dtype) in FLOATS
+                and u.ndim
+                and u.is_contiguous()
+                and u.data_ptr()
+                and not u.is_neg()
+                and not u.requires_grad):
+            return u  # what most calls pass, looked at in a microsecond
+    except RuntimeError:
+        pass  # no memory, which is said below
+    require_plain(name, u)
     is_array = isinstance(u, np.ndarray)
     if not is_array and not isinstance(u, torch.Tensor):
         raise TypeError(
@@ -46,13 +64,14 @@ def as_tensor(name, u):
     if dtype_name(u.dtype) not in FLOATS:
         raise TypeError(
             f"{name} must be one of {', '.join(FLOATS)}, got {dtype_name(u.dtype)}")
+    if not is_array:
+        require_real(name, u)
     if not u.ndim:
         raise ValueError(f"{name} needs a first axis, the samples")
     if is_array:
         if not u.flags.carray:
             u = np.require(u, None, "CAW")
         return torch.from_numpy(u)
-    require_real(name, u)
     if u.is_contiguous() and not u.is_neg():
         return u
     return u.resolve_neg().contiguous()
@@ -64,25 +83,37 @@ def has_tangent(u):
     return dual._current_level >= 0 and dual.unpack_dual(u).tangent is not None
 
 
+def require_untraced():
+    """TypeError where torch.jit.trace or make_fx records: it would keep the numbers."""
+    import torch
+    proxies = torch._C._TorchDispatchModeKey.PROXY
+    if torch._C._is_tracing() or torch._C._get_dispatch_mode(proxies):
+        raise TypeError("what is traced would be constant: call it untraced, or "
+                        f"{INSTEAD}")
+
+
 def require_real(name, u):
     """TypeError or RuntimeError where a tensor has no memory to read, or a gradient."""
     import torch
-    if not (u.is_cpu or u.is_cuda) or u.layout is not torch.strided or u.is_complex():
-        raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
-                        f"{u.device}, {u.layout}")
     if has_tangent(u):
         raise RuntimeError(
             f"{name} carries a forward-mode tangent, which would be lost: pass it "
             "detached, or take the derivative of the reference's step")
+    if torch._C._functorch.is_functorch_wrapped_tensor(u):
+        raise TypeError(f"{name} is inside torch.func (vmap, grad), which does not see "
+                        f"through this: give it a whole batch, or {INSTEAD}")
+    if u.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one")
+    if not (u.is_cpu or u.is_cuda) or u.layout is not torch.strided or u.is_complex():
+        raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
+                        f"{u.device}, {u.layout}")
     is_fake = isinstance(u, torch._subclasses.FakeTensor)
     if is_fake or u.numel() and not u.data_ptr():
         raise TypeError(
-            f"{name} has no memory (a fake or freed tensor); for compilers there is "
-            "torch.ops.minidiff, by import minidiff.kernels.torch_ops")
+            f"{name} has no memory (a fake or freed tensor); for compilers {INSTEAD}")
     if u.requires_grad:
         raise RuntimeError(
-            f"{name} requires grad and this records none: pass it detached, or call "
-            "torch.ops.minidiff, by import minidiff.kernels.torch_ops")
+            f"{name} requires grad and this records none: pass it detached, or {INSTEAD}")
 
 
 def accept(arrays, names, chosen):
@@ -90,6 +121,7 @@ def accept(arrays, names, chosen):
 
     prepare(launch) is run(step) of a `launch.Launch` on the backend chosen.
     """
+    require_untraced()
     tensors = [as_tensor(name, u) for name, u in zip(names, arrays)]
     first, t0 = arrays[0], tensors[0]
     for name, u, t in zip(names, arrays, tensors):
@@ -131,6 +163,18 @@ def accept_update(operands, out, names, chosen):
     return prepare, inputs, target, out
 
 
+def place(device):
+    """A torch.device of the CPU or a GPU, or ValueError."""
+    import torch
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    return found
+
+
 def is_dense(u, t):
     """Whether a tensor is the very memory of what was given, and not a copy."""
     return u.flags.carray if isinstance(u, np.ndarray) else t is u
@@ -162,16 +206,28 @@ def as_given(given, t):
     return t.numpy() if isinstance(given, np.ndarray) else t
 
 
+def in_float32(coef):
+    """Coefficients as float32. ValueError for a number that float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        narrow = np.array(coef, np.float32, order="C")
+    beyond = np.isinf(narrow) & np.isfinite(coef)
+    if beyond.any():
+        raise ValueError(f"coef holds {coef[beyond][0]:g}, which is beyond float32")
+    return narrow
+
+
 def table(coef, like):
     """Coefficients as a dense float32 tensor of two axes or more where `like` is."""
     import torch
     if not isinstance(coef, np.ndarray):
         require_real("coef", coef)
+        if coef.is_cpu and coef.dtype == torch.float64:
+            coef = torch.from_numpy(in_float32(coef.numpy()))
         coef = coef.to(like.device, torch.float32).contiguous()
         return coef if coef.dim() > 1 else coef.view(1, -1)
     if coef.dtype.kind not in "fiu":
         raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
-    coef = torch.from_numpy(np.array(coef, np.float32, order="C", ndmin=2))
+    coef = torch.from_numpy(np.atleast_2d(in_float32(coef)))
     return coef if like.is_cpu else coef.to(like.device)
 
 
@@ -193,7 +249,11 @@ def rows_of(coef, operands, holds, like, rows=None, step=0):
     if rows not in ROWS:
         raise ValueError(f"rows must be 'sample' or 'step', got {rows!r}")
     if not hasattr(coef, "data_ptr"):
-        coef = np.asarray(coef)
+        require_plain("coef", coef)
+        try:
+            coef = np.asarray(coef)
+        except ValueError as e:  # rows of several lengths
+            raise ValueError(f"coef is no array: {e}") from None
     shape = tuple(coef.shape)
     batch = like.shape[0]  # len() of a tensor takes a microsecond
     if len(shape) == 2 and rows is None and not isinstance(step, int):
@@ -224,9 +284,9 @@ def noise_step(step, like, rows=None, first_step=0):
     """The noise's step as an int; as a tensor, that a launch adds first_step to, a step
     counter and a number that chooses a row."""
     if not is_counter(step):
-        step = index(step)
+        step = integer("step", step)
         if rows != "step":
-            return step + index(first_step) & MASK
+            return step + first_step & MASK
         if abs(step) >> 62:  # beyond int64: as far out, and the same noise
             far = 1 << 62 if step > 0 else -1 << 62
             step = far + (step & MASK)

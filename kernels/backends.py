@@ -10,11 +10,13 @@ from .launch import NotCompiled
 BACKENDS = "numpy", "torch", "host", "triton", "cupy"
 
 
-@cache
+_module_of = cache(import_module)
+
+
 def _module(name):
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend {name!r} is none of auto, {', '.join(BACKENDS)}")
-    return import_module(f".on_{name}", __package__)
+    return _module_of(f".on_{name}", __package__)
 
 
 def why_not(name):

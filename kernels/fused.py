@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from ..engine import Engine, at, draws
+from ..engine import Engine, at, draws, usable
 from .arguments import HOLDS, Rows, as_tensor, is_counter, rows_of
 from .launch import keys_of
 from .sums import noise_norms, norms
@@ -120,7 +120,9 @@ class Fused(Engine):
                 device = x.device
             float64 = {"dtype": xp.float64, "device": device}
             both = [xp.asarray(norm, **float64) for norm in (z_norm, s_norm)]
-            eps = xp.asarray(rule(*both, **at(k, parameters)))
+            with np.errstate(divide="ignore", over="ignore"):
+                eps = xp.asarray(rule(*both, **at(k, parameters)))
+            eps = usable(eps, xp)
             units = xp.eye(3, **float64).reshape(3, 3, *[1] * eps.ndim)
             rows = xp.moveaxis(step(*units, eps=eps), 0, -1)  # all three at once
             u = [x, s] if z is None else [x, s, z]

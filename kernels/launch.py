@@ -1,10 +1,9 @@
 """The one object that every backend is handed: an update, its arguments checked."""
 
 from functools import cache
-from operator import index
 from typing import Any, NamedTuple
 
-from ..noise import MASK, are_numbers, keys, named
+from ..noise import MASK, are_numbers, integer, keys, named
 
 SEEDS = 2**64 - 1
 
@@ -121,7 +120,7 @@ def launched(prepare, out, operands, rows, counter, result=Result.STATE):
     """
     seed, sample, tag, first_step = counter
     seed, sample, by_row = keys_of(seed, sample, out)
-    tag = index(tag)
+    tag = integer("tag", tag)
     if not out.numel():
         nothing = out.new_zeros(len(out)).double() if result else None
         return lambda step: nothing

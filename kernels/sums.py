@@ -6,6 +6,7 @@ from .arguments import (
     accept,
     as_given,
     noise_step,
+    not_compiled,
     require_writable,
     rows_of,
     tell_autograd,
@@ -20,6 +21,7 @@ def _one(like):
     return like.new_ones((1, 1)).float()
 
 
+@not_compiled
 def norms(x, *, backend="auto"):
     """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64."""
     (u,), prepare = accept([x], ["x"], backend)
@@ -28,6 +30,7 @@ def norms(x, *, backend="auto"):
     return as_given(x, run(0).sqrt().float())
 
 
+@not_compiled
 def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, backend="auto"):
     """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z itself goes
     to `out`, if given, and else nowhere. seed, sample, step: as in `update`."""
@@ -43,6 +46,7 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
     return as_given(like, squares.sqrt().float())
 
 
+@not_compiled
 def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="auto"):
     """Denoising score matching, value and gradient in one pass, its noise drawn again.
 

@@ -9,6 +9,7 @@ import numpy as np
 from .. import ddpm, langevin, noise, predictions, sde, solvers
 from ..affine import coefficient_row, operands
 from ..sde import EDM, VE, VP, SubVP
+from .arguments import in_float32
 
 
 def white(z, /):
@@ -113,7 +114,7 @@ def lookup(op, denoise=None):
         return op
     if callable(op):
         return Op(op.__name__, op, denoise=denoise)
-    if op not in OPS:
+    if not isinstance(op, str) or op not in OPS:
         raise ValueError(f"op {op!r} is none of {', '.join(OPS)}")
     return OPS[op]
 
@@ -127,7 +128,7 @@ KEPT = 256
 @lru_cache(KEPT, typed=True)  # 1 equals 1.0, which is no index; -0.0 and 0.0 give one row
 def _kept(name, parameters, *values):
     given = dict(zip(parameters, values))
-    return OPS[name].coefficients(**given).astype(np.float32)
+    return in_float32(OPS[name].coefficients(**given))
 
 
 def seen(op, clip, parameters):

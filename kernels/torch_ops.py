@@ -1,7 +1,9 @@
-"""The kernels as torch operators, torch.ops.minidiff.*, with their fake forms and autograd.
+"""The kernels as torch operators, with their fake forms and gradients.
 
-They are opaque to torch.compile and torch.export. For loops and CUDA graphs the launchers
-of minidiff.kernels cost less a call.
+`update`, `normal`, `noise_norms`, `norms` and `dsm_loss` below return what the launchers of
+minidiff.kernels return, and may stand in what torch.compile and torch.export look at: each
+is one opaque operator, torch.ops.minidiff.*, and carries its gradient. For loops and CUDA
+graphs the launchers cost less a call.
 
 A gradient with respect to coefficients is not defined; that of an update's operand k is
 c_k. Forward-mode derivatives are refused: what computes below autograd would lose a tangent
@@ -12,11 +14,11 @@ import torch
 from torch._library.autograd import Info, make_autograd_impl
 from torch.utils._pytree import tree_leaves
 
+from ..noise import PERTURBATION, PREDICTOR, PRIOR, signed
+from . import sums, updates
 from .arguments import has_tangent
 from .launch import Keys
 from .on_torch import chosen
-from .sums import dsm_loss, noise_norms, norms
-from .updates import update
 
 COUNTER = "Tensor? keys, SymInt seed, SymInt sample, SymInt step, SymInt tag"
 LIB = torch.library.Library("minidiff", "DEF")
@@ -89,7 +91,7 @@ def _update(operands, coef, counter, keys, seed, sample, step, tag, rows=None):
     draw = _drawn(operands[0].device, keys, seed, sample, step, tag)
     if counter is not None:
         draw |= {"step": counter, "first_step": step}
-    return update(operands, coef.detach(), rows=rows, **draw)
+    return updates.update(operands, coef.detach(), rows=rows, **draw)
 
 
 def _update_fake(operands, *_):
@@ -131,11 +133,11 @@ register(
 # ---- noise ----
 
 def _normal(like, *draw):
-    return update([], [1.], out=_dense(like), **_drawn(like.device, *draw))
+    return updates.update([], [1.], out=_dense(like), **_drawn(like.device, *draw))
 
 
 def _noise_norms(like, *draw):
-    return noise_norms(like.detach(), **_drawn(like.device, *draw))
+    return sums.noise_norms(like.detach(), **_drawn(like.device, *draw))
 
 
 LIKE = f"(Tensor like, {COUNTER}) -> Tensor"
@@ -146,7 +148,7 @@ register("noise_norms", LIKE, _noise_norms, _a_number_a_sample)
 # ---- norms ----
 
 def _norms(x):
-    return norms(x.detach())
+    return sums.norms(x.detach())
 
 
 def _norms_save(ctx, inputs, output):
@@ -166,7 +168,7 @@ register("norms", "(Tensor x) -> Tensor", _norms, _a_number_a_sample, _norms_bac
 # ---- the loss, whose gradient comes with it ----
 
 def _loss(s, coef, *draw):
-    return dsm_loss(s.detach(), coef.detach(), **_drawn(s.device, *draw))
+    return sums.dsm_loss(s.detach(), coef.detach(), **_drawn(s.device, *draw))
 
 
 def _loss_fake(s, *_):
@@ -191,3 +193,87 @@ def _loss_backward(ctx, g, _):
 register(
     "dsm_loss", f"(Tensor s, Tensor coef, {COUNTER}) -> (Tensor, Tensor)",
     _loss, _loss_fake, _loss_backward, _loss_save)
+
+
+# ---- the operators as functions ----
+
+def _int64(word):
+    """An integer as an operator takes it: of a seed or a step beyond 2^63 the same bits."""
+    return word if -1 << 63 <= word < 1 << 63 else signed(word, 64)
+
+
+def _counter(keys, *words):
+    return keys, *map(_int64, words)
+
+
+def update(operands, coef, *, counter=None, keys=None, seed=0, sample=0, step=0,
+           tag=PREDICTOR, rows=None):
+    """`minidiff.kernels.update` of tensors as one operator, with the operands' gradients.
+
+    operands: a list of K tensors; coef: a tensor, as there. Its gradient is not defined.
+    counter: a step counter, 0-d int64 on the operands' device, to which step is added for
+      the noise; None where step is the number itself. keys: int64 (batch, 2), a seed and an
+      id a row, in place of seed and sample. rows: as there.
+    Returns a new tensor. RuntimeError for what requires a gradient that is not defined.
+
+    Example:
+        >>> x = torch.ones(2, 3, requires_grad=True)
+        >>> y = update([x], torch.tensor([2., .1]), seed=1)
+        >>> print(torch.autograd.grad(y.sum(), x)[0][0])
+        tensor([2., 2., 2.])
+    """
+    draw = _counter(keys, seed, sample, step, tag)
+    return torch.ops.minidiff.update(operands, coef, counter, *draw, rows)
+
+
+def normal(like, *, keys=None, seed=0, sample=0, step=0, tag=PRIOR):
+    """z ~ N(0, I) of like's shape, dtype and device: a constant, without a gradient.
+
+    keys, seed, sample, step, tag: as in `update`.
+
+    Example:
+        >>> print(normal(torch.ones(2, 3), seed=1).shape)
+        torch.Size([2, 3])
+    """
+    return torch.ops.minidiff.normal(like, *_counter(keys, seed, sample, step, tag))
+
+
+def noise_norms(like, *, keys=None, seed=0, sample=0, step=0, tag=PREDICTOR):
+    """|z_b| of the noise that `update` draws for like's shape, float32 (batch,).
+
+    A constant, without a gradient.
+
+    keys, seed, sample, step, tag: as in `update`.
+
+    Example:
+        >>> print(noise_norms(torch.ones(2, 3), seed=1).shape)
+        torch.Size([2])
+    """
+    return torch.ops.minidiff.noise_norms(like, *_counter(keys, seed, sample, step, tag))
+
+
+def norms(x):
+    """|x_b| of each sample, float32 (batch,), with its gradient, which is 0 at 0.
+
+    Example:
+        >>> print(norms(torch.tensor([[3., 4.], [0., 0.]])))
+        tensor([5., 0.])
+    """
+    return torch.ops.minidiff.norms(x)
+
+
+def dsm_loss(s, coef, *, keys=None, seed=0, sample=0, step=0, tag=PERTURBATION):
+    """(value, gradient) of `minidiff.kernels.dsm_loss`, value.backward() being the second.
+
+    s: (batch, ...); coef: a tensor (batch, 3) or (3,), rows (c0, cz, w). There is no second
+    derivative. keys, seed, sample, step, tag: as in `update`.
+
+    Example:
+        >>> s = torch.zeros(2, 3, requires_grad=True)
+        >>> value, gradient = dsm_loss(s, torch.tensor([1., 1., .5]), seed=1)
+        >>> value.backward()
+        >>> print(torch.equal(s.grad, gradient))
+        True
+    """
+    draw = _counter(keys, seed, sample, step, tag)
+    return torch.ops.minidiff.dsm_loss(s, coef, *draw)

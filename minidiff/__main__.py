@@ -25,6 +25,13 @@ OPS_OF_SUMS = "norms", "noise_norms", "dsm_loss"
 
 # ---- options that commands share; add is a parser's add_argument ----
 
+def text(word):
+    """A word that is there: an empty one is a variable of the shell that was not set."""
+    if not word:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return word
+
+
 def positive(text):
     """A whole number of at least 1, of 63 bits."""
     value = int(text)
@@ -115,10 +122,14 @@ def json_option(add):
 def device(args):
     """The torch device asked for, or the best one here. ValueError if it is missing."""
     import torch
+
+    from .kernels.arguments import place
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as e:
+        torch.empty(0, device=place(name))
+    except ValueError as e:
+        raise ValueError(f"--{e}") from None
+    except (RuntimeError, AssertionError) as e:  # no such GPU, or torch knows none
         raise ValueError(f"--device {name}: {str(e).splitlines()[0]}") from e
     return name
 
@@ -185,7 +196,7 @@ def train_options(add):
         help="of the loss over noise levels (default edm; sigma2 for the other objectives)")
     add("--save-every", type=positive, default=200, metavar="N",
         help="iterations between saves (default 200)")
-    add("--resume", nargs="?", const="", metavar="FILE",
+    add("--resume", nargs="?", const=True, metavar="FILE",
         help="go on from OUT/state.safetensors, or from FILE, such as the save before it, "
              "OUT/state.previous")
 
@@ -210,7 +221,8 @@ def run_train(args):
             "objective": args.objective}
         resumed = args.resume is not None
         if resumed:
-            train.resume(trainer, args.resume or out / "state.safetensors", run)
+            own = out / "state.safetensors"
+            train.resume(trainer, own if args.resume is True else args.resume, run)
         train.claim(out, run, resumed)
         return train.run(trainer, out, run, args.save_every)
 
@@ -444,7 +456,7 @@ def bench_options(add):
     add("--compare", metavar="OLD.json",
         help="say what got slower beyond noise than in an older run, and exit 1 if "
              "anything did")
-    add("--report", nargs="?", const="", metavar="FOLDER",
+    add("--report", nargs="?", const=True, metavar="FOLDER",
         help="time nothing: table and figures of the newest results (default "
              "bench/results)")
 
@@ -458,7 +470,7 @@ def run_bench(args):
     from .bench.speed.suite import show_all, suite
     from .bench.speed.yours import UserKernels
     if args.report is not None:
-        print(report.report(args.report or report.RESULTS))
+        print(report.report(report.RESULTS if args.report is True else args.report))
         return 0
     width = args.width or 1024
     for n in args.elements or []:
@@ -466,6 +478,8 @@ def run_bench(args):
             raise ValueError(f"--elements {n}: a multiple of {width}, the --width of a "
                              "row, or below it")
     old = args.compare and report.load(args.compare)
+    if old:
+        report.require_same_machine(old)  # before minutes of timing
     near = nearness(args)
     state()  # before anything of ours runs
     asked = args.op, args.backend, args.elements, args.dtype, args.kernel, args.width
@@ -519,10 +533,11 @@ def parser():
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name, options, run, text, example):
-        description = text[0].upper() + text[1:] + "."
-        one = commands.add_parser(name, help=text, description=description,
+    def command(name, options, run, help, example):
+        description = help[0].upper() + help[1:] + "."
+        one = commands.add_parser(name, help=help, description=description,
                                   epilog=f"{EXAMPLE}{name} {example}")
+        one.register("type", None, text)  # of options that name no other
         add = one.add_argument
         usual = "a new one for --kernel, else 0" if run is run_check else "0"
         add("--seed", type=int, default=None if run is run_check else 0,

@@ -24,17 +24,37 @@ _SIGNATURES = WeakKeyDictionary()  # it keeps no step alive, nor what a step hol
 
 
 def _signature(step):
-    """(names of the operands, names of all parameters) of a step."""
+    """(names of the operands, of all parameters, of those without a default) of a step."""
     if step not in _SIGNATURES:
         parameters = signature(step).parameters.values()
         first = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
-        _SIGNATURES[step] = first, tuple(p.name for p in parameters)
+        needed = tuple(p.name for p in parameters if p.default is p.empty)
+        _SIGNATURES[step] = first, tuple(p.name for p in parameters), needed
     return _SIGNATURES[step]
 
 
 def operands(step):
     """The names of a step's operands: its positional-only parameters."""
     return _signature(step)[0]
+
+
+def require_parameters(stages, parameters):
+    """TypeError where a parameter is of none of these functions, or one of theirs is not
+    there. Both messages say what they take."""
+    name = stages[0].__name__
+    takes = []
+    needs = []
+    for f in stages:
+        first, every, without_default = _signature(f)
+        takes += [p for p in every if p not in (*first, *takes)]
+        needs += [p for p in without_default if p not in (*first, *needs)]
+    for p in parameters:
+        if p not in takes:
+            raise TypeError(f"{name} has no parameter {p!r}: it takes "
+                            f"{', '.join(takes) or 'none'}")
+    missing = [p for p in needs if p not in parameters]
+    if missing:
+        raise TypeError(f"{name} needs {', '.join(missing)}")
 
 
 def order(p):
@@ -51,17 +71,21 @@ def coefficients(step, **parameters):
 
     parameters: the step's own, floats or arrays, (B,) for one a sample or (N,) for a
     schedule. Returns float64 [..., operands] in the order of the step's operands, z's last.
-    ValueError for a parameter outside its range, for a coefficient that is not finite, and
-    for a step that is not linear.
+    TypeError for a parameter that it does not take, or that is missing. ValueError for one
+    outside its range, for a coefficient that is not finite, and for a step that is not
+    linear.
 
     Example:
         >>> from minidiff.langevin import langevin_step
         >>> print(coefficients(langevin_step, eps=.01))
         [1.    0.005 0.1  ]
     """
-    parameters = check_domain(**parameters)
     name = step.__name__
     n = len(operands(step))
+    if not n:
+        raise TypeError(f"{name} has no operands: they come first, and a / after them")
+    require_parameters([step], parameters)
+    parameters = check_domain(**parameters)
     rows = [step(*unit, **parameters) for unit in np.eye(n).tolist()]
     table = np.stack(np.broadcast_arrays(*rows), -1)
     if np.iscomplexobj(table) or not np.isfinite(table).all():
@@ -83,14 +107,12 @@ def coefficient_row(step, denoise=None, clip=None, **parameters):
 
     A step whose second operand is denoise(x, s), clipped to clip = (lo, hi), has four more:
     p0 and p1, the coefficients of denoise, then lo and hi. clip=None sets no bounds.
-    TypeError for a parameter that neither takes. ValueError for a clip that is not (lo, hi)
-    or has no denoise beside it, and as in `coefficients`.
+    TypeError for a parameter that neither takes, or that is missing. ValueError for a clip
+    that is not (lo, hi) or has no denoise beside it, and as in `coefficients`.
     """
     name = step.__name__
     stages = [step, denoise] if denoise else [step]
-    unknown = set(parameters).difference(*(accepted_by(f, parameters) for f in stages))
-    if unknown:
-        raise TypeError(f"{name} has no parameter {sorted(unknown)[0]!r}")
+    require_parameters(stages, parameters)
     parts = [coefficients(f, **accepted_by(f, parameters)) for f in stages]
     if clip is not None and not denoise:
         raise ValueError(f"{name} has no denoise stage to clip")

@@ -72,11 +72,20 @@ def check_falling(levels, name="sigmas"):
     return levels
 
 
+def require_plain(name, u):
+    """TypeError for what says more than its numbers, which would be lost: a mask, units."""
+    if isinstance(u, np.ndarray) and type(u) not in (np.ndarray, np.memmap):
+        raise TypeError(f"{name} must be a plain NumPy array, got a {type(u).__name__}, of "
+                        "which more than the numbers would be lost: pass np.asarray of it, "
+                        "or .filled() of a masked one")
+
+
 def _widened(name, v):
     """A parameter in float64 or int64: in fewer bits a formula would lose digits, or wrap.
 
-    TypeError for a tensor, a list or a string.
+    TypeError for a tensor, a list, a string or a masked array.
     """
+    require_plain(name, v)
     if hasattr(v, "data_ptr") or isinstance(v, (list, tuple, str)):
         raise TypeError(f"{name} must be a number or a NumPy array, "
                         f"got a {type(v).__name__}")

@@ -100,8 +100,9 @@ def subset_betas(alpha_bar):
         [0.5 0.5]
     """
     alpha_bar = schedule(alpha_bar, "alpha_bar")
+    check_domain(alpha_bar=alpha_bar)
     betas = beta_between(alpha_bar, previous(alpha_bar))
-    check_domain(alpha_bar=alpha_bar, beta=betas)
+    check_domain(beta=betas)
     return betas
 
 
@@ -171,29 +172,30 @@ def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
             + variance**.5 * z)
 
 
-def posterior_variance(alpha_bar, alpha_bar_prev):
+def posterior_variance(alpha_bar, alpha_bar_prev, beta):
     """beta~ = (1 - alpha_bar_prev) / (1 - alpha_bar) beta. [DDPM eq. 7]
 
     It is the variance of q(x_{i-1} | x_i, x_0), smaller than beta. Numbers or arrays,
-    0 < alpha_bar < alpha_bar_prev <= 1.
+    0 <= alpha_bar < alpha_bar_prev <= 1; beta of the step between them, `beta_between`.
 
     Example:
-        >>> print(posterior_variance(.25, .5))
+        >>> print(posterior_variance(.25, .5, beta=.5))
         0.3333333333333333
     """
-    beta = beta_between(alpha_bar, alpha_bar_prev)
     return (1 - alpha_bar_prev) / (1 - alpha_bar) * beta
 
 
 def posterior_variances(betas):
     """beta~_i of the chain with these betas, (N,); it is 0 at i = 0.
 
+    Where alpha_bar is 0 in float64, after many large betas, it is beta_i.
+
     Example:
         >>> print(posterior_variances([.5, .5]).round(3))
         [0.    0.333]
     """
     alpha_bar = alpha_bars(betas)
-    return posterior_variance(alpha_bar, previous(alpha_bar))
+    return posterior_variance(alpha_bar, previous(alpha_bar), np.asarray(betas))
 
 
 @order(1)
@@ -215,7 +217,9 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
     """
     eps = noise_prediction(x, s, alpha_bar**.5, (1 - alpha_bar)**.5)
     x0_hat = predicted_x0(x, s, alpha_bar)
-    sigma = eta * posterior_variance(alpha_bar, alpha_bar_prev)**.5
+    beta = beta_between(alpha_bar, alpha_bar_prev)
+    sigma = eta * posterior_variance(alpha_bar, alpha_bar_prev, beta)**.5
+    left = np.maximum(1 - alpha_bar_prev - sigma**2, 0.)  # rounding alone makes it negative
     return (alpha_bar_prev**.5 * x0_hat
-            + (1 - alpha_bar_prev - sigma**2)**.5 * eps
+            + left**.5 * eps
             + sigma * z)

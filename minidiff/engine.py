@@ -13,6 +13,8 @@ import numpy as np
 from .affine import operands
 from .noise import CORRECTOR, TAGS, are_numbers, named
 
+LARGEST = float(np.finfo(np.float32).max)  # what a kernel can take
+
 
 def draws(step, row):
     """Whether a step adds noise: its coefficient of z is not 0 in every row."""
@@ -32,6 +34,14 @@ def at(k, parameters):
     """Those of step k: of an array (N,) its own, of a number that."""
     return {name: v[k] if np.ndim(v) else v
             for name, v in parameters.items()}
+
+
+def usable(eps, xp):
+    """Step sizes of a corrector, 0 where a score of 0 makes them infinite.
+
+    There the rule gives no length, and x stays. NaN stays NaN.
+    """
+    return xp.where(eps > LARGEST, xp.zeros_like(eps), eps)
 
 
 def overlap(a, b):

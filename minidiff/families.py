@@ -120,7 +120,7 @@ def _adaptive(score, x, sde, times, engine):
         return x.new_tensor(u) if hasattr(x, "new_tensor") else u.astype(x.dtype)
 
     def in_float64(u):
-        return np.asarray(u.cpu() if hasattr(u, "cpu") else u, np.float64)
+        return u.double().cpu().numpy() if hasattr(u, "cpu") else u.astype(np.float64)
 
     def score_in_float64(u, t):
         return in_float64(score(as_given(u), t))

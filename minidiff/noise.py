@@ -80,6 +80,14 @@ def signed(word, bits):
     return (word + half) % (2 * half) - half
 
 
+def integer(name, given):
+    """A number as an int. TypeError names what was given instead."""
+    try:
+        return index(given)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {reprlib.repr(given)}") from None
+
+
 def integers(name, given):
     """A number, or an integer a row as int64 (rows,), a new one: their low 64 bits.
 
@@ -171,11 +179,13 @@ def words(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
     Returns int64 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
     size = int(np.prod(shape[1:]))
-    step = index(step) if xp is np else step
+    if xp is np or not hasattr(step, "data_ptr"):
+        step = integer("step", step)
+    tag = integer("tag", tag)
     table = keys(seed, sample, shape[0], xp, device)
     seed, ids = table[:, :1], table[:, 1:]
     quads = xp.arange(-(-size // 4), dtype=xp.int64, device=device)
-    counter = quads[None], ids & MASK, step & MASK, index(tag) & MASK
+    counter = quads[None], ids & MASK, step & MASK, tag & MASK
     key = seed & MASK, seed >> 32 & MASK
     return xp.stack(philox(counter, key), -1)  # from the fourth round on of all counters
 

@@ -36,7 +36,7 @@ from . import ddpm, noise, solvers
 from . import sde as sdes
 from .affine import accepted_by, coefficient_row, operands
 from .arguments import SLACK, check_domain, check_falling, require_shape, schedule
-from .engine import Engine, at, draws
+from .engine import Engine, at, draws, usable
 from .langevin import langevin_step, step_sizes
 from .noise import CHURN, CORRECTOR, FORWARD, PREDICTOR, PRIOR
 from .predictions import posterior_mean
@@ -73,7 +73,7 @@ class Reference(Engine):
             if operands(step)[-1] == "z":
                 u.append(self._normal(x, first + k, tag))
             of_step = at(k, accepted_by(step, parameters))
-            return step(x, *u, **of_step)
+            return like(x, step(x, *u, **of_step))
         return move
 
     def corrector(self, step, rule, tag, steps=None, **parameters):
@@ -91,7 +91,8 @@ class Reference(Engine):
             z = self._normal(x, first + k, tag)
             require_shape(x, s)
             one_each = (-1, *[1] * (x.ndim - 1))
-            eps = rule(norm(z), norm(s), **at(k, parameters))
+            with np.errstate(divide="ignore", over="ignore"):
+                eps = usable(rule(norm(z), norm(s), **at(k, parameters)), np)
             x[...] = step(x, s, z, eps=eps.reshape(one_each))
             return x
         return correct
@@ -103,6 +104,12 @@ class Reference(Engine):
         else:
             z = noise.normal(x.shape, self.seed, self.sample, k, tag)
         return require_shape(x, z, "z")
+
+
+def like(x, x_next):
+    """The next state in x's precision: a float32 network is given float32 at every step."""
+    kind = getattr(getattr(x, "dtype", None), "kind", None)
+    return x_next.astype(x.dtype, copy=False) if kind == "f" else x_next
 
 
 def prior(shape, std=1., seed=0, sample=0):
@@ -146,7 +153,7 @@ def iterate(step, score, x, levels, engine, correct=_unchanged, *, first_step=0,
                              f"or one of {len(levels)} levels")
     steps = steps_from(first_step, len(levels))
     move = engine(step, PREDICTOR, steps, **parameters)
-    for k, level in enumerate(levels):
+    for k, level in enumerate(np.asarray(levels).tolist()):
         x = correct(k, move(k, x, score(x, level)))
         yield x
 
@@ -154,7 +161,7 @@ def iterate(step, score, x, levels, engine, correct=_unchanged, *, first_step=0,
 def denoise(score, x, level, engine, a, sigma):
     """E[x_0 | x], a sampler's last step, without noise: `predictions.posterior_mean`."""
     move = engine(posterior_mean, PREDICTOR, a=a, sigma=sigma)
-    return move(0, x, score(x, level))
+    return move(0, x, score(x, np.asarray(level).item()))
 
 
 def langevin(score, x, n, engine, eps=1e-2, **options):
@@ -340,7 +347,7 @@ def predictor_corrector(score, x, sde, times, engine, *, predictor=reverse_sde,
         if k >= n:  # the data has no noise left
             return x
         for correction in corrections:
-            x = correction(k, x, score(x, t_next[k]))
+            x = correction(k, x, score(x, t_next[k].item()))
         return x
 
     yield from predictor(score, x, sde, times, engine, correct=correct,
@@ -382,10 +389,10 @@ def heun(score, x, sde, times, engine, *, t_hat=None, add_noise=_unchanged):
                        sde=sde, t=t[:n], dt=dt[:n])
     for k in range(len(t)):
         x = add_noise(k, x)
-        s = score(x, t[k])
+        s = score(x, t[k].item())
         x_next = euler(k, x, s)
         if k < n:
-            x_next = trapezoid(k, x, s, score(x_next, t_next[k]))
+            x_next = trapezoid(k, x, s, score(x_next, t_next[k].item()))
         x = x_next
         yield x
 
@@ -422,7 +429,7 @@ def dpmpp_2m(score, x, sigmas, engine):
     multistep = engine(solvers.dpmpp_2m_step, PREDICTOR,
                        sigma_prev=sigmas[:-2], sigma=sigmas[1:-1], sigma_next=sigmas[2:])
     x_prev = s_prev = None
-    for k, sigma in enumerate(sigmas[:-1]):
+    for k, sigma in enumerate(sigmas[:-1].tolist()):
         s = score(x, sigma)
         if k == 0:
             x_next = euler(0, x, s)  # nothing yet to extrapolate from

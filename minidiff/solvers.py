@@ -58,9 +58,11 @@ def rho_levels(n, sigma_max, sigma_min, rho=7.):
     """
     low, high = check_range(n=n, least=2, sigma_min=sigma_min, sigma_max=sigma_max)
     rho = check_domain(rho=rho)["rho"]
-    levels = np.linspace(high**(1 / rho), low**(1 / rho), n)**rho
-    levels[[0, -1]] = high, low
-    return levels
+    share = np.arange(1, n - 1) / (n - 1)
+    # the formula over smax: its powers would overflow for a small rho, and be 1 for a large
+    falls = np.expm1(np.log(low / high) / rho)
+    between = high * np.exp(rho * np.log1p(share * falls))
+    return np.array([high, *between, low])
 
 
 def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):

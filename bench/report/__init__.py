@@ -3,8 +3,8 @@
 The page's table lies between two markers and is only ever written from such a file.
 """
 
-from .older import compare
+from .older import compare, require_same_machine
 from .results import RESULTS, load, save
 from .table import report
 
-__all__ = ["RESULTS", "compare", "load", "report", "save"]
+__all__ = ["RESULTS", "compare", "load", "report", "require_same_machine", "save"]

@@ -2,6 +2,7 @@
 
 from statistics import median_high
 
+from ...machine import machine
 from ..peers import PEERS
 from ..speed.rows import measured
 
@@ -45,13 +46,17 @@ def slower(old, new):
     return lines, drift
 
 
-def compare(old, new):
-    """Prints what got slower than in older rows; 1 if anything did. ValueError where they
-    are of another machine."""
-    there, here = old[0]["machine"], new[0]["machine"]
+def require_same_machine(old):
+    """ValueError where older rows are of another machine than this."""
+    there, here = old[0]["machine"], machine()
     if any(there[k] != here[k] for k in ("processor", "cores", "gpu")):
         raise ValueError(f"the older run is of another machine: {there['processor']}, "
                          f"{there['cores']} cores, GPU {there['gpu']}")
+
+
+def compare(old, new):
+    """Prints what got slower than in older rows; 1 if anything did."""
+    there, here = old[0]["machine"], new[0]["machine"]
     lines, drift = slower(old, new)
     for k in sorted(here):
         if here[k] != there.get(k):

@@ -1,6 +1,7 @@
 """Results as data: rows kept as JSON, one file a machine and date."""
 
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -26,19 +27,91 @@ def save(target, rows):
 
 
 def load(file):
-    """Rows of a file. ValueError in one line where it holds none."""
+    """Rows of a file. ValueError in one line where it holds anything else."""
     try:
+        if not Path(file).is_file():
+            raise ValueError("no such file")
         rows = json.loads(Path(file).read_text())
-        good = [r for r in rows if {"op", "backend", "dtype", "elements", "seconds"} <= r.keys()
-                and (not r["seconds"] or {"machine", "quartiles"} <= r.keys())]
-    except (OSError, ValueError, AttributeError, TypeError) as e:
+    except (OSError, ValueError, RecursionError) as e:  # a text may be nested without end
         raise ValueError(f"{file}: not a list of rows that bench wrote ({e})") from e
-    if not good or len(good) < len(rows):
+    if isinstance(rows, list):
+        rows = [BEFORE | {"shape": [r.get("elements")]} | r if isinstance(r, dict) else r
+                for r in rows]
+    if not isinstance(rows, list) or not rows or not all(map(is_row, rows)):
         raise ValueError(f"{file}: not a list of rows that bench wrote")
-    # what older files do not say
-    said = {"kind": "update", "reason": None, "given_z": False, "again": False,
-            "interval": {}, "state": None}
-    return [said | {"shape": [r["elements"]]} | r for r in good]
+    return rows
+
+
+# ---- what a row holds ----
+
+# what older files do not say
+BEFORE = {"kind": "update", "reason": None, "given_z": False, "again": False, "speedup": {},
+          "interval": {}, "state": None}
+
+
+def is_number(v):
+    """Whether a value is a number, positive or 0 and finite."""
+    return type(v) in (int, float) and 0 <= v < math.inf
+
+
+def is_whole(v):
+    """Whether a value is a whole number of at least 1."""
+    return type(v) is int and v > 0
+
+
+def is_text(v):
+    """Whether a value is text."""
+    return isinstance(v, str)
+
+
+def is_flag(v):
+    """Whether a value is true or false."""
+    return isinstance(v, bool)
+
+
+def is_pair(v):
+    """Whether a value is two numbers, an interval."""
+    return isinstance(v, list) and len(v) == 2 and all(map(is_number, v))
+
+
+def is_shape(v):
+    """Whether a value is a shape."""
+    return isinstance(v, list) and bool(v) and all(map(is_whole, v))
+
+
+def are(check, *names):
+    """A check of a dict: all its values are such, these names among them."""
+    def checked(v):
+        return isinstance(v, dict) and {*names} <= v.keys() and all(map(check, v.values()))
+    return checked
+
+
+NEEDED = {"op": is_text, "backend": is_text, "dtype": is_text, "kind": is_text,
+          "elements": is_whole, "shape": is_shape, "given_z": is_flag, "again": is_flag,
+          "speedup": are(is_number), "interval": are(lambda v: v is None or is_pair(v)),
+          "machine": are(is_text, "processor", "cores", "gpu", "python")}
+KNOWN = {"reason": is_text, "network": is_text, "steps": is_whole, "rounds": is_whole,
+         "seconds": is_number, "quartiles": is_pair, "p95": is_number,
+         "fraction_of_copy": is_number, "state": are(lambda v: True, "others", "load", "malloc"),
+         "clocks": are(lambda v: v is None or is_number(v))}
+
+
+def is_row(row):
+    """Whether a row is one that bench wrote: each value that is read later is of its kind.
+
+    What is KNOWN may be None. What has a time has its quartiles.
+    """
+    if not isinstance(row, dict):
+        return False
+    if not all(check(row.get(name)) for name, check in NEEDED.items()):
+        return False
+    if not all(row.get(name) is None or check(row[name]) for name, check in KNOWN.items()):
+        return False
+    if not row.get("seconds"):
+        return True
+    by_itself = not row["again"] or row["backend"] in row["speedup"]
+    looped = row["kind"] != "sampler" or bool(row.get("steps"))
+    return bool(row.get("quartiles")) and by_itself and looped
 
 
 def newest(folder):

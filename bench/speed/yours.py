@@ -119,7 +119,7 @@ class Runner:
 
     def bind(self, calls):
         """Give everything its place, and have the calls made ready."""
-        self.calls, self.end, self.there_and_back = calls, 0, np.inf
+        self.calls, self.end = calls, 0
         self.common = {name: self.place(t) for name, t in self.shared.items()}
         self.places = []
         for k in range(calls):
@@ -166,6 +166,7 @@ class Runner:
         """
         if calls != self.calls:
             self.bind(calls)
+            self.there_and_back = min(self.turn(self.idle) for _ in range(5))
         self.there_and_back = min(self.there_and_back, self.turn(self.idle))
         took = self.turn(self.host)
         self.made += calls

@@ -188,13 +188,14 @@ def test_a_users_rows_are_not_ours():
 
 def test_the_state_of_the_machine(monkeypatch):
     """A core that others use is told from one that is idle, and said."""
+    plain = rows_of()
     ticks = iter([(100, 200), (110, 220), (100, 200), (120, 220)])
     monkeypatch.setattr(state, "spent", lambda: next(ticks))
     assert state.others() == .5 and state.others() == 0.
     found = {"others": .5, "load": 2.5, "malloc": ""}
     assert "busy: others took 50% of its cores" in state.warning(found)[0]
     assert not any(state.warning(found | {"others": share}) for share in (.05, None))
-    rows = [r | {"state": found} for r in rows_of()]
+    rows = [r | {"state": found} for r in plain]
     assert "the machine was busy" in run.show(rows) and "busy" in table._state(rows)
 
 
@@ -306,9 +307,53 @@ def test_compare_exits_one_and_refuses_what_it_cannot_compare(quick, tmp_path, c
     assert "slower: update langevin host" in shown and "not known, as no peer" in shown
     other = [r | {"machine": r["machine"] | {"processor": "another"}} for r in fast]
     (tmp_path / "other.json").write_text(json.dumps(other))
-    for name, words in (("other", "another machine"), ("absent", "absent.json")):
-        assert main([*argv, "--compare", str(tmp_path / f"{name}.json")]) == 2
-        assert words in capsys.readouterr().err
+    assert main([*argv, "--compare", str(tmp_path / "other.json")]) == 2
+    assert "another machine" in capsys.readouterr().err
+
+
+ROW = {"op": "langevin", "backend": "host", "dtype": "float32", "elements": 4, "seconds": 1.,
+       "quartiles": [1., 2.], "rounds": 7,
+       "machine": {"processor": "p", "cores": "2", "gpu": "none", "python": "3"}}
+DAMAGED = [
+    "", "{", "null", "3", '"text"', "[]", "{}", "[1, 2]", '["a"]', "[[]]", "[{}]", "[" * 100_000,
+    '{"rows": 3}', "[NaN]", "\x00", *(
+        json.dumps([ROW, ROW | {name: value}]) for name, value in (
+            ("op", 3), ("op", None), ("backend", []), ("dtype", {}), ("elements", 0),
+            ("elements", "4"), ("elements", 1.5), ("elements", True), ("seconds", "1"),
+            ("seconds", -1.), ("seconds", float("nan")), ("seconds", float("inf")),
+            ("seconds", [1.]), ("quartiles", None), ("quartiles", [1.]), ("quartiles", ["a", 2]),
+            ("quartiles", 3), ("rounds", 0), ("rounds", "7"), ("machine", None), ("machine", {}),
+            ("machine", ROW["machine"] | {"cores": 2}), ("shape", None), ("shape", 3),
+            ("shape", []), ("shape", ["a"]), ("speedup", None), ("speedup", {"torch": "2"}),
+            ("speedup", 2.), ("interval", {"torch": [1.]}), ("interval", None), ("again", True),
+            ("again", "no"), ("kind", 3), ("kind", "sampler"), ("state", {}), ("state", 3),
+            ("clocks", [3]), ("given_z", None), ("network", 3), ("p95", "x")))]
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_what_is_no_result_is_refused_before_anything_is_timed(text, tmp_path, refused,
+                                                               monkeypatch):
+    monkeypatch.setattr(run, "bench", lambda *_, **__: pytest.fail("it times"))
+    file = tmp_path / "old.json"
+    file.write_text(text)
+    refused(str(file), "not a list of rows that bench wrote",
+            argv=["bench", "--op", "langevin", "--compare", str(file)])
+    refused(str(file), "not a list of rows that bench wrote",
+            argv=["bench", "--report", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["absent.json", ".", "/dev/zero"])
+def test_what_is_no_file_is_refused_before_anything_is_timed(name, tmp_path, refused):
+    refused("no such file", argv=["bench", "--op", "langevin", "--compare", str(tmp_path / name)])
+
+
+def test_a_run_of_another_machine_is_refused_before_anything_is_timed(tmp_path, refused,
+                                                                      monkeypatch):
+    monkeypatch.setattr(run, "bench", lambda *_, **__: pytest.fail("it times"))
+    (tmp_path / "old.json").write_text(json.dumps([ROW]))
+    refused("another machine: p, 2 cores", argv=[
+        "bench", "--op", "langevin", "--compare", str(tmp_path / "old.json")])
+    assert report.load(tmp_path / "old.json")[0]["shape"] == [4]
 
 
 def test_report_writes_between_the_markers_and_draws(tmp_path, capsys, monkeypatch):

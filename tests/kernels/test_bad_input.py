@@ -1,13 +1,16 @@
 """Bad input raises at the front door, in one clear line; odd input works."""
 
+import inspect
 import sys
+from inspect import signature
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from minidiff import kernels, langevin
+from minidiff import kernels, langevin, noise, sde
 from minidiff.kernels import (
     Fused,
     apply,
@@ -34,6 +37,47 @@ MISSING = [name for name in kernels.BACKENDS if kernels.why_not(name)]
 def test_what_is_no_float_array_is_a_type_error(x, words):
     with pytest.raises(TypeError, match=words):
         update([x], [1.])
+
+
+@pytest.mark.parametrize("operands", [X, T, 1., None], ids=["array", "tensor", "number", "None"])
+def test_operands_are_a_list(operands):
+    """Of one array the rows would be taken for operands."""
+    for call in (update, kernels.bind):
+        with pytest.raises(TypeError, match=r"operands must be a list of arrays, got a \w+: \[x\]"):
+            call(operands, [1., .5])
+    assert update((u for u in (X, X)), [1., .5]).shape == X.shape
+
+
+class Quantity(np.ndarray):
+    """As of a package of units."""
+
+
+PLAIN = "must be a plain NumPy array, got a {}, of which more than the numbers would be lost"
+
+
+@pytest.mark.parametrize("subclass", [
+    lambda u: np.ma.masked_array(u, u == u.flat[0]), lambda u: u.view(Quantity)],
+    ids=["masked", "units"])
+def test_what_says_more_than_its_numbers_is_refused(subclass):
+    """A mask would be lost, in silence, wherever an array is taken."""
+    other, two = subclass(X), np.array([.1, .2])
+    words = PLAIN.format(type(other).__name__)
+    for name, call in {
+            r"operands\[0\]": lambda: update([other], [1.]),
+            r"operands\[1\]": lambda: update([X, other], [1., 1.]),
+            "out": lambda: update([X], [1.], out=other),
+            "x": lambda: kernels.norms(other), "s": lambda: kernels.dsm_loss(other, [1.] * 3),
+            "like": lambda: kernels.noise_norms(other),
+            "coef": lambda: update([X], subclass(two)),
+            "eps": lambda: apply("langevin", X, X, eps=subclass(two))}.items():
+        with pytest.raises(TypeError, match=f"^{name} {words}"):
+            call()
+
+
+def test_a_file_in_memory_is_a_plain_array(tmp_path):
+    u = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
+    u[:] = X
+    assert np.array_equal(update([u], [2.]), 2 * X)
 
 
 @pytest.mark.parametrize("s, words", [
@@ -74,6 +118,42 @@ def test_tensors_without_memory_never_crash():
         update([T.to_sparse()], [1.])
     with FakeTensorMode(), pytest.raises(TypeError, match="no memory"):
         update([torch.ones(2, 3)], [1.])
+
+
+INSTEAD = "call minidiff.kernels.torch_ops"
+LAUNCHERS = {
+    "update": lambda u: update([u], [1., .5]),
+    "apply": lambda u: apply("langevin", u, u, eps=.1),
+    "norms": lambda u: kernels.norms(u),
+    "noise_norms": lambda u: kernels.noise_norms(u),
+    "dsm_loss": lambda u: kernels.dsm_loss(u, [1.] * 3)[0],
+    "normal": lambda u: normal(u.shape, out=u)}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_what_compilers_and_transforms_pass_is_refused_in_words(name):
+    """Each in one line that says what to call instead; torch's own words would not."""
+    f = LAUNCHERS[name]
+    batch = torch.ones(5, 2, 3)
+    for call in (lambda: torch.func.vmap(f)(batch),
+                 lambda: torch.func.grad(lambda u: f(u).sum())(batch),
+                 lambda: torch.func.functionalize(f)(batch),
+                 lambda: make_fx(f)(batch),
+                 lambda: torch.jit.trace(f, batch, check_trace=False)):
+        with pytest.raises(TypeError, match=INSTEAD) as e:
+            call()
+        assert "\n" not in str(e.value).split("The above operation failed")[0].strip()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=f"in a compiled graph {INSTEAD}"):
+        torch.compile(f, fullgraph=True, backend="eager")(batch)
+    assert torch.equal(torch.compile(f, backend="eager")(batch.clone()), f(batch.clone()))
+
+
+def test_a_nested_tensor_is_refused_in_words():
+    parts = [torch.ones(2, 3), torch.ones(1, 3)]
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor(parts, layout=layout)
+        with pytest.raises(TypeError, match=r"operands\[0\] must be a dense tensor, got a nested"):
+            update([nested], [1.])
 
 
 def test_a_negated_view_is_its_values():
@@ -268,6 +348,22 @@ def test_coefficients_that_are_no_numbers():
             update([X], coef)
 
 
+@pytest.mark.parametrize("coef", [
+    [1e39], np.array([[1.], [-1e39]]), torch.tensor([1e39], dtype=torch.float64)],
+    ids=["list", "array", "tensor"])
+def test_coefficients_beyond_float32_are_refused(coef):
+    """Silently they were infinite. What is infinite by itself is passed on."""
+    with pytest.raises(ValueError, match="coef holds -?1e.39, which is beyond float32"):
+        update([X], coef)
+    with pytest.raises(ValueError, match="coef holds 1e.39, which is beyond float32"):
+        apply("perturb", X, a=1., sigma=1e39)
+    with pytest.raises(ValueError, match="coef holds 1e.39, which is beyond float32"):
+        Fused()(sde.perturb, 1, a=1., sigma=np.array([1e39]))(0, X)
+    assert (update([np.ones_like(X)], [np.inf]) == np.inf).all()
+    largest = float(np.finfo(np.float32).max)
+    assert update([np.ones_like(X)], [largest])[0, 0] == np.float32(largest)
+
+
 def test_clip_needs_x_s_and_four_numbers():
     for operands, width in (([X], 5), ([X], 6), ([X, X], 4), ([X, X], 5), ([X, X], 8)):
         with pytest.raises(ValueError, match=f"coef has shape.*{width}"):
@@ -356,6 +452,73 @@ def test_counter_words_are_integers():
     for word in ("seed", "sample", "step", "tag"):
         with pytest.raises(TypeError):
             normal((2, 3), **{word: 1.5}, backend="numpy")
+
+
+@pytest.mark.parametrize("given", [1.5, "1", b"1", np.float32(1)], ids=str)
+@pytest.mark.parametrize("name", ["seed", "sample", "step", "tag"])
+def test_a_word_of_the_counter_that_is_no_integer_is_named(name, given):
+    word = {name: given}
+    for call in (lambda: update([X], [1., .1], **word), lambda: kernels.bind([X], [1.], **word),
+                 lambda: normal((2, 3), **word), lambda: noise.normal((2, 3), **word),
+                 lambda: apply("langevin", X, X, eps=.1, **word),
+                 lambda: kernels.noise_norms(X, **word),
+                 lambda: kernels.dsm_loss(X, [1.] * 3, **word)):
+        with pytest.raises(TypeError, match=f"^{name} must be an integer.* got "):
+            call()
+    for f in (update, kernels.bind):
+        with pytest.raises(TypeError, match="^first_step must be an integer, got "):
+            f([X], [1., .1], first_step=given)
+
+
+@pytest.mark.parametrize("f", [update, kernels.bind, normal, kernels.norms, kernels.noise_norms,
+                               kernels.dsm_loss], ids=lambda f: f.__name__)
+def test_a_wrong_keyword_names_what_was_called(f):
+    with pytest.raises(TypeError, match=rf"^{f.__name__}\(\) got an unexpected keyword .*'sed'"):
+        f([X], [1.], sed=1) if f in (update, kernels.bind) else f(X, sed=1)
+    parameters = signature(f).parameters.values()
+    assert not [p for p in parameters if p.kind is p.VAR_KEYWORD]
+    assert inspect.getdoc(f)
+
+
+def test_parameters_are_named_where_one_is_wrong_or_missing():
+    for call, words in (
+            (lambda: apply("langevin", X, X, eps=.1, sed=1), "no parameter 'sed': it takes eps"),
+            (lambda: apply("langevin", X, X), "langevin_step needs eps"),
+            (lambda: apply("ddim", X, X, eta=0.), "ddim_step needs alpha_bar, alpha_bar_prev"),
+            (lambda: apply("ddpm_clipped", X, X, alpha_bar=.5),
+             "posterior_step needs alpha_bar_prev, variance"),
+            (lambda: kernels.coefficients(lambda x: x), "has no operands: they come first")):
+        with pytest.raises(TypeError, match=words):
+            call()
+    for op in ([], None, 3):
+        with pytest.raises(ValueError, match="is none of normal, perturb"):
+            apply(op, X)
+
+
+@pytest.mark.parametrize("dtype", ["float16", np.float16, np.dtype("float16"), torch.float16],
+                         ids=str)
+def test_a_dtype_may_be_said_in_any_way(dtype):
+    assert normal((2, 3), dtype).dtype == np.float16
+    assert normal((2, 3), dtype, "cpu").dtype == torch.float16
+    assert normal((2, 3), dtype, torch.device("cpu")).dtype == torch.float16
+    assert normal(3, dtype).shape == (3,)
+
+
+@pytest.mark.parametrize("arguments, error, words", [
+    (((2, 3), "bfloat16"), TypeError, "dtype bfloat16 is torch's alone: name a device"),
+    (((2, 3), np.float64), TypeError, "dtype must be one of float32, .* got float64"),
+    (((2, 3), float, "cpu"), TypeError, "dtype must be one of .* got float"),
+    (((2, 3), "float33"), TypeError, "dtype must be one of .* got float33"),
+    (((2, 3), "float32", "hpu"), ValueError, "device must be cpu, cuda or cuda:N, got 'hpu'"),
+    (((2, 3), "float32", "meta"), ValueError, "device must be cpu, cuda or cuda:N, got 'meta'"),
+    (((2, 3), "float32", "none"), ValueError, "device must be cpu, cuda or cuda:N, got 'none'"),
+    (((2., 3),), TypeError, r"shape must be whole numbers, samples first, got \(2.0, 3\)"),
+    (("ab",), TypeError, "shape must be whole numbers"), ((None,), TypeError, "shape must be"),
+    (((),), ValueError, r"shape must begin with the samples and .* got \(\)"),
+    (((-1, 2),), ValueError, r"shape .* no negative size, got \(-1, 2\)")], ids=str)
+def test_what_normal_cannot_make_is_named(arguments, error, words):
+    with pytest.raises(error, match=words):
+        normal(*arguments)
 
 
 def test_an_unknown_op_or_parameter():

@@ -1,5 +1,6 @@
 """The engine that runs loops fused: its moves, its schedules, what it refuses."""
 
+import warnings
 from copy import copy
 from itertools import islice
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from exact import difference
-from minidiff import ddpm, kernels, langevin, noise, samplers, sde
+from minidiff import ddpm, kernels, langevin, noise, samplers, sde, solvers
+from minidiff.families import FAMILIES
 from minidiff.kernels import Fused, Op, coefficients, fused, update
 from minidiff.samplers import Reference
 
@@ -98,6 +100,48 @@ def test_a_schedule_has_one_axis_and_a_step_is_in_it():
         move(3, X, X)
     with pytest.raises(TypeError, match="x must be a NumPy array or a torch tensor, got list"):
         move(0, [1.], [1.])
+
+
+@pytest.mark.parametrize("backend", [None, "numpy", "torch", "host"])
+def test_a_row_whose_score_is_0_stays(backend):
+    """The rule's step is infinite there. A score that is NaN still makes its row NaN."""
+    engine = Fused(0, backend=backend) if backend else Reference(0)
+    correct = engine.corrector(langevin.langevin_step, solvers.snr_step_size, noise.CORRECTOR,
+                               range(1))
+    x, s = np.ones((4, 5), np.float32), np.ones((4, 5), np.float32)
+    s[1], s[2], s[3] = 0, np.nan, 1e-30  # whose step of 1e59 is no float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = correct(0, x.copy(), s)
+    assert (got[1] == 1).all() and (got[3] == 1).all()
+    assert np.isnan(got[2]).all() and np.isfinite(got[0]).all() and (got[0] != 1).all()
+
+
+@pytest.mark.parametrize("corrector", ["langevin", "batch_langevin", "annealed"])
+def test_a_score_of_0_leaves_every_corrector_finite(corrector):
+    for engine in (Fused(0), Reference(0)):
+        states = samplers.predictor_corrector(
+            lambda x, t: 0 * x, samplers.prior((3, 4)), sde.VE(), [1., .5, .1],
+            engine, corrector=corrector)
+        assert all(np.isfinite(x).all() for x in states)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_keeps_its_precision_through_every_family(family):
+    """The score is given, at every step, what the start was: a network takes one dtype."""
+    for engine, dtypes in ((Reference, [np.float32, np.float64]),
+                           (Fused, [np.float32, torch.bfloat16, torch.float16])):
+        for dtype in dtypes:
+            given = isinstance(dtype, torch.dtype)
+            z = noise.normal((4, 2)).astype(np.float32 if given else dtype)
+            z = torch.from_numpy(z).to(dtype) if given else z
+            seen = set()
+
+            def score(x, sigma, seen=seen):
+                seen.add(x.dtype)
+                return -x / (sigma * sigma + .25)
+            states = [x.dtype for x in FAMILIES[family](score, z, 24, engine(0))]
+            assert seen == {z.dtype} and set(states) == {z.dtype}
 
 
 def test_a_rule_may_return_a_list():

@@ -8,6 +8,7 @@ from torch.library import opcheck
 
 from minidiff import kernels
 from minidiff.kernels import torch_ops
+from minidiff.kernels.check.compare import as_tuple
 from minidiff.langevin import langevin_step
 
 DRAW = None, 3, 0, 2, 1  # keys, seed, sample, step, tag
@@ -104,6 +105,48 @@ def test_keys_are_a_seed_and_an_id_a_row():
 def test_keys_that_are_none_are_refused_in_words(keys, more, words):
     with pytest.raises(ValueError, match=words):
         OPS.normal(torch.randn(6, 10), keys, *more, 2, 1)
+
+
+def test_the_functions_are_the_operators_and_the_launchers():
+    x, s, coef = torch.randn(6, 10), torch.randn(6, 10), torch.rand(6, 3)
+    draw = {"seed": 3, "sample": 5, "step": 2, "tag": 1}
+    assert torch.equal(torch_ops.update([x, s], coef, **draw),
+                       kernels.update([x, s], coef, **draw))
+    assert torch.equal(torch_ops.update([x], coef[:, :2], keys=KEYS, step=2, tag=1),
+                       OPS.update([x], coef[:, :2], None, *KEYED))
+    counter = torch.tensor(7)
+    got = torch_ops.update([x, s], coef, counter=counter, rows="step", step=1)
+    assert torch.equal(got, kernels.update([x, s], coef, step=counter, rows="step", first_step=1))
+    for name, given in (("normal", (x,)), ("noise_norms", (x,)), ("norms", (x,)),
+                        ("dsm_loss", (x, coef))):
+        f, of = getattr(torch_ops, name), getattr(OPS, name)
+        more = () if name == "norms" else (None, 3, 5, 2, 1)
+        got = f(*given, **draw) if more else f(*given)
+        for a, b in zip(as_tuple(got), as_tuple(of(*given, *more))):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["update", "normal", "noise_norms", "dsm_loss"])
+@pytest.mark.parametrize("word", ["seed", "sample", "step"])
+def test_words_beyond_2_63_are_the_launchers(name, word):
+    """An operator's integers have 64 bits and a sign; a seed has 64 and none."""
+    x = torch.zeros(2, 4)
+    given = {"update": ([x], torch.ones(2)), "dsm_loss": (x, torch.ones(3))}.get(name, (x,))
+    for value in (2**63 - 1, 2**63, 2**64 - 1, 2**64 + 5, -1, -2**63 - 1):
+        got = as_tuple(getattr(torch_ops, name)(*given, tag=2, **{word: value}))
+        if name == "normal":
+            want = [kernels.normal(x.shape, device="cpu", tag=2, **{word: value})]
+        else:
+            want = as_tuple(getattr(kernels, name)(*given, tag=2, **{word: value}))
+        assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+def test_a_seed_may_be_symbolic():
+    x = torch.zeros(2, 4)
+    f = torch.compile(lambda x, seed: torch_ops.normal(x, seed=seed) + 1, backend="aot_eager",
+                      fullgraph=True, dynamic=True)
+    for seed in (1, 2, 3):
+        assert torch.equal(f(x, seed), kernels.normal((2, 4), device="cpu", seed=seed) + 1)
 
 
 def test_inductor_compiles_the_update_whole():

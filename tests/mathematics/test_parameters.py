@@ -1,6 +1,8 @@
 """Parameters: out of range they are refused by name; in any precision, and at a process's very
 ends, they work."""
 
+from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,48 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 def named(value):
     """A case's name without an address, the same in every process."""
     return getattr(value, "__name__", str(value))
+
+
+# ---- the ends of formulas ----
+
+def test_posterior_variances_where_alpha_bar_underflows():
+    """beta~ = (1 - alpha_bar_prev) / (1 - alpha_bar) beta is beta where both are 0."""
+    variances = ddpm.posterior_variances([.999] * 1000)
+    assert variances[0] == 0 and (variances[200:] == .999).all()
+    assert np.isfinite(variances).all() and (np.diff(variances) >= 0).all()
+
+
+@pytest.mark.parametrize("alpha_bar_prev", [1 - 2.**-53, 1 - 1e-15, 1 - 1e-12, 1 - 1e-7, .9])
+@pytest.mark.parametrize("alpha_bar", [1e-5, .1, .3, .5, .8])
+def test_ddim_with_all_its_noise_near_the_data(alpha_bar, alpha_bar_prev):
+    """At eta = 1 its coefficients are DDPM's posterior's, with x_0 predicted.
+
+    They differ by rounding: where 1 - alpha_bar_prev = v, the part of eps is the root of a
+    difference of numbers near v, which rounding moves by 4 2^-53; a root of that is 2^-25.5.
+    """
+    both = {"alpha_bar": alpha_bar, "alpha_bar_prev": alpha_bar_prev}
+    got = coefficients(ddpm.ddim_step, eta=1., **both)
+    beta = ddpm.beta_between(**both)
+    variance = ddpm.posterior_variance(beta=beta, **both)
+    x0 = coefficients(ddpm.predicted_x0, alpha_bar=alpha_bar)
+    of_x, of_x0, of_z = coefficients(ddpm.posterior_step, variance=variance, **both)
+    want = [of_x + of_x0 * x0[0], of_x0 * x0[1], of_z]
+    np.testing.assert_allclose(got, want, rtol=0, atol=2.**-25.5 / alpha_bar**.5)
+
+
+@pytest.mark.parametrize("rho", [1e-300, 1e-3, .1, 1., 7., 100., 1e6, 1e300])
+@pytest.mark.parametrize("high, low", [(80., .01), (.5, .01), (1e150, 1e-150), (2., 2.)])
+def test_levels_of_any_rho_are_those_of_fifty_digits(rho, high, low):
+    """To 2^-44: of ln(low / high) / rho, at most 691 with the ends here, an ulp is 2^-44."""
+    levels = solvers.rho_levels(5, high, low, rho)
+    with localcontext(prec=400, Emax=MAX_EMAX, Emin=MIN_EMIN):
+        p = 1 / Decimal(rho)
+        ratio = (p * (Decimal(low) / Decimal(high)).ln()).exp()  # of the ends' powers
+        exact = [Decimal(high) * (1 + Decimal(k) / 4 * (ratio - 1))**Decimal(rho)
+                 for k in range(4)]
+        exact = [float(v) for v in exact] + [low]
+    np.testing.assert_allclose(levels, exact, rtol=2.**-44)
+    assert levels[0] == high and levels[-1] == low
 
 
 # ---- out of range ----

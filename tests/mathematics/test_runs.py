@@ -83,9 +83,9 @@ def test_a_second_loop_on_an_engine_is_refused_and_told_how_to_go_on(loop, make)
 def test_first_step_shifts_the_noise_alone():
     """Levels and parameters count from 0: step k draws what the chain's 100 + k would."""
     eps = np.linspace(.1, .2, 3)
-    got = [*samplers.iterate(langevin.langevin_step, score, X, np.ones(3), Reference(3),
+    x = X.astype(float)
+    got = [*samplers.iterate(langevin.langevin_step, score, x, np.ones(3), Reference(3),
                              first_step=100, eps=eps)]
-    x = X
     for k in range(3):
         z = noise.normal(X.shape, 3, 0, 100 + k, noise.PREDICTOR)
         x = langevin.langevin_step(x, -x, z, eps[k])

@@ -1,5 +1,6 @@
 """The package: what importing it takes, where it is found, and what its pages say."""
 
+import doctest
 import os
 import pkgutil
 import re
@@ -7,11 +8,14 @@ import subprocess
 import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
+from inspect import getdoc, signature
 from pathlib import Path
 
 import pytest
 
 import minidiff
+from minidiff import kernels
+from minidiff.affine import operands
 from minidiff.kernels.check.words import shown
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +79,34 @@ def test_the_kernels_page_follows_one_element_through_the_stages_that_check_prin
     assert len(bits) == 7 and len(values) == 3
     for number in bits + values:
         assert number in stages, number
+
+
+def test_the_kernels_page_lists_every_row_and_what_it_takes():
+    """Its table is the code's: step, operands, noise and parameters of each row."""
+    page = (ROOT / "kernels" / "README.md").read_text()
+    for op in kernels.OPS.values():
+        stages = [op.step, *[op.denoise] * bool(op.denoise)]
+        takes = {}  # in order
+        for f in stages:
+            takes |= dict.fromkeys(p for p in signature(f).parameters if p not in operands(f))
+        where = op.step.__module__.removeprefix("minidiff.")
+        row = [f"`{op.name}`", f"`{where}.{op.step.__name__}`", ", ".join(op.operands),
+               "z" if op.noise else "", ", ".join(f"`{p}`" for p in takes)]
+        assert f"\n| {' | '.join(row)} |\n" in page, op.name
+        assert "\nExample:\n" in getdoc(op.step) or op.name == "normal"
+
+
+@pytest.mark.parametrize("name", ["updates", "torch_ops"])
+def test_the_kernels_examples_print_what_they_say(name):
+    module = import_module(f"minidiff.kernels.{name}")
+    for test in doctest.DocTestFinder().find(module):
+        said = []
+        doctest.DocTestRunner(verbose=False).run(test, out=said.append)
+        assert not said, "".join(said)
+    public = [f for f, v in vars(module).items()
+              if getattr(v, "__module__", "") == module.__name__ and f[0] != "_"]
+    for f in {*public} - {"register", "HOLDS"}:
+        assert "\nExample:\n    >>> " in getdoc(getattr(module, f)), f
 
 
 def test_from_the_clones_parent_folder_the_package_is_found(tmp_path):

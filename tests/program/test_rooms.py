@@ -19,7 +19,9 @@ FOLDERS = {"minidiff": ROOT / "minidiff", "minidiff.kernels": ROOT / "kernels",
 MATHEMATICS = ("targets", "score_matching", "predictions", "langevin", "ddpm", "sde", "solvers",
                "samplers", "engine", "likelihood", "noise", "affine", "arguments", "families")
 
-EDGES = "npz", "files", "weights", "terminal"  # where the program meets users' files and terminals
+# where the program meets users' files, terminals and compilers
+EDGES = "npz", "files", "weights", "terminal"
+BUILD = ROOT / "kernels/build.py"
 
 
 def modules():
@@ -112,33 +114,34 @@ ROOMS = {
     "mathematics": [ROOT / "minidiff" / f"{name}.py" for name in ("__init__", *MATHEMATICS)],
     "program": [f for f in (ROOT / "minidiff").glob("*.py")
                 if f.stem not in ("__init__", *MATHEMATICS, *EDGES)],
-    "edges": [ROOT / "minidiff" / f"{name}.py" for name in EDGES],
-    "kernels": [*(ROOT / "kernels").glob("*.py")],
+    "edges": [BUILD, *(ROOT / "minidiff" / f"{name}.py" for name in EDGES)],
+    "kernels": [*{*(ROOT / "kernels").glob("*.py")} - {BUILD}],
     "kernels/check": [*(ROOT / "kernels/check").glob("*.py")],
     "kernels/check/yours": [*(ROOT / "kernels/check/yours").glob("*.py")],
     "bench": [*(ROOT / "bench").rglob("*.py")]}
 
 
 @pytest.mark.parametrize("room, ceiling", [
-    ("mathematics", 12_500), ("program", 16_000), ("edges", 4_500),
-    ("kernels", 12_400), ("kernels/check", 10_500),
-    ("kernels/check/yours", 7_000), ("bench", 23_000)])
+    ("mathematics", 12_500), ("program", 16_200), ("edges", 5_500),
+    ("kernels", 13_300), ("kernels/check", 10_500),
+    ("kernels/check/yours", 7_000), ("bench", 23_500)])
 def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     """A ceiling in tokens of code; sentences are free.
 
     That of kernels was 11,500: a seed a row on five backends and in the operators, runs that are
-    claimed, copies and a constant step beside a counter took 800. That of program was 15,000:
-    the tour's eight pictures take 3,300. What meets users' files and terminals is a room of its
+    claimed, copies and a constant step beside a counter took 800; keywords that are spelled out,
+    the operators as functions and what compilers pass 800. That of program was 15,000: the tour's
+    eight pictures take 3,300. What meets users' files, terminals and compilers is a room of its
     own, edges. That of check was 8,500: what explains a difference takes
     2,400, and a user's kernels, in a process of their own, have a room of their own. That
     of bench was 19,000: a clock outside a user's process takes 2,000, three peers 1,200, intervals
-    and the machine's state 900.
+    and the machine's state 900, rows of a file, looked at one by one, 400.
     """
     assert sum(tokens_a_line(f.read_text()).total() for f in ROOMS[room]) <= ceiling
 
 
 def test_the_cuda_c_can_be_read_in_one_sitting():
-    assert len((ROOT / "kernels/kernels.cu").read_text().splitlines()) <= 470
+    assert len((ROOT / "kernels/kernels.cu").read_text().splitlines()) <= 490
 
 
 @pytest.mark.parametrize("room, most", [
