@@ -224,6 +224,10 @@ def run_train(args):
             own = out / "state.safetensors"
             train.resume(trainer, own if args.resume is True else args.resume, run)
         train.claim(out, run, resumed)
+        name = kernels.backend(args.backend, trainer.device.partition(":")[0]).NAME
+        print(f"{trainer.steps} iterations of {trainer.batch} samples, {args.objective} "
+              f"score matching, weighting {trainer.weighting}, peak learning rate "
+              f"{args.lr:g}; seed {args.seed}, on {trainer.device} by {name}")
         return train.run(trainer, out, run, args.save_every)
 
 

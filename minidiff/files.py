@@ -64,6 +64,19 @@ def write_json(file, rows):
         part.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+def require_file(file):
+    """ValueError, in one line, for what is not there and for what is no file.
+
+    A device or a pipe would be read without end.
+    """
+    path = Path(file)
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise ValueError(f"{file}: is a directory")
+    raise ValueError(f"{file}: {'not a file' if path.exists() else 'no such file'}")
+
+
 def second_name(file, spare):
     """Give a file another name: a link, or a copy where the file system has no links."""
     try:

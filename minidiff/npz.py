@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from .files import require_file
+
 LABELS = {"y", "label", "labels", "target", "targets", "class", "classes"}
 TRAIN = {"train", "training"}
 TEST = {"test", "testing"}
@@ -76,8 +78,7 @@ def contents(file):
     """
     if not str(file).endswith(".npz"):
         raise ValueError(f"{file}: not a .npz file")
-    if not Path(file).is_file():
-        raise ValueError(f"{file}: no such file")
+    require_file(file)
     with _errors(file):
         with open(file, "rb") as f:
             if f.read(6) == npy.MAGIC_PREFIX:

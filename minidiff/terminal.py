@@ -6,6 +6,7 @@ Files are what a command is run for. So a line that cannot be printed ends nothi
 import os
 import signal
 import sys
+import warnings
 
 
 def printable(text):
@@ -73,12 +74,19 @@ def raise_on_interrupt():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def warned(message, *_):
+    """A warning's line. A command has no line of its user's for it to point at."""
+    return f"minidiff: {printable(str(message))}\n"
+
+
 def run(main):
     """The exit code of main(). What it printed and nobody could read is said.
 
     That a reader left early, as head does, is no fault.
     """
     open_streams()
+    warnings.formatwarning = warned
+    warnings.simplefilter("once", UserWarning, append=True)
     try:
         code = main() or 0
     except SystemExit as e:

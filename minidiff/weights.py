@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 
 from . import __version__
-from .files import PART, flush, second_name, whole
+from .files import PART, flush, require_file, second_name, whole
 from .net import ScoreNet, usual_defaults
-from .npz import MOST_LEVELS, WIDEST
+from .npz import MOST_LEVELS, WIDEST, free_memory
 
 
 def save(file, tensors, metadata):
@@ -87,6 +87,10 @@ def read(file):
 
 def _read(file):
     """`read`, of this file alone."""
+    require_file(file)
+    size = os.path.getsize(file)
+    if size > free_memory():
+        raise MemoryError(f"{file} holds {size} bytes")
     try:
         data = Path(file).read_bytes()
     except OSError as e:

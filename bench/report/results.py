@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from ...files import whole
+from ...files import require_file, whole
 from ...machine import machine
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -28,9 +28,8 @@ def save(target, rows):
 
 def load(file):
     """Rows of a file. ValueError in one line where it holds anything else."""
+    require_file(file)
     try:
-        if not Path(file).is_file():
-            raise ValueError("no such file")
         rows = json.loads(Path(file).read_text())
     except (OSError, ValueError, RecursionError) as e:  # a text may be nested without end
         raise ValueError(f"{file}: not a list of rows that bench wrote ({e})") from e

@@ -342,9 +342,10 @@ def test_what_is_no_result_is_refused_before_anything_is_timed(text, tmp_path, r
             argv=["bench", "--report", str(tmp_path)])
 
 
-@pytest.mark.parametrize("name", ["absent.json", ".", "/dev/zero"])
-def test_what_is_no_file_is_refused_before_anything_is_timed(name, tmp_path, refused):
-    refused("no such file", argv=["bench", "--op", "langevin", "--compare", str(tmp_path / name)])
+@pytest.mark.parametrize("name, words", [
+    ("absent.json", "no such file"), (".", "is a directory"), ("/dev/zero", "not a file")])
+def test_what_is_no_file_is_refused_before_anything_is_timed(name, words, tmp_path, refused):
+    refused(words, argv=["bench", "--op", "langevin", "--compare", str(tmp_path / name)])
 
 
 def test_a_run_of_another_machine_is_refused_before_anything_is_timed(tmp_path, refused,

@@ -1,7 +1,10 @@
 """The commands as a user meets them: help, the demo, measures, refusals, check and bench."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 from minidiff import data, demo, families, kernels, noise, plot, targets
-from minidiff.__main__ import main
+from minidiff.__main__ import main, parser
 from minidiff.demo import Measured, NetScore
 from minidiff.demo import sample as draw
 from minidiff.quality import nearest_distance, svm_accuracy
@@ -236,6 +239,51 @@ def test_options_are_refused_in_one_line(tmp_path, refused):
         with pytest.raises(SystemExit) as stop:
             main(argv)
         assert stop.value.code == 2
+
+
+def every_option():
+    """(command, option) of all that take a value."""
+    choices = parser()._subparsers._group_actions[0].choices
+    return [(name, action.option_strings[0]) for name, one in choices.items()
+            for action in one._actions if action.option_strings and action.nargs != 0]
+
+
+@pytest.mark.parametrize("command, option", every_option(), ids="".join)
+def test_no_option_takes_an_empty_word(command, option, capsys):
+    """It is a variable of the shell that was not set; the default would be another answer."""
+    with pytest.raises(SystemExit) as stop:
+        main([command, option, ""])
+    said = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and said[-1].startswith(f"minidiff {command}: error: argument ")
+    assert option in said[-1] and len(every_option()) > 50
+
+
+@pytest.mark.parametrize("name", ["hpu", "meta", "mps", "cpu:0:0", "nonsense", "cuda:-1"])
+def test_a_device_is_a_cpu_or_a_gpu(name, refused):
+    refused(f"--device must be cpu, cuda or cuda:N, got '{name}'",
+            argv=["info", "--device", name])
+
+
+def test_training_says_what_it_chose(tmp_path, capsys):
+    argv = ["train", "--data", "moons", "--steps", "2", "--seed", "3", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    name = kernels.backend().NAME
+    assert ("2 iterations of 512 samples, denoising score matching, weighting edm, peak learning "
+            f"rate 0.002; seed 3, on cpu by {name}\n") in capsys.readouterr().out
+    more = ["--objective", "sliced", "--lr", "1e-4", "--batch", "16", "--backend", "torch"]
+    assert main([*argv[:-1], str(tmp_path / "b"), *more]) == 0
+    assert ("2 iterations of 16 samples, sliced score matching, weighting sigma2, peak learning "
+            "rate 0.0001; seed 3, on cpu by torch\n") in capsys.readouterr().out
+
+
+def test_a_warning_of_a_command_is_one_line_said_once(tmp_path):
+    """Its user has no line of code that it could point at."""
+    said = subprocess.run(
+        [sys.executable, "-m", "minidiff", "train", "--data", "moons", "--steps", "2", "--batch",
+         "9", "--out", str(tmp_path)], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"CXX": "no-such-compiler"}).stderr
+    line = "minidiff: backend 'torch' instead of host: CXX=no-such-compiler: no-such-compiler"
+    assert said.count(line) == said.count("instead of") == 1 and "Warning" not in said
 
 
 def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path, capsys, refused):

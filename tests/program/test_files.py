@@ -71,6 +71,34 @@ def test_a_full_disk_leaves_the_old_file(writer, call, number, tmp_path, monkeyp
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("argv", [
+    ["sample", "--model"], ["eval", "--model"], ["train", "--data", "moons", "--steps", "1",
+                                                 "--resume"], ["bench", "--op", "langevin",
+                                                               "--compare"]], ids="-".join)
+def test_what_would_be_read_without_end_is_refused(argv, tmp_path, refused, monkeypatch):
+    """A device, a pipe that nobody writes to, a folder; 2^40 bytes that are no memory."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    more = ["--out", "o"] if argv[0] == "train" else []
+    for file, words in (("/dev/zero", "not a file"), ("pipe", "not a file"),
+                        ("/", "is a directory"), ("none", "no such file")):
+        refused(f"{file}: {words}", argv=[*argv, file, *more])
+    if argv[0] != "bench":
+        with open("large", "wb") as f:
+            f.truncate(1 << 40)
+        refused("out of memory (large holds 1099511627776 bytes)", argv=[*argv, "large", *more])
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_data_that_would_be_read_without_end_are_refused(kind, tmp_path, refused):
+    file = tmp_path / "x.npz"
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    refused(f"{file}: not a file", argv=["train", "--data", str(file), "--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("writer", WRITERS)
 def test_an_interrupt_leaves_the_old_file(writer, tmp_path, monkeypatch):
     def interrupted(*arguments):
