@@ -254,7 +254,8 @@ def other_process():
 @pytest.fixture(scope="module")
 def from_triton(other_process):
     found, errors = other_process.communicate()
-    assert other_process.returncode == 0, errors
+    *_, last = ["", *errors.splitlines()]
+    assert other_process.returncode == 0, f"{last}\n{errors}"
     return json.loads(found)
 
 
@@ -344,7 +345,8 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     monkeypatch.setattr(on_cupy, "options", lambda aligned, *v: [
         "--std=c++17", f"-DALIGNED={int(aligned)}", *on_host.macros(*v)])
     launch.compiled_by_nvrtc.cache_clear()
-    with pytest.raises(RuntimeError, match=r"^(add|mul)\.f32 .*not written"):
+    said = r"^(add|mul)\.f32 .* is not written .* 'update' of NVRTC 1\d\."
+    with pytest.raises(NotImplementedError, match=said):
         differs(*case)
     launch.compiled_by_nvrtc.cache_clear()
 
