@@ -2,13 +2,15 @@
 
 import ctypes
 import ctypes.util
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from emulator import arithmetic, launch
+from emulator import arithmetic, launch, unknown
 from minidiff import noise
 from minidiff.kernels import on_triton
 
@@ -312,6 +314,17 @@ def test_an_unknown_line_is_named_with_what_to_do(monkeypatch, known, other, lin
     assert said.startswith(f"{line} is not written in tests/emulator/{file}"), said
     assert said.endswith(": it is in kernel 'kernel' of Triton 3.99.1. Write it there, or test "
                          f"with a Triton that is known: {end}") and "\n" not in said, said
+
+
+def test_the_gate_runs_the_tritons_that_are_known():
+    """The older ones by number, the newest in the suite; setup.py admits them alone."""
+    root = Path(__file__).parents[2]
+    older = " ".join(unknown.KNOWN[:-1])
+    assert f"for version in {older}; do" in (root / ".ci" / "run").read_text()
+    setup = (root / "setup.py").read_text()
+    first, end = re.search(r'"triton>=3\.(\d+),<3\.(\d+);', setup).groups()
+    minors = [int(version.split(".")[1]) for version in unknown.KNOWN]
+    assert minors == [*range(int(first), int(end))]
 
 
 @pytest.mark.parametrize("write", ["@%p1 mov.u32 %r3, 5;", "@%p1 ld.global.u32 %r3, [%rd2];"])
