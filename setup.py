@@ -32,7 +32,7 @@ setup(
                 "NumPy's bits",
     python_requires=">=3.11",
     **ROOMS,
-    install_requires=["numpy>=2.0,<2.6", "torch>=2.11,<2.14", "scikit-learn>=1.5,<1.10",
+    install_requires=["numpy>=2.0,<2.6", "torch>=2.11,<2.15", "scikit-learn>=1.5,<1.10",
                       "matplotlib>=3.9,<4", "safetensors>=0.4,<0.9", "tqdm>=4.66,<5",
                       "scipy>=1.13,<2", "filelock>=3.12,<5"],
     extras_require={

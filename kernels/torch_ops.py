@@ -34,7 +34,7 @@ def register(name, signature, run, fake, backward=None, save=None):
         LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
         return
     # What torch.library.register_autograd registers, of torch's own functions in 2.11 to
-    # 2.13, behind a look at tangents: below, none is seen.
+    # 2.14, behind a look at tangents: below, none is seen.
     operator = getattr(torch.ops.minidiff, name).default
     recorded = make_autograd_impl(operator, Info(backward, save))
 

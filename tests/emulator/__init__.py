@@ -17,12 +17,14 @@ on its own.
     arithmetic.py  what an instruction computes, rounded as its name says
     warps.py       threads: who is where, and what an instruction does to their registers
     memory.py      the launch's own arrays, and who touched what since a barrier
+    unknown.py     what is said of a line that none of these knows
     launch.py      a launch; and `triton` and `cupy`, made to compile for sm_90 and run here
 
 What is refused. Only as much of the language is written as the kernels here use. Any other
-instruction, or another modifier, is a RuntimeError with its text, not a guess: `add.f32`,
-which a compiler may contract, as well as `sin.approx`. So is what a device might do without
-a word:
+instruction, modifier, operand or directive is a NotImplementedError, not a guess: `add.f32`,
+which a compiler may contract, as well as `sin.approx`. It names the line, the kernel, the
+compiler and what to do: a Triton that is not out yet may write what none did before. What a
+device might do without a word is a RuntimeError:
 - an address outside of the launch's own tensors, or not a multiple of what is read there;
 - a race: what one thread stores and another touches, before a barrier or in another block
   (in shared memory it is warps that race: within a warp, threads keep step);

@@ -19,7 +19,7 @@ MODIFIERS = {(verb, "f"): {("rn",)} for verb in ("add", "sub", "mul")} | {
             "add", "sub", "min", "max", "rem", "div", "neg", "and", "or", "xor", "not")}
 
 
-def need(true, what="not written"):
+def need(true, what=""):
     """NotImplementedError unless true."""
     if not true:
         raise NotImplementedError(what)

@@ -39,7 +39,8 @@ def run(text, kernel, arguments, places, threads, shared=0):
               "shared": Memory([(scratch.ctypes.data, scratch.nbytes)], threads, shared=True)}
     program, parameters = parsed(text, kernel), []
     if len(arguments) != len(program.parameters):
-        raise RuntimeError(f"{len(arguments)} arguments for {len(program.parameters)} parameters")
+        raise RuntimeError(f"{len(arguments)} arguments for {len(program.parameters)} parameters "
+                           f"of kernel {kernel!r} of {program.compiler}")
     for a, size in zip(arguments, program.parameters):
         if isinstance(a, ctypes._SimpleCData) and ctypes.sizeof(a) != size:
             raise RuntimeError(f"an argument of {ctypes.sizeof(a)} bytes for a parameter of {size}")

@@ -20,6 +20,7 @@ from .arithmetic import (
     shift,
     wide,
 )
+from .unknown import unknown
 
 NAMES = re.compile(r"-?[%\w]+")
 
@@ -29,7 +30,8 @@ class Warps:
 
     def __init__(self, program, parameters, memory, shared, blocks, threads, warps):
         self.code, self.labels, self.sizes = program.code, program.labels, program.registers
-        self.whole = {i for i, (_, name, _) in enumerate(self.code) if "sync" in name}
+        self.program = program
+        self.whole = {i for i, (_, name, *_) in enumerate(self.code) if "sync" in name}
         self.stops = self.whole | {*self.labels.values()}
         self.parameters, self.memory = parameters, memory
         block, thread = np.indices((len(blocks), 32 * len(warps))).reshape(2, -1)
@@ -43,29 +45,37 @@ class Warps:
         self.shared_size = shared.shape[1]
 
     def run(self):
-        """To the next barrier (True) or the end (False). RuntimeError names the instruction."""
+        """To the next barrier (True) or the end (False). RuntimeError begins with the line of
+        PTX; it is NotImplementedError where the line is none that is written here."""
         end = len(self.code)
         while self.at.min() < end:
             here, active = self.ready()
             while True:
-                guard, name, operands = self.code[here]
+                guard, name, operands, line = self.code[here]
                 here += 1
                 try:
                     self.on = active & self.holds(guard)
                     need(guard is None or here - 1 not in self.whole, "guarded")
                     if name[0] == "bar":
-                        need(name == ["bar", "sync"] and operands == ["0"] and active.all())
+                        need(name == ["bar", "sync"] and operands == ["0"])
+                        need(active.all(), "not every thread comes to it")
                         self.at[:] = here
                         return True
                     if name[0] in ("bra", "ret", "exit"):
+                        need(name[1:] in ([], ["uni"]))
+                        need(len(operands) == (name[0] == "bra"))
                         self.at[active] = here
                         self.at[self.on] = self.labels[operands[0]] if operands else end
                         break
                     if self.on.any():
                         getattr(self, "do_" + name[0], self.do)(name, *operands)
-                except Exception as e:
-                    text = f"{'.'.join(name)} {', '.join(operands)}"
-                    raise RuntimeError(f"{text}: {type(e).__name__}: {e}") from e
+                except MemoryError as e:
+                    raise RuntimeError(f"{line} {e}") from e
+                except NotImplementedError as e:
+                    raise unknown(line, self.program, "warps.py", str(e)) from e
+                except Exception as e:  # a form that the method does not expect
+                    why = f"{type(e).__name__}: {e}"
+                    raise unknown(line, self.program, "warps.py", why) from e
                 if here in self.stops:
                     self.at[active] = here
                     break
@@ -116,6 +126,7 @@ class Warps:
         verb, *modifiers, kind = name
         kind = KINDS[kind]
         need(tuple(modifiers) in MODIFIERS[verb, "f" if kind.kind == "f" else "i"])
+        need(len(operands) == 1 + (verb in BINARY))
         need(verb != "div" or kind.itemsize == 4)
         a, *more = (self.get(o, kind) for o in operands)
         if modifiers in (["wide"], ["hi"]):
@@ -198,7 +209,8 @@ class Warps:
 
     def do_mov(self, name, out, a):
         """A register, or a vector of halves to or from one."""
-        kind = KINDS[name[1]]
+        _, kind = name
+        kind = KINDS[kind]
         if out[0] == "{":
             low, high = NAMES.findall(out)
             parts = self.get(a, kind).view(f"u{kind.itemsize // 2}")
@@ -214,7 +226,8 @@ class Warps:
     def do_shfl(self, name, out, a, distance, clamp, members):
         a, distance, clamp, members = (self.get(o, U32) for o in (a, distance, clamp, members))
         whole = (clamp == 31) & (members == 2**32 - 1) | ~self.on
-        need(name[1:] == ["sync", "bfly", "b32"] and whole.all())
+        need(name[1:] == ["sync", "bfly", "b32"])
+        need(whole.all(), "of a part of a warp")
         out, _, valid = out.partition("|")
         other = np.arange(len(a)) // 32 * 32 + (self.lane ^ distance) % 32
         self.put(out, a[other])

@@ -66,6 +66,8 @@ SLOTS = {("triton", "float32"): (32.3, 36., 39.), ("triton", "bfloat16"): (32.2,
 KEYED_SLOTS = {("triton", "float32"): (35.7, 39.6, 44.3),
                ("triton", "bfloat16"): (36.8, 41.1, 47.2),
                ("cuda", "float32"): (31.7, 34.5, 37.2), ("cuda", "bfloat16"): (31.3, 35.4, 39.5)}
+# Slots more that these Tritons take at most, by their moves of registers; the bits are the same
+MORE = {"3.7.1": 2.3, "3.8.0": .5}
 HALF_RATE = re.compile("(LOP3|IADD3|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|VIADDMNMX|I2FP|"
                        "F2FP|PLOP3|IABS|POPC)$")
 
@@ -254,7 +256,8 @@ def other_process():
 @pytest.fixture(scope="module")
 def from_triton(other_process):
     found, errors = other_process.communicate()
-    assert other_process.returncode == 0, errors
+    *_, last = ["", *errors.splitlines()]
+    assert other_process.returncode == 0, f"{last}\n{errors}"
     return json.loads(found)
 
 
@@ -344,7 +347,8 @@ def test_contraction_and_shortcuts_would_show(cupy_here, monkeypatch):
     monkeypatch.setattr(on_cupy, "options", lambda aligned, *v: [
         "--std=c++17", f"-DALIGNED={int(aligned)}", *on_host.macros(*v)])
     launch.compiled_by_nvrtc.cache_clear()
-    with pytest.raises(RuntimeError, match=r"^(add|mul)\.f32 .*not written"):
+    said = r"^(add|mul)\.f32 .* is not written .* 'update' of NVRTC 1\d\."
+    with pytest.raises(NotImplementedError, match=said):
         differs(*case)
     launch.compiled_by_nvrtc.cache_clear()
 
@@ -461,6 +465,7 @@ def test_triton_contracts_nothing(from_triton):
 @needs_triton
 def test_triton_keeps_to_its_slots(from_triton):
     """Noise with up to two operands, aligned; and under 13 without noise."""
+    more = MORE.get(triton.__version__, 0)
     for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
         dtype, operands, draws, clip, rows, size, aligned = variant
         if aligned and not draws and not clip and operands <= 2:
@@ -468,7 +473,7 @@ def test_triton_keeps_to_its_slots(from_triton):
         if aligned and draws and not clip and "call" in rows and size == 1024:
             table = KEYED_SLOTS if "keys" in rows else SLOTS
             ceiling = table["triton", dtype][operands]
-            assert ceiling - 1 < found["slots"] <= ceiling, (variant, found["slots"])
+            assert ceiling - 1 < found["slots"] <= ceiling + more, (variant, found["slots"])
 
 
 if __name__ == "__main__":
