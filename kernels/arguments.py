@@ -206,14 +206,15 @@ def as_given(given, t):
     return t.numpy() if isinstance(given, np.ndarray) else t
 
 
-def in_float32(coef):
+def in_float32(coef, ndmin=0):
     """Coefficients as float32. ValueError for a number that float32 cannot hold."""
-    with np.errstate(over="ignore"):
-        narrow = np.array(coef, np.float32, order="C")
-    beyond = np.isinf(narrow) & np.isfinite(coef)
-    if beyond.any():
-        raise ValueError(f"coef holds {coef[beyond][0]:g}, which is beyond float32")
-    return narrow
+    try:
+        with np.errstate(over="raise"):
+            return np.array(coef, np.float32, order="C", ndmin=ndmin)
+    except FloatingPointError:
+        finite = coef[np.isfinite(coef)]
+        largest = finite[abs(finite).argmax()]
+        raise ValueError(f"coef holds {largest:g}, which is beyond float32") from None
 
 
 def table(coef, like):
@@ -227,7 +228,7 @@ def table(coef, like):
         return coef if coef.dim() > 1 else coef.view(1, -1)
     if coef.dtype.kind not in "fiu":
         raise TypeError(f"coef must hold real numbers, got {coef.dtype}")
-    coef = torch.from_numpy(np.atleast_2d(in_float32(coef)))
+    coef = torch.from_numpy(in_float32(coef, ndmin=2))
     return coef if like.is_cpu else coef.to(like.device)
 
 

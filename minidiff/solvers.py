@@ -106,7 +106,7 @@ def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):
     z_norm, s_norm: |z| and |s| of each sample, (B,). For annealed Langevin they are sigma
     and 1, as s is about -z / sigma. kappa > 0 is the SDE's. eps then depends on z, which
     the step also multiplies: that biases, see `samplers.predictor_corrector`. Nothing is
-    checked here: a score of 0 gives inf.
+    checked here: a score of 0 gives inf, for which an engine's corrector leaves x as it is.
 
     Example:
         >>> print(snr_step_size(2., 4., snr=.5))
