@@ -143,9 +143,10 @@ def iterate(step, score, x, levels, engine, correct=_unchanged, *, first_step=0,
             **parameters):
     """N states: x_{k+1} = correct(k, step(x_k, score(x_k, levels[k]), z_k; parameters[k])).
 
-    levels: (N,). first_step: of the noise; step k draws first_step + k's. parameters: the
-    step's own and its denoise stage, each a number or (N,). ValueError for one of another
-    shape, and where the engine has drawn a step before.
+    levels: (N,). correct(k, x): what follows a step, by default nothing. first_step: of the
+    noise; step k draws first_step + k's. parameters: the step's own and its denoise stage,
+    each a number or (N,). ValueError for one of another shape, and where the engine has
+    drawn a step before.
     """
     for name, v in parameters.items():
         if name != "clip" and np.shape(v) not in ((), np.shape(levels)):
@@ -164,13 +165,13 @@ def denoise(score, x, level, engine, a, sigma):
     return move(0, x, score(x, np.asarray(level).item()))
 
 
-def langevin(score, x, n, engine, eps=1e-2, **options):
+def langevin(score, x, n, engine, eps=1e-2, *, correct=_unchanged, first_step=0):
     """Langevin dynamics at one noise level: n steps of size eps with score(x).
     [SMLD eq. 4]
 
     The chain forgets its start and settles on p, but for a bias of order eps. Between modes
     that lie far apart it hardly ever crosses, so their weights stay those of the start.
-    eps > 0, a number or one a step, (n,). options: `iterate`'s.
+    eps > 0, a number or one a step, (n,). correct, first_step: as in `iterate`.
 
     Example:
         >>> from minidiff.targets import Gaussian
@@ -181,31 +182,32 @@ def langevin(score, x, n, engine, eps=1e-2, **options):
     """
     check_domain(n=n, eps=eps)
     yield from iterate(langevin_step, lambda x, _: score(x), x, np.arange(n), engine,
-                       eps=eps, **options)
+                       correct, first_step=first_step, eps=eps)
 
 
-def annealed_langevin(score, x, sigmas, engine, eps=2e-5, n_steps=100, **options):
+def annealed_langevin(score, x, sigmas, engine, eps=2e-5, n_steps=100, *,
+                      correct=_unchanged, first_step=0):
     """SMLD: n_steps Langevin steps a level, from the largest sigma down.
     [SMLD Alg. 1; NCSNv2]
 
     score(x, sigma); sigmas (L,), falling. The last state still has noise of sigmas[-1],
-    which `denoise` takes out. options: `iterate`'s.
+    which `denoise` takes out. correct, first_step: as in `iterate`.
     """
     check_domain(n_steps=n_steps)
     alphas = step_sizes(sigmas, eps)
     levels = np.repeat(sigmas, n_steps)
-    yield from iterate(langevin_step, score, x, levels, engine,
-                       eps=np.repeat(alphas, n_steps), **options)
+    yield from iterate(langevin_step, score, x, levels, engine, correct,
+                       first_step=first_step, eps=np.repeat(alphas, n_steps))
 
 
 def ancestral(score, x, betas, engine, variances=None, *, last_noise=False, clip=None,
-              **options):
+              correct=_unchanged, first_step=0):
     """DDPM: i = N-1 ... 0 with score(x, i). [DDPM Alg. 2]
 
     variances: (N,), by default the betas. last_noise: whether the step from i = 0 adds
     noise; the paper's algorithm adds none. clip: (lo, hi) of the predicted x_0, from which
     the posterior's mean is then formed. For a subset of another chain's steps, pass
-    `ddpm.subset_betas`; i then counts the subset. options: `iterate`'s.
+    `ddpm.subset_betas`; i then counts the subset. correct, first_step: as in `iterate`.
     """
     betas = schedule(betas, "betas")
     variances = np.array(betas if variances is None else variances, np.float64)
@@ -223,56 +225,58 @@ def ancestral(score, x, betas, engine, variances=None, *, last_noise=False, clip
                       "alpha_bar": alpha_bar[::-1],
                       "alpha_bar_prev": ddpm.previous(alpha_bar)[::-1]}
     i = np.arange(len(betas))[::-1]
-    yield from iterate(step, score, x, i, engine,
-                       variance=variances[::-1], **parameters, **options)
+    yield from iterate(step, score, x, i, engine, correct, first_step=first_step,
+                       variance=variances[::-1], **parameters)
 
 
-def ddim(score, x, alpha_bar, engine, eta=0., **options):
+def ddim(score, x, alpha_bar, engine, eta=0., *, correct=_unchanged, first_step=0):
     """DDIM: i = N-1 ... 0 with score(x, i), ending at alpha_bar = 1. [DDIM eq. 12]
 
     At eta = 0, the default, it is a solver of the probability flow: no noise, and few steps
     do. alpha_bar: (N,), falling, a whole chain's or a subset; i counts those given. eta in
-    [0, 1]: `ddpm.ddim_step`. options: `iterate`'s. ValueError for alpha_bar that does not
-    fall within (0, 1).
+    [0, 1]: `ddpm.ddim_step`. correct, first_step: as in `iterate`. ValueError for alpha_bar
+    that does not fall within (0, 1).
     """
     alpha_bar = check_falling(alpha_bar, "alpha_bar")
     i = np.arange(len(alpha_bar))[::-1]
     alpha_bar_prev = ddpm.previous(alpha_bar)
-    yield from iterate(ddpm.ddim_step, score, x, i, engine, eta=eta,
-                       alpha_bar=alpha_bar[::-1], alpha_bar_prev=alpha_bar_prev[::-1],
-                       **options)
+    yield from iterate(ddpm.ddim_step, score, x, i, engine, correct,
+                       first_step=first_step, eta=eta, alpha_bar=alpha_bar[::-1],
+                       alpha_bar_prev=alpha_bar_prev[::-1])
 
 
-def reverse_sde(score, x, sde, times, engine, step=sdes.reverse_sde_step, **options):
+def reverse_sde(score, x, sde, times, engine, step=sdes.reverse_sde_step, *,
+                correct=_unchanged, first_step=0):
     """Euler-Maruyama on the reverse-time SDE, with score(x, t). [SDE eq. 6]
 
         dx = [f - g^2 s] dt + g dw,  from the first of the times to the last
 
     The plainest way from noise to data: every step draws noise, and the path shakes. times:
-    falling, (N+1,), else ValueError, or a number N. options: `iterate`'s.
+    falling, (N+1,), else ValueError, or a number N. correct, first_step: as in `iterate`.
     """
     t, t_next = _grid(times, sde)
-    yield from iterate(step, score, x, t, engine,
-                       sde=sde, t=t, dt=t - t_next, **options)
+    yield from iterate(step, score, x, t, engine, correct, first_step=first_step,
+                       sde=sde, t=t, dt=t - t_next)
 
 
-def pf_ode(score, x, sde, times, engine, **options):
+def pf_ode(score, x, sde, times, engine, *, correct=_unchanged, first_step=0):
     """Euler on the probability-flow ODE, with score(x, t). [SDE eq. 13]
 
         dx = [f - g^2 s / 2] dt
 
     The same distributions without noise on the way: one map from noise to data. times,
-    options: as in `reverse_sde`.
+    correct, first_step: as in `reverse_sde`.
     """
-    yield from reverse_sde(score, x, sde, times, engine, sdes.pf_ode_step, **options)
+    yield from reverse_sde(score, x, sde, times, engine, sdes.pf_ode_step,
+                           correct=correct, first_step=first_step)
 
 
-def reverse_diffusion(score, x, sde, times, engine, step=sdes.reverse_diffusion_step,
-                      **options):
+def reverse_diffusion(score, x, sde, times, engine, step=sdes.reverse_diffusion_step, *,
+                      correct=_unchanged, first_step=0):
     """The SDE's own chain reversed, one step a time, with score(x, t). [SDE eq. 46]
 
     The index of a time is i = trunc(t (n-1) / T). ValueError unless the n times but the
-    last have i = n-1 ... 0, n > 1. options: `iterate`'s.
+    last have i = n-1 ... 0, n > 1. correct, first_step: as in `iterate`.
     """
     t, _ = _grid(times, sde)
     n = len(t)
@@ -281,19 +285,19 @@ def reverse_diffusion(score, x, sde, times, engine, step=sdes.reverse_diffusion_
     if n < 2 or (i != np.arange(n)[::-1]).any():
         raise ValueError("times must be at least three and fall evenly from T, "
                          "one an index")
-    yield from iterate(step, score, x, t, engine,
-                       sde=sde, i=i, n=n, **options)
+    yield from iterate(step, score, x, t, engine, correct, first_step=first_step,
+                       sde=sde, i=i, n=n)
 
 
-def ancestral_sde(score, x, sde, times, engine, **options):
+def ancestral_sde(score, x, sde, times, engine, *, correct=_unchanged, first_step=0):
     """Ancestral sampling of VE's or VP's chain. [SDE eqs. 4 and 47]
 
     Otherwise as `reverse_diffusion`. ValueError for another SDE.
     """
     if not hasattr(sde, "ancestral"):
         raise ValueError(f"sde must be VE or VP for ancestral sampling, got {sde}")
-    yield from reverse_diffusion(score, x, sde, times, engine,
-                                 sdes.ancestral_step, **options)
+    yield from reverse_diffusion(score, x, sde, times, engine, sdes.ancestral_step,
+                                 correct=correct, first_step=first_step)
 
 
 CORRECTORS = "langevin", "batch_langevin", "annealed"
@@ -397,14 +401,16 @@ def heun(score, x, sde, times, engine, *, t_hat=None, add_noise=_unchanged):
         yield x
 
 
-def edm(score, x, sigmas, engine, *, first_step=0, **churn):
+def edm(score, x, sigmas, engine, *, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.,
+        first_step=0):
     """EDM's sampler: Heun along falling sigmas (N,), then to 0. [EDM Alg. 2]
 
-    score(x, sigma), 2 N - 1 evaluations. churn: keywords of `solvers.churn`, by which fresh
-    noise raises each level first; by default it raises none. first_step: as in `iterate`.
+    score(x, sigma), 2 N - 1 evaluations. s_churn, s_min, s_max, s_noise: by how much fresh
+    noise raises each level first, as in `solvers.churn`; by default not at all. first_step:
+    as in `iterate`.
     """
     sigmas = check_falling(sigmas)
-    sigma_hat, std = solvers.churn(sigmas, **churn)
+    sigma_hat, std = solvers.churn(sigmas, s_churn, s_min, s_max, s_noise)
     drawn = steps_from(first_step, len(sigmas) if std.any() else 0)
     perturb = engine(sdes.perturb, CHURN, drawn,
                      a=1., sigma=np.where(std > 0, std, 1.))

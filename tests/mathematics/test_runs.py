@@ -1,6 +1,7 @@
 """An engine is one run: it draws no noise twice, and a chain in pieces is the chain."""
 
 from concurrent.futures import ThreadPoolExecutor
+from inspect import isgeneratorfunction, signature
 
 import numpy as np
 import pytest
@@ -78,6 +79,19 @@ def test_a_second_loop_on_an_engine_is_refused_and_told_how_to_go_on(loop, make)
     list(run((X.copy(), WHOLE), engine, first_step=12))
     with pytest.raises(ValueError, match="steps 0–23. Go on: first_step=24"):
         list(run((X.copy(), WHOLE), engine))
+
+
+@pytest.mark.parametrize("loop", [
+    f for name, f in vars(samplers).items()
+    if isgeneratorfunction(f) and name[0] != "_" and f.__module__ == samplers.__name__
+    and name != "iterate"], ids=lambda f: f.__name__)
+def test_a_loops_keywords_are_spelled_out(loop):
+    """help() shows them, and a wrong one names the loop that was called."""
+    parameters = signature(loop).parameters
+    assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    given = [None for p in parameters.values() if p.default is p.empty]
+    with pytest.raises(TypeError, match=rf"^{loop.__name__}\(\) got an unexpected keyword.*'sed'"):
+        loop(*given, sed=1)
 
 
 def test_first_step_shifts_the_noise_alone():

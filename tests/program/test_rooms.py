@@ -122,13 +122,13 @@ ROOMS = {
 
 
 @pytest.mark.parametrize("room, ceiling", [
-    ("mathematics", 12_500), ("program", 16_200), ("edges", 5_500),
+    ("mathematics", 12_600), ("program", 16_200), ("edges", 5_500),
     ("kernels", 13_300), ("kernels/check", 10_500),
     ("kernels/check/yours", 7_000), ("bench", 23_500)])
 def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     """A ceiling in tokens of code; sentences are free.
 
-    That of kernels was 11,500: a seed a row on five backends and in the operators, runs that are
+    That of mathematics was 12,500: the loops' keywords, spelled out, take 100. That of kernels was 11,500: a seed a row on five backends and in the operators, runs that are
     claimed, copies and a constant step beside a counter took 800; keywords that are spelled out,
     the operators as functions and what compilers pass 800. That of program was 15,000: the tour's
     eight pictures take 3,300. What meets users' files, terminals and compilers is a room of its
