@@ -21,6 +21,7 @@ import stat
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -163,11 +164,9 @@ def require_own(kept):
 def clear(kept):
     """Take away what compilations that were killed have left."""
     for part in kept.glob(f"{PART}*"):
-        try:
+        with suppress(OSError):  # another process was first
             if time.time() - part.stat().st_mtime > 2 * LIMIT:
                 shutil.rmtree(part)
-        except OSError:
-            pass  # another process was first
 
 
 def digest(data):
@@ -186,8 +185,11 @@ def library(source, *flags):
     came_from = (source, *command, version((*compiler(),)), cpu())
     key = digest("\0".join(came_from).encode())
     try:
-        found = whole_one(key) or built(key, source, command)
-        return ctypes.CDLL(str(found))
+        found = whole_one(key)
+        if found:
+            with suppress(OSError):  # of a home that several machines share, for another
+                return ctypes.CDLL(str(found))
+        return ctypes.CDLL(str(built(key, source, command)))
     except OSError as e:
         raise NotCompiled(f"kernels.cu could not be built or loaded: {e}") from e
 

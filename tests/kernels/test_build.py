@@ -105,6 +105,17 @@ def test_a_damaged_library_is_never_loaded(cache):
     assert file.read_bytes() == whole
 
 
+def test_a_whole_library_that_does_not_load_is_built_again(cache):
+    """One of another machine, in a home that both share."""
+    answer()
+    file, = cache.glob("*.so")
+    file.unlink()
+    other = b"of another machine"
+    foreign = file.with_name(f"{file.name.rpartition('-')[0]}-{build.digest(other)}.so")
+    foreign.write_bytes(other)
+    assert answer() == 42 and foreign.exists() and file.exists()
+
+
 def test_a_library_is_flushed_before_it_is_named_and_its_name_after(cache, monkeypatch):
     seen = []
     monkeypatch.setattr(build, "flush", lambda path: seen.append(path.name))
