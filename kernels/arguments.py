@@ -4,7 +4,8 @@ What is refused is one clear line that names the argument. torch is imported at 
 call.
 """
 
-from functools import partial
+import sys
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..arguments import require_plain
 from ..noise import MASK, integer
 from .backends import backend, prepared
 from .launch import dtype_name
+from .threads import exact, flushes
 
 FLOATS = "float32", "bfloat16", "float16"
 ROWS = None, "sample", "step"  # what the rows of coef may be said to be
@@ -25,17 +27,30 @@ CLIPPED = PLAIN | {4: (False, True), 5: (True, True)}  # what is clipped is of t
 HOLDS = DRAWN, PLAIN, CLIPPED, CLIPPED, CLIPPED
 
 
-INSTEAD = "call minidiff.kernels.torch_ops"
+INSTEAD = "use the functions of minidiff.kernels.torch_ops"
 
 
 def not_compiled(launcher):
     """A function that torch.compile calls and does not look into; a full graph is refused.
 
-    The marks are those of torch.compiler.disable, which would import torch.
+    torch.compiler.disable does it, once the compiler is loaded: nothing is compiled before,
+    and torch is not imported for it. The marks, which are its own, are what a full graph
+    prints.
     """
-    launcher._torchdynamo_disable = True
-    launcher._torchdynamo_disable_msg = f"in a compiled graph {INSTEAD}"
-    return launcher
+    disabled = None
+
+    @wraps(launcher)
+    def call(*given, **keywords):
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return launcher(*given, **keywords)
+        if disabled is None:
+            import torch
+            disabled = torch.compiler.disable(launcher)
+        return disabled(*given, **keywords)
+    call._torchdynamo_disable = True
+    call._torchdynamo_disable_msg = f"in a compiled graph {INSTEAD}"
+    return call
 
 
 def as_tensor(name, u):
@@ -55,7 +70,7 @@ def as_tensor(name, u):
                 and not u.requires_grad):
             return u  # what most calls pass, looked at in a microsecond
     except RuntimeError:
-        pass  # no memory, which is said below
+        pass  # no memory, or left over from torch.func: said below
     require_plain(name, u)
     is_array = isinstance(u, np.ndarray)
     if not is_array and not isinstance(u, torch.Tensor):
@@ -84,11 +99,21 @@ def has_tangent(u):
 
 
 def require_untraced():
-    """TypeError where torch.jit.trace or make_fx records: it would keep the numbers."""
+    """TypeError where torch.func, a tracer or FakeTensorMode is at work.
+
+    They do not see what is computed here: a tracer would keep the numbers for constants,
+    and new tensors may have no memory.
+    """
     import torch
-    proxies = torch._C._TorchDispatchModeKey.PROXY
-    if torch._C._is_tracing() or torch._C._get_dispatch_mode(proxies):
-        raise TypeError("what is traced would be constant: call it untraced, or "
+    is_mode = torch._C._len_torch_dispatch_stack()
+    inside = torch._C._is_tracing() or torch._C._functorch.peek_interpreter_stack()
+    if is_mode and not inside:
+        kinds = torch._C._TorchDispatchModeKey
+        modes = map(torch._C._get_dispatch_mode, (kinds.PROXY, kinds.FAKE))
+        inside = any(modes)
+    if inside:
+        raise TypeError("torch.func, tracers and FakeTensorMode do not see through this: "
+                        "call it outside, with a whole batch; where a compiler looks "
                         f"{INSTEAD}")
 
 
@@ -99,16 +124,14 @@ def require_real(name, u):
         raise RuntimeError(
             f"{name} carries a forward-mode tangent, which would be lost: pass it "
             "detached, or take the derivative of the reference's step")
-    if torch._C._functorch.is_functorch_wrapped_tensor(u):
-        raise TypeError(f"{name} is inside torch.func (vmap, grad), which does not see "
-                        f"through this: give it a whole batch, or {INSTEAD}")
     if u.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got a nested one")
     if not (u.is_cpu or u.is_cuda) or u.layout is not torch.strided or u.is_complex():
         raise TypeError(f"{name} must be a real dense CPU or CUDA tensor, got {u.dtype} on "
                         f"{u.device}, {u.layout}")
     is_fake = isinstance(u, torch._subclasses.FakeTensor)
-    if is_fake or u.numel() and not u.data_ptr():
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor(u)
+    if is_fake or is_wrapped or u.numel() and not u.data_ptr():
         raise TypeError(
             f"{name} has no memory (a fake or freed tensor); for compilers {INSTEAD}")
     if u.requires_grad:
@@ -143,6 +166,14 @@ def accept(arrays, names, chosen):
     return tensors, partial(prepared, module, chosen)
 
 
+def listed(operands):
+    """The operands as a list. TypeError for one array: its rows would be the operands."""
+    if hasattr(operands, "dtype") or not hasattr(operands, "__iter__"):
+        raise TypeError("operands must be a list of arrays, got a "
+                        f"{type(operands).__name__}: [x] for one")
+    return [*operands]
+
+
 def accept_update(operands, out, names, chosen):
     """(prepare, operands as tensors, the tensor to write, what is returned)."""
     import torch
@@ -164,14 +195,19 @@ def accept_update(operands, out, names, chosen):
 
 
 def place(device):
-    """A torch.device of the CPU or a GPU, or ValueError."""
+    """A torch.device, of the CPU or of a GPU that is here, or ValueError."""
     import torch
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if not count:
+        raise ValueError(f"device {device}: torch {torch.__version__} finds no GPU")
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ValueError(f"device {device}: torch finds {count}, from cuda:0 on")
     return found
 
 
@@ -208,6 +244,11 @@ def as_given(given, t):
 
 def in_float32(coef, ndmin=0):
     """Coefficients as float32. ValueError for a number that float32 cannot hold."""
+    if flushes():
+        with exact():
+            return in_float32(coef, ndmin)
+    if float(np.vdot(coef, coef)) < 1e76:  # none is beyond 1e38
+        return np.array(coef, np.float32, order="C", ndmin=ndmin)
     try:
         with np.errstate(over="raise"):
             return np.array(coef, np.float32, order="C", ndmin=ndmin)
@@ -253,8 +294,8 @@ def rows_of(coef, operands, holds, like, rows=None, step=0):
         require_plain("coef", coef)
         try:
             coef = np.asarray(coef)
-        except ValueError as e:  # rows of several lengths
-            raise ValueError(f"coef is no array: {e}") from None
+        except (ValueError, RuntimeError) as e:  # of several lengths, or with a gradient
+            raise ValueError(f"coef is no array: {str(e).splitlines()[0]}") from None
     shape = tuple(coef.shape)
     batch = like.shape[0]  # len() of a tensor takes a microsecond
     if len(shape) == 2 and rows is None and not isinstance(step, int):
@@ -295,6 +336,7 @@ def noise_step(step, like, rows=None, first_step=0):
     if isinstance(step, int):
         step = torch.tensor(step, device=like.device)
     elif not isinstance(step, torch.Tensor):
+        require_plain("step", step)
         step = torch.from_numpy(step)
     if step.shape or step.dtype != torch.int64 or step.device != like.device:
         raise ValueError(

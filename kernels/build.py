@@ -9,6 +9,7 @@ What is loaded runs as whoever loads it. So the cache is a folder that its user 
 other can write to, or else a folder of this process alone.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -28,6 +29,11 @@ from pathlib import Path
 from ..files import flush
 from .backends import warn
 from .launch import NotCompiled
+
+
+class TooSlow(NotCompiled):
+    """A compiler took more than LIMIT seconds."""
+
 
 LIMIT = 180  # seconds that a compiler may take: one to three are usual
 PART = "part-"  # begins the name of a folder in which something is being compiled
@@ -72,7 +78,7 @@ def finished(command, given=""):
     except BaseException as e:
         end(process)
         if isinstance(e, subprocess.TimeoutExpired):
-            raise NotCompiled(f"{name} took more than {LIMIT} seconds") from None
+            raise TooSlow(f"{name} took more than {LIMIT} seconds") from None
         raise
     if process.returncode:
         raise NotCompiled(f"{name} failed: {reason(said, process.returncode)}")
@@ -129,13 +135,19 @@ def folder():
     except (OSError, RuntimeError) as e:  # no home is a RuntimeError
         why = f"no libraries can be kept ({e})"
     try:
-        folder.private = tempfile.TemporaryDirectory(prefix="minidiff-")
-        private = Path(folder.private.name)
+        private = Path(tempfile.mkdtemp(prefix="minidiff-"))
+        atexit.register(remove, private, os.getpid())
         require_own(private)
     except OSError as e:
         raise NotCompiled(f"{why}, nor made for this process ({e})") from None
     warn(f"{why}: this process compiles its own; set XDG_CACHE_HOME to a folder of yours")
     return private
+
+
+def remove(private, process):
+    """Take a process's own folder away; not in a process forked from it, which uses it."""
+    if os.getpid() == process:
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def caches():
@@ -145,7 +157,11 @@ def caches():
 
 
 def require_own(kept):
-    """OSError unless this user alone can write to a folder, and run what is there."""
+    """OSError unless this user alone can write to a folder, and run what is there.
+
+    Nor may others put another folder in its place: those above it are the user's or the
+    system's, and who may write to them may not rename what is not theirs.
+    """
     found = kept.lstat()
     if stat.S_ISLNK(found.st_mode):
         raise OSError(f"{kept} is a link")
@@ -154,6 +170,10 @@ def require_own(kept):
             raise OSError(f"{kept} belongs to another user")
         if found.st_mode & 0o022:
             raise OSError(f"{kept} can be written by other users")
+        for above in kept.resolve().parents:
+            mode, owner = above.stat().st_mode, above.stat().st_uid
+            if owner not in (0, os.getuid()) or mode & 0o002 and not mode & stat.S_ISVTX:
+                raise OSError(f"{above} can be written by other users")
         if found.st_mode & 0o077:
             kept.chmod(0o700)
     if hasattr(os, "ST_NOEXEC") and os.statvfs(kept).f_flag & os.ST_NOEXEC:
@@ -196,8 +216,12 @@ def library(source, *flags):
 
 def whole_one(key):
     """The file kept for a key if its bytes are what they were, or None."""
-    for file in folder().glob(f"host-{key}-*.so"):
-        if digest(file.read_bytes()) == file.stem.rpartition("-")[2]:
+    kept = folder()
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been taken away
+    require_own(kept)
+    for file in kept.glob(f"host-{key}-*.so"):
+        is_file = stat.S_ISREG(file.lstat().st_mode)  # and no pipe, which would not end
+        if is_file and digest(file.read_bytes()) == file.stem.rpartition("-")[2]:
             return file
         file.unlink(missing_ok=True)
     return None

@@ -56,6 +56,8 @@ def _native():
         try:
             library(NOISE, flags)
             return flags, None
+        except build.TooSlow as e:
+            return None, str(e)
         except NotCompiled as e:
             reason = str(e)
     return None, reason

@@ -23,7 +23,15 @@ def _one(like):
 
 @not_compiled
 def norms(x, *, backend="auto"):
-    """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64."""
+    """|x_b| of each sample, float32 (batch,); quads in float32 are added in float64.
+
+    x: as an operand of `update`.
+
+    Example:
+        >>> import numpy as np
+        >>> print(norms(np.float32([[3, 4], [0, 1]])))
+        [5. 1.]
+    """
     (u,), prepare = accept([x], ["x"], backend)
     rows = Rows(_one(u), "all", draws=False)
     run = launched(prepare, u, [u], rows, (0, 0, 0, 0), Result.SQUARES)
@@ -32,8 +40,16 @@ def norms(x, *, backend="auto"):
 
 @not_compiled
 def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, backend="auto"):
-    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,). z itself goes
-    to `out`, if given, and else nowhere. seed, sample, step: as in `update`."""
+    """|z_b| of the noise an update of `like`'s shape draws, float32 (batch,).
+
+    z itself goes to `out`, if given, and else nowhere. seed, sample, step: as in `update`.
+
+    Example:
+        >>> import numpy as np
+        >>> z = np.empty((2, 4), np.float32)
+        >>> print((noise_norms(z, seed=1, out=z) == norms(z)).all())
+        True
+    """
     given = [like] if out is None else [like, out]
     tensors, prepare = accept(given, ["like", "out"], backend)
     if out is not None:
@@ -56,6 +72,14 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="au
     (c0, cz) = coefficients(score_matching.residual, sigma=sigma) and w = weight / (2 batch)
     the value is score_matching.denoising. The noise is that of apply("perturb", ...) with
     the same seed, sample, step and tag. Returns (float32 scalar, gradient of s's dtype).
+
+    Example:
+        >>> import numpy as np
+        >>> s = np.zeros((4, 2), np.float32)  # with e = z, the loss is the noise's own
+        >>> value, gradient = dsm_loss(s, [1., 1., 1 / 8], seed=1)
+        >>> print(np.allclose(value, noise_norms(s, seed=1, tag=PERTURBATION) @
+        ...                   noise_norms(s, seed=1, tag=PERTURBATION) / 8))
+        True
     """
     (u,), prepare = accept([s], ["s"], backend)
     gradient = u.new_empty(u.shape)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 
 SMALLEST = np.float32(2.**-149)
+ONE = np.float32(1)
 
 woken = forked = False
 
@@ -38,11 +39,16 @@ def in_child():
         torch.set_num_threads(1)
 
 
+def flushes():
+    """Whether this thread turns subnormals into 0."""
+    return not SMALLEST * ONE
+
+
 @contextmanager
 def exact():
     """Within it this thread keeps subnormals. Where it flushed them torch works alone: its
     other threads flush on."""
-    if SMALLEST * np.float32(1):
+    if not flushes():
         yield
         return
     import torch

@@ -10,13 +10,15 @@ c_k. Forward-mode derivatives are refused: what computes below autograd would lo
 unseen.
 """
 
+from functools import partial
+
 import torch
 from torch._library.autograd import Info, make_autograd_impl
 from torch.utils._pytree import tree_leaves
 
-from ..noise import PERTURBATION, PREDICTOR, PRIOR, signed
+from ..noise import PERTURBATION, PREDICTOR, PRIOR, integer, signed
 from . import sums, updates
-from .arguments import has_tangent
+from .arguments import has_tangent, listed
 from .launch import Keys
 from .on_torch import chosen
 
@@ -30,6 +32,7 @@ def register(name, signature, run, fake, backward=None, save=None):
     for device in ("CPU", "CUDA"):
         LIB.impl(name, run, device)
     torch.library.register_fake(f"minidiff::{name}", fake, lib=LIB)
+    LIB.impl(name, partial(_no_vmap, name), "FuncTorchBatched")
     if not backward:  # no derivative: the result is a constant, as of torch.randn_like
         LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
         return
@@ -45,12 +48,21 @@ def register(name, signature, run, fake, backward=None, save=None):
 
 
 def _no_tangent(name, inputs):
-    """RuntimeError where an input is a dual number of torch.func.jvp or forward_ad."""
+    """RuntimeError where an input is a dual number of torch.func.jvp or forward_ad, or one
+    of torch.func.grad."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     for u in tree_leaves(inputs):
-        if isinstance(u, torch.Tensor) and has_tangent(u):
+        if isinstance(u, torch.Tensor) and (has_tangent(u) or wrapped(u)):
             raise RuntimeError(
-                f"torch.ops.minidiff.{name} has no forward-mode derivative: take "
-                "torch.autograd.grad, or the derivative of the reference's step")
+                f"torch.ops.minidiff.{name} has no forward-mode derivative, and none by "
+                "torch.func: take torch.autograd.grad, or the reference's own derivative")
+
+
+def _no_vmap(name, *_):
+    """RuntimeError: a lane of torch.func.vmap has no noise of its own."""
+    raise RuntimeError(
+        f"torch.ops.minidiff.{name} is not for torch.func.vmap: its rows are a batch "
+        "already, keys give each its own noise")
 
 
 def _dense(x, *_):
@@ -197,13 +209,25 @@ register(
 
 # ---- the operators as functions ----
 
-def _int64(word):
+def _int64(name, word):
     """An integer as an operator takes it: of a seed or a step beyond 2^63 the same bits."""
+    if not isinstance(word, (int, torch.SymInt)):
+        word = integer(name, word)
     return word if -1 << 63 <= word < 1 << 63 else signed(word, 64)
 
 
-def _counter(keys, *words):
-    return keys, *map(_int64, words)
+def _counter(keys, **words):
+    """The noise's counter as an operator takes it. TypeError names a wrong part."""
+    if keys is not None:
+        _require_tensors(keys=keys)
+    return keys, *(_int64(name, word) for name, word in words.items())
+
+
+def _require_tensors(**given):
+    """TypeError for what is no tensor."""
+    for name, u in given.items():
+        if not isinstance(u, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got a {type(u).__name__}")
 
 
 def update(operands, coef, *, counter=None, keys=None, seed=0, sample=0, step=0,
@@ -222,7 +246,11 @@ def update(operands, coef, *, counter=None, keys=None, seed=0, sample=0, step=0,
         >>> print(torch.autograd.grad(y.sum(), x)[0][0])
         tensor([2., 2., 2.])
     """
-    draw = _counter(keys, seed, sample, step, tag)
+    operands = listed(operands)
+    if not operands:
+        raise ValueError("operands must be one tensor at least; `normal` is noise alone")
+    _require_tensors(coef=coef, **{f"operands[{k}]": u for k, u in enumerate(operands)})
+    draw = _counter(keys, seed=seed, sample=sample, step=step, tag=tag)
     return torch.ops.minidiff.update(operands, coef, counter, *draw, rows)
 
 
@@ -235,7 +263,9 @@ def normal(like, *, keys=None, seed=0, sample=0, step=0, tag=PRIOR):
         >>> print(normal(torch.ones(2, 3), seed=1).shape)
         torch.Size([2, 3])
     """
-    return torch.ops.minidiff.normal(like, *_counter(keys, seed, sample, step, tag))
+    _require_tensors(like=like)
+    draw = _counter(keys, seed=seed, sample=sample, step=step, tag=tag)
+    return torch.ops.minidiff.normal(like, *draw)
 
 
 def noise_norms(like, *, keys=None, seed=0, sample=0, step=0, tag=PREDICTOR):
@@ -249,7 +279,9 @@ def noise_norms(like, *, keys=None, seed=0, sample=0, step=0, tag=PREDICTOR):
         >>> print(noise_norms(torch.ones(2, 3), seed=1).shape)
         torch.Size([2])
     """
-    return torch.ops.minidiff.noise_norms(like, *_counter(keys, seed, sample, step, tag))
+    _require_tensors(like=like)
+    draw = _counter(keys, seed=seed, sample=sample, step=step, tag=tag)
+    return torch.ops.minidiff.noise_norms(like, *draw)
 
 
 def norms(x):
@@ -259,6 +291,7 @@ def norms(x):
         >>> print(norms(torch.tensor([[3., 4.], [0., 0.]])))
         tensor([5., 0.])
     """
+    _require_tensors(x=x)
     return torch.ops.minidiff.norms(x)
 
 
@@ -275,5 +308,6 @@ def dsm_loss(s, coef, *, keys=None, seed=0, sample=0, step=0, tag=PERTURBATION):
         >>> print(torch.equal(s.grad, gradient))
         True
     """
-    draw = _counter(keys, seed, sample, step, tag)
+    _require_tensors(s=s, coef=coef)
+    draw = _counter(keys, seed=seed, sample=sample, step=step, tag=tag)
     return torch.ops.minidiff.dsm_loss(s, coef, *draw)

@@ -1,10 +1,8 @@
 """An update from its coefficients, once or again and again; a step by its name."""
 
-from operator import index
-
 import numpy as np
 
-from ..noise import PREDICTOR, PRIOR, integer
+from ..noise import PREDICTOR, PRIOR, integer, sizes
 from .arguments import (
     FLOATS,
     HOLDS,
@@ -12,13 +10,14 @@ from .arguments import (
     Rows,
     accept_update,
     is_dense,
+    listed,
     noise_step,
     not_compiled,
     place,
     rows_of,
     tell_autograd,
 )
-from .launch import dtype_name, launched
+from .launch import launched
 from .table import lookup, seen
 
 
@@ -60,18 +59,10 @@ def update(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, first_ste
     return result
 
 
-def _listed(operands):
-    """The operands as a list. TypeError for one array: its rows would be the operands."""
-    if hasattr(operands, "dtype") or not hasattr(operands, "__iter__"):
-        raise TypeError("operands must be a list of arrays, got a "
-                        f"{type(operands).__name__}: [x] for one")
-    return [*operands]
-
-
 def _looked_at(operands, coef, *, seed, sample, step, tag, first_step, rows, out, backend,
                names):
     """(run, step, result, operands and result as tensors) of an update."""
-    operands = _listed(operands)
+    operands = listed(operands)
     first_step = integer("first_step", first_step)
     prepare, inputs, target, result = accept_update(operands, out, names, backend)
     step = noise_step(step, target, rows, first_step)
@@ -102,7 +93,7 @@ def bind(operands, coef, *, seed=0, sample=0, step=0, tag=PREDICTOR, first_step=
         >>> print(x[0])
         [0.125 0.125 0.125]
     """
-    operands = _listed(operands)
+    operands = listed(operands)
     if hasattr(coef, "data_ptr"):
         coef = coef.clone()
     run, first, result, tensors = _looked_at(
@@ -140,39 +131,26 @@ def normal(shape, dtype="float32", device=None, *, seed=0, sample=0, step=0, tag
         >>> print((rows == z[2:]).all())
         True
     """
+    shape = sizes(shape)
     if out is None:
         out = _empty(shape, dtype, device)
-    elif tuple(out.shape) != _sizes(shape):
-        raise ValueError(f"out has shape {tuple(out.shape)}, not {_sizes(shape)}")
+    elif tuple(out.shape) != shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}, not {shape}")
     return update([], [1.], seed=seed, sample=sample, step=step, tag=tag, out=out,
                   backend=backend)
 
 
-def _sizes(shape):
-    """A shape as a tuple. TypeError, ValueError."""
-    try:
-        sizes = tuple(map(index, shape)) if hasattr(shape, "__iter__") else (index(shape),)
-    except TypeError:
-        raise TypeError("shape must be whole numbers, samples first, "
-                        f"got {shape!r}") from None
-    if not sizes or min(sizes) < 0:
-        raise ValueError("shape must begin with the samples and hold no negative size, "
-                         f"got {sizes}")
-    return sizes
-
-
 def _empty(shape, dtype, device):
     """An array, or a tensor where a device is given. TypeError, ValueError."""
-    name = getattr(dtype, "__name__", None) or dtype_name(dtype)
+    name = getattr(dtype, "__name__", None) or str(dtype).removeprefix("torch.")
     if name not in FLOATS:
         raise TypeError(f"dtype must be one of {', '.join(FLOATS)}, got {name}")
-    sizes = _sizes(shape)
     if device is None:
         if name == "bfloat16":
             raise TypeError("dtype bfloat16 is torch's alone: name a device")
-        return np.empty(sizes, name)
+        return np.empty(shape, name)
     import torch
-    return torch.empty(sizes, dtype=getattr(torch, name), device=place(device))
+    return torch.empty(shape, dtype=getattr(torch, name), device=place(device))
 
 
 @not_compiled
@@ -194,6 +172,10 @@ def apply(op, *operands, clip=None, seed=0, sample=0, step=0, tag=None, out=None
     """
     op = lookup(op)
     op.require(operands)
-    return update(operands, seen(op, clip, parameters), rows="sample", names=op.operands,
+    try:
+        rows = seen(op, clip, parameters)
+    except TypeError as e:
+        raise TypeError(f"apply({op.name!r}): {e}") from None
+    return update(operands, rows, rows="sample", names=op.operands,
                   seed=seed, sample=sample, step=step, tag=op.tag if tag is None else tag,
                   out=out, backend=backend)

@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 from contextlib import nullcontext
+from math import prod
 from pathlib import Path
 
 DESCRIPTION = "Score-based generative modelling, its samplers and their fused kernels."
@@ -21,6 +22,7 @@ EXAMPLE = "example: python -m minidiff "
 # how torch begins what it says where NumPy raises MemoryError
 TOO_MUCH = "[enforce fail at alloc", "Storage size calculation", "CUDA out of memory"
 OPS_OF_SUMS = "norms", "noise_norms", "dsm_loss"
+BYTES = 64  # that a check takes at least for an element: four operands, noise, results
 
 
 # ---- options that commands share; add is a parser's add_argument ----
@@ -129,7 +131,7 @@ def device(args):
         torch.empty(0, device=place(name))
     except ValueError as e:
         raise ValueError(f"--{e}") from None
-    except (RuntimeError, AssertionError) as e:  # no such GPU, or torch knows none
+    except RuntimeError as e:  # a GPU that does not answer
         raise ValueError(f"--device {name}: {str(e).splitlines()[0]}") from e
     return name
 
@@ -257,6 +259,8 @@ def run_sample(args):
     from .files import check_file, whole
     from .weights import load_model
     out = Path(args.out)
+    if args.out.endswith(os.sep):
+        raise ValueError(f"--out {args.out}: a folder; samples are written to a file")
     if out.suffix not in ("", ".npz"):
         raise ValueError(f"--out {out}: samples are written as .npz")
     if out.name and not out.suffix:
@@ -397,8 +401,9 @@ def run_check(args):
     from .kernels import FLOATS, check
     from .kernels.check import words
     from .kernels.check.yours import apart
+    from .npz import free_memory
     options = (args.backend, args.kernel, args.op, args.dtype, args.json, args.shape,
-               args.elements)
+               args.elements, args.device)
     if args.stages and any(options):
         raise ValueError("--stages prints one counter of the contract and takes --seed "
                          "alone")
@@ -411,6 +416,9 @@ def run_check(args):
     shapes += [(1, n) for n in args.elements or ()]
     if any(min(sizes) < 0 for sizes in shapes):
         raise ValueError("--shape: a size cannot be negative")
+    for sizes in shapes:
+        if BYTES * prod(sizes) > min(free_memory(), 1 << 60):
+            raise MemoryError(f"--shape {','.join(map(str, sizes))}")
     if args.kernel and args.backend:
         raise ValueError("--kernel checks your own functions, not a --backend")
     seed = args.seed

@@ -18,6 +18,8 @@ DOMAIN = dict.fromkeys(POSITIVE, (0, _INF, False, False)) | {
     "u": (0, 1, True, True),
     "eta": (0, 1, True, True),
     "variance": (0, _INF, True, False),
+    "s_churn": (0, _INF, True, False),
+    "s_noise": (0, _INF, False, False),
     "n": (1, _INF, True, False),
     "n_steps": (1, _INF, True, False),
     "n_corrector": (0, _INF, True, False),
@@ -57,6 +59,7 @@ def require_shape(x, u, name="score"):
 
 def schedule(values, name):
     """values in float64, (N,). ValueError unless they are N > 0 finite numbers."""
+    require_plain(name, values)
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, (N,) with N > 0, "
@@ -83,12 +86,19 @@ def require_plain(name, u):
 def _widened(name, v):
     """A parameter in float64 or int64: in fewer bits a formula would lose digits, or wrap.
 
-    TypeError for a tensor, a list, a string or a masked array.
+    TypeError for a tensor, a list, a string or a masked array; where `name` is known to be
+    a number, for all else that is none.
     """
     require_plain(name, v)
-    if hasattr(v, "data_ptr") or isinstance(v, (list, tuple, str)):
+    if name == "sde" and (v is None or isinstance(v, (int, float, np.ndarray))):
+        raise TypeError(f"sde must be a process, such as sde.VP(), got {v!r}")
+    is_number = isinstance(v, (int, float, np.generic, np.ndarray))
+    is_other = isinstance(v, (list, tuple, str)) or hasattr(v, "data_ptr")
+    if is_other or name in DOMAIN and not is_number:
         raise TypeError(f"{name} must be a number or a NumPy array, "
                         f"got a {type(v).__name__}")
+    if isinstance(v, int) and abs(v) >= 1 << 1023:
+        raise ValueError(f"{name} is beyond float64")
     if not isinstance(v, (np.generic, np.ndarray)):
         return v
     kind = v.dtype.kind
@@ -140,11 +150,11 @@ def check_domain(**parameters):
     ValueError names the first parameter that is NaN, outside its range, not whole or not
     smaller than another, as ORDERED says.
     """
+    parameters = {name: _widened(name, v) for name, v in parameters.items()}
     domain = DOMAIN | {
         "t": (0, getattr(parameters.get("sde"), "T", _INF), True, True),
         "i": (0, parameters.get("n", _INF) - 1, True, True),
     }
-    parameters = {name: _widened(name, v) for name, v in parameters.items()}
     for name, v in parameters.items():
         if name in domain:
             parameters[name] = _within(name, v, *domain[name])

@@ -56,7 +56,8 @@ def alpha_bars(betas):
     """alpha_bar_i = prod_{j <= i} (1 - beta_j): the data's share of the variance at i.
     [DDPM sec. 2]
 
-    betas: (N,), each in (0, 1), else ValueError. Returns (N,) in float64.
+    betas: (N,), each in (0, 1) and above 2^-53, else ValueError: 1 - beta would be 1.
+    Returns (N,) in float64.
 
     Example:
         >>> print(alpha_bars([.5, .5]), alpha_bars(linear_betas())[-1].round(7))
@@ -64,6 +65,9 @@ def alpha_bars(betas):
     """
     betas = schedule(betas, "betas")
     check_domain(beta=betas)
+    if (1 - betas == 1).any():
+        raise ValueError("betas must be above 2^-53, else 1 - beta is 1: "
+                         f"got {betas.min():g}")
     return np.cumprod(1 - betas)
 
 

@@ -44,6 +44,8 @@ from operator import index
 
 import numpy as np
 
+from .arguments import require_plain
+
 # What a draw is for. Draws that differ in any of seed, sample, step or tag are independent.
 PRIOR = 0  # where a reverse process starts
 PERTURBATION = 1  # the noise of training
@@ -80,8 +82,24 @@ def signed(word, bits):
     return (word + half) % (2 * half) - half
 
 
+def sizes(shape):
+    """A shape as a tuple of ints. TypeError, ValueError."""
+    try:
+        found = tuple(map(index, shape)) if hasattr(shape, "__iter__") else (index(shape),)
+    except TypeError:
+        raise TypeError("shape must be whole numbers, samples first, "
+                        f"got {shape!r}") from None
+    if not found or min(found) < 0:
+        raise ValueError("shape must begin with the samples and hold no negative size, "
+                         f"got {found}")
+    return found
+
+
 def integer(name, given):
     """A number as an int. TypeError names what was given instead."""
+    if type(given) is int:
+        return given
+    require_plain(name, given)
     try:
         return index(given)
     except TypeError:
@@ -93,6 +111,7 @@ def integers(name, given):
 
     given: an integer, a list, a tuple, a range, an array or a tensor. TypeError.
     """
+    require_plain(name, given)
     try:
         if isinstance(given, (list, tuple, range)):
             low_bits = [signed(index(v), 64) for v in given]
@@ -103,7 +122,7 @@ def integers(name, given):
         pass
     dtype = getattr(given, "dtype", None)
     whole = "int" in getattr(dtype, "name", str(dtype))
-    if not whole or isinstance(given, np.ma.MaskedArray):
+    if not whole:
         raise TypeError(f"{name} must be an integer, or integers (batch,), "
                         f"got {dtype or reprlib.repr(given)}")
     if hasattr(given, "data_ptr"):
@@ -178,6 +197,7 @@ def words(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
     xp, device: torch for tensors there; step may then be a 0-d int64 tensor.
     Returns int64 (batch, quads, 4), quads = ceil(elements of a sample / 4).
     """
+    shape = sizes(shape)
     size = int(np.prod(shape[1:]))
     if xp is np or not hasattr(step, "data_ptr"):
         step = integer("step", step)
@@ -192,6 +212,7 @@ def words(shape, seed=0, sample=0, step=0, tag=PRIOR, *, xp=np, device="cpu"):
 
 def elements(quads, shape):
     """Drop the unused end of each sample's last quad and restore the shape."""
+    shape = sizes(shape)
     size = int(np.prod(shape[1:]))
     flat = quads.reshape(shape[0], 4 * quads.shape[1])
     return flat[:, :size].reshape(shape)

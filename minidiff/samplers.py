@@ -45,8 +45,11 @@ from .predictions import posterior_mean
 class Reference(Engine):
     """An engine: the steps as the papers print them, in NumPy, with the contract's noise.
 
-    seed, sample, normal: as in `Engine`.
+    seed, sample, normal: as in `Engine`. A state keeps its precision, float32 or float64.
     """
+
+    def __init__(self, seed=0, sample=0, normal=None):
+        super().__init__(seed, sample, normal)
 
     def __call__(self, step, tag, steps=None, denoise=None, clip=None, **parameters):
         """move(k, x, *u), which runs step k of a schedule on x and the other operands u.

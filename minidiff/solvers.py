@@ -16,7 +16,7 @@ Next: `samplers`, the loops that run all this; `likelihood`, what else a flow ca
 import numpy as np
 
 from .affine import order
-from .arguments import check_domain, check_falling, check_range
+from .arguments import check_domain, check_falling, check_range, schedule
 from .predictions import posterior_mean
 
 
@@ -60,8 +60,8 @@ def rho_levels(n, sigma_max, sigma_min, rho=7.):
     rho = check_domain(rho=rho)["rho"]
     share = np.arange(1, n - 1) / (n - 1)
     # the formula over smax: its powers would overflow for a small rho, and be 1 for a large
-    falls = np.expm1(np.log(low / high) / rho)
-    between = high * np.exp(rho * np.log1p(share * falls))
+    falls = np.expm1((np.log(low) - np.log(high)) / rho)
+    between = np.exp(np.log(high) + rho * np.log1p(share * falls))
     return np.array([high, *between, low])
 
 
@@ -80,16 +80,16 @@ def churn(sigmas, s_churn=0., s_min=0., s_max=np.inf, s_noise=1.):
         >>> print(sigma_hat, std)
         [2.5  1.25] [1.5  0.75]
     """
-    if not (s_churn >= 0 and s_noise > 0 and s_min <= s_max):
-        raise ValueError("need s_churn >= 0, s_noise > 0 and s_min <= s_max, got "
-                         f"{s_churn}, {s_noise} and {s_min}, {s_max}")
+    check_domain(s_churn=s_churn, s_noise=s_noise)
+    if not s_min <= s_max:
+        raise ValueError(f"need s_min <= s_max, got {s_min} and {s_max}")
     sigmas = check_falling(sigmas)
     inside = (s_min <= sigmas) & (sigmas <= s_max)
     most = min(float(s_churn) / len(sigmas), 2**.5 - 1)
     gamma = np.where(inside, most, 0.)
     sigma_hat = (1 + gamma) * sigmas
     std = float(s_noise) * sigmas * (gamma * (2 + gamma))**.5
-    return sigma_hat, std
+    return schedule(sigma_hat, "sigma_hat"), schedule(std, "std")
 
 
 def snr_step_size(z_norm, s_norm, snr=.16, kappa=1.):

@@ -115,6 +115,8 @@ def is_row(row):
 
 def newest(folder):
     """{(processor, gpu): rows of the last file by name}. ValueError without any."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: not a folder")
     found = {}
     for file in sorted(Path(folder).glob("*.json")):
         rows = load(file)

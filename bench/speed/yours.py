@@ -119,7 +119,7 @@ class Runner:
 
     def bind(self, calls):
         """Give everything its place, and have the calls made ready."""
-        self.calls, self.end = calls, 0
+        self.calls, self.end, self.there_and_back = calls, 0, np.inf
         self.common = {name: self.place(t) for name, t in self.shared.items()}
         self.places = []
         for k in range(calls):

@@ -348,6 +348,12 @@ def test_what_is_no_file_is_refused_before_anything_is_timed(name, words, tmp_pa
     refused(words, argv=["bench", "--op", "langevin", "--compare", str(tmp_path / name)])
 
 
+@pytest.mark.parametrize("name", ["none", "/dev/null", "file"])
+def test_a_report_is_of_a_folder(name, tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    refused("not a folder", argv=["bench", "--report", str(tmp_path / name)])
+
+
 def test_a_run_of_another_machine_is_refused_before_anything_is_timed(tmp_path, refused,
                                                                       monkeypatch):
     monkeypatch.setattr(run, "bench", lambda *_, **__: pytest.fail("it times"))

@@ -43,11 +43,12 @@ def test_check_goes_where_a_failure_is(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--kernel", ""], ["--kernel ''", "not a file"]),
     (["--ulp", "1"], ["--ulp", "--kernel"]),
     (["--shape=3,-1"], ["--shape", "negative"]),
     (["--kernel", "no.py"], ["no.py", "not a file"]),
-    (["--op", "langevin", "--shape", "99999999999,99999"], ["memory"])])
+    (["--op", "langevin", "--shape", "99999999999,99999"],
+     ["out of memory (--shape 99999999999,99999)"]),
+    (["--shape", "1" + 30 * "0"], ["out of memory (--shape 1000000000000000000"])])
 def test_check_options_that_cannot_be(argv, words, refused):
     refused(*words, argv=["check", *argv])
 

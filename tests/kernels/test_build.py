@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -57,6 +58,10 @@ def fake(folder, body):
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)
     return str(script)
+
+
+def too_slow():
+    raise build.TooSlow("c++ took more than 0.5 seconds")
 
 
 def ended(pids):
@@ -179,6 +184,55 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(cache, spoil, words):
     assert len([*private.glob("*.so")]) == 1
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_folder_that_others_may_replace_is_not_trusted(cache, when):
+    """The one above is open to all: looked at before every library, not once a process."""
+    if when == "after":
+        answer()
+    cache.parent.chmod(0o777)
+    if when == "before":
+        with pytest.warns(UserWarning, match="can be written by other users"):
+            assert answer() == 42
+        assert not [*cache.glob("*.so")]
+        cache.parent.chmod(0o1777)  # as /tmp: who may write there renames nothing of others
+        forget()
+        assert answer() == 42 and len([*cache.glob("*.so")]) == 1
+    else:
+        with pytest.raises(NotCompiled, match="can be written by other users"):
+            answer("-DANOTHER")
+
+
+def test_a_folder_that_is_taken_away_is_made_again(cache):
+    answer()
+    shutil.rmtree(cache)
+    assert answer("-DANOTHER") == 42 and stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+def test_what_is_no_file_is_no_library(cache):
+    """A pipe would not end, a device neither; each is taken away."""
+    answer()
+    file, = cache.glob("*.so")
+    for make in (os.mkfifo, lambda f: f.symlink_to("/dev/zero")):
+        file.unlink()
+        make(file)
+        assert answer() == 42 and stat.S_ISREG(file.lstat().st_mode)
+
+
+def test_a_forked_process_leaves_its_parents_folder(cache):
+    """Its end would take the folder away, and the parent's next kernel with it."""
+    code = ("import os, sys\nimport numpy as np\nfrom minidiff.kernels import update\n"
+            "X = np.ones((2, 3), np.float32)\nupdate([X], [2.], backend='host')\n"
+            "if os.fork() == 0: sys.exit(0)\nos.wait()\n"
+            "print(update([X, X], [2., 1.], backend='host').sum())\n"
+            "from minidiff.kernels import build\nprint(build.folder())")
+    done = subprocess.run([sys.executable, "-W", "ignore::UserWarning", "-c", code],
+                          capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"XDG_CACHE_HOME": "/proc/none"})
+    assert not done.stderr
+    total, folder = done.stdout.split()
+    assert total == "18.0" and not Path(folder).exists()
+
+
 def test_a_folder_that_others_may_read_is_closed_to_them(cache):
     cache.mkdir(mode=0o755)
     assert build.folder() == cache and stat.S_IMODE(cache.stat().st_mode) == 0o700
@@ -281,9 +335,12 @@ def test_a_compiler_that_hangs_is_ended_with_all_it_started(cache, monkeypatch, 
     pids = tmp_path / "pids"
     monkeypatch.setenv("CXX", fake(tmp_path, f"sleep 60 & echo $! > {pids}; wait"))
     monkeypatch.setattr(build, "LIMIT", .5)
-    with pytest.raises(NotCompiled, match="more than 0.5 seconds"):
+    with pytest.raises(build.TooSlow, match="more than 0.5 seconds"):
         answer()
     assert ended(pids)
+    calls = []
+    monkeypatch.setattr(build, "finished", lambda *_: calls.append(0) or too_slow())
+    assert "0.5 seconds" in kernels.why_not("host") and len(calls) == 1  # not again
 
 
 def test_an_interrupted_compilation_ends_with_all_it_started(cache, monkeypatch, tmp_path):
@@ -400,6 +457,22 @@ def flushing():
     yield
     torch.set_flush_denormal(False)
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "host"])
+def test_subnormal_coefficients_are_kept_whatever_the_thread_does(flushing, backend):
+    x = np.ones((2, 3), np.float32)
+    bits = []
+    for coef in ([1e-40], np.array([[1e-40]] * 2), torch.tensor([1e-40], dtype=torch.float64),
+                 torch.tensor([71362], dtype=torch.int32).view(torch.float32)):
+        bits.append(update([x], coef, backend=backend).view(np.int32))
+    assert all((b == 71362).all() for b in bits)
+    made = kernels.apply("langevin", x, x, eps=2e-40, backend=backend)
+    _, gradient = kernels.dsm_loss(0 * x, [1e-40, 1., .5], backend=backend)
+    torch.set_flush_denormal(False)
+    assert np.array_equal(made, kernels.apply("langevin", x, x, eps=2e-40, backend="numpy"))
+    _, want = kernels.dsm_loss(0 * x, [1e-40, 1., .5], backend="numpy")
+    assert np.array_equal(gradient.view(np.int32), want.view(np.int32)) and gradient.any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,5 +1,6 @@
 """torch.ops.minidiff: registration, compile, export and gradients."""
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -139,6 +140,42 @@ def test_words_beyond_2_63_are_the_launchers(name, word):
         else:
             want = as_tuple(getattr(kernels, name)(*given, tag=2, **{word: value}))
         assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda x: torch_ops.update(x, x), "operands must be a list of arrays, got a Tensor"),
+    (lambda x: torch_ops.update([], x), "operands must be one tensor at least"),
+    (lambda x: torch_ops.update([x], [1., 2.]), "coef must be a tensor, got a list"),
+    (lambda x: torch_ops.update([x, 1.], x[0]), r"operands\[1\] must be a tensor, got a float"),
+    (lambda x: torch_ops.dsm_loss(x.numpy(), x[0]), "s must be a tensor, got a ndarray"),
+    (lambda x: torch_ops.norms([1.]), "x must be a tensor, got a list"),
+    (lambda x: torch_ops.normal(x, keys=[3]), "keys must be a tensor, got a list"),
+    (lambda x: torch_ops.normal((2, 3)), "like must be a tensor, got a tuple"),
+    *[(lambda x, word=word, given=given: torch_ops.noise_norms(x, **{word: given}),
+       f"{word} must be an integer, got ")
+      for word in ("seed", "sample", "step", "tag") for given in (1.5, "1", [3, 4], None)]])
+def test_what_the_functions_cannot_take_is_named(call, words):
+    with pytest.raises((TypeError, ValueError), match=f"^{words}"):
+        call(torch.ones(2, 3))
+
+
+def test_a_seed_of_numpys_is_its_bits():
+    x = torch.zeros(2, 4)
+    want = kernels.normal(x.shape, device="cpu", seed=2**64 - 1)
+    assert torch.equal(torch_ops.normal(x, seed=np.uint64(2**64 - 1)), want)
+
+
+def test_transforms_of_the_operators_are_refused_in_one_line():
+    """vmap would draw the same noise in every lane."""
+    x, coef = torch.randn(5, 2, 3), torch.ones(3)
+    for f in (torch_ops.norms, torch_ops.normal, torch_ops.noise_norms,
+              lambda x: torch_ops.update([x], coef[:2]), lambda x: torch_ops.dsm_loss(x, coef)[0]):
+        with pytest.raises(RuntimeError, match="^torch.ops.minidiff.* not for torch.func.vmap: .*"):
+            torch.func.vmap(f, randomness="different")(x)
+    for f in (lambda x: torch_ops.norms(x).sum(), lambda x: torch_ops.dsm_loss(x, coef)[0],
+              lambda x: torch_ops.update([x], coef[:2]).sum()):
+        with pytest.raises(RuntimeError, match="none by torch.func: take torch.autograd"):
+            torch.func.grad(f)(x)
 
 
 def test_a_seed_may_be_symbolic():

@@ -235,6 +235,7 @@ def test_options_are_refused_in_one_line(tmp_path, refused):
     refused("--json", "folder", argv=["bench", "--json", f"{out}/no/such.json"])
     refused("--out", "folder", argv=["sample", "--out", f"{out}/no/such.npz"])
     refused("--out .", "folder", argv=["sample", "--out", "."])
+    refused(f"--out {out}/", "a folder", argv=["sample", "--out", f"{out}/"])
     for argv in (["demo", "--steps", "0"], ["sample", "--family", "x"], ["check", "--op", "x"], []):
         with pytest.raises(SystemExit) as stop:
             main(argv)
