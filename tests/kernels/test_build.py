@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from minidiff import kernels
-from minidiff.demo import compile_first, sample
+from minidiff.__main__ import main
+from minidiff.demo import NetScore, compile_first, sample
 from minidiff.families import FAMILIES
 from minidiff.kernels import build, on_host, update
 from minidiff.kernels.launch import NotCompiled
@@ -331,6 +332,14 @@ def test_another_version_compiles_again(cache, monkeypatch, tmp_path):
     assert len([*cache.glob("*.so")]) == 2
 
 
+def test_another_cpu_compiles_again(cache, monkeypatch):
+    """-march=native would be another's: a home may be shared by several machines."""
+    for name in ("one", "another"):
+        monkeypatch.setattr(build, "cpu", lambda name=name: name)
+        assert answer() == 42
+    assert len([*cache.glob("*.so")]) == 2
+
+
 def test_a_compiler_that_hangs_is_ended_with_all_it_started(cache, monkeypatch, tmp_path):
     pids = tmp_path / "pids"
     monkeypatch.setenv("CXX", fake(tmp_path, f"sleep 60 & echo $! > {pids}; wait"))
@@ -429,6 +438,21 @@ def test_a_demo_that_cannot_compile_ends_before_it_trains(cache, monkeypatch, tm
     compile_first((1, 8, 8), ["ddim"], kernels, backend="host")
     with pytest.warns(UserWarning, match="'torch' instead of host"):
         compile_first((1, 8, 8), FAMILIES, kernels)
+
+
+def test_samples_that_cannot_be_compiled_ask_the_network_nothing(cache, monkeypatch, tmp_path,
+                                                                 refused, capsys):
+    argv = ["train", "--data", "moons", "--steps", "2", "--batch", "9", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    capsys.readouterr()
+    forget()
+    monkeypatch.setenv("CXX", refuses(tmp_path, "-DOPERANDS=4", "exit 1"))
+    monkeypatch.setattr(NetScore, "__call__", lambda *_: pytest.fail("it is asked"))
+    model = ["--model", str(tmp_path / "model.safetensors"), "--family", "dpmpp_2m"]
+    for more in (["sample", "--out", str(tmp_path / "x.npz")], ["eval"]):
+        refused("backend 'host': c++ failed: exit status 1",
+                argv=[*more, *model, "--backend", "host"])
+    assert not (tmp_path / "x.npz").exists()
 
 
 def test_what_is_compiled_first_is_all_that_is_needed(cache):
