@@ -67,9 +67,10 @@ def instead_of(name, reason):
 def warn(text):
     """A warning that points at the user's line, the last one outside this package."""
     package = __package__.partition(".")[0]
+    ours = f"{package}.", "torch._dynamo."  # the second may stand between two of ours
     frame = sys._getframe(1)
     level = 2
-    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+    while frame and f"{frame.f_globals.get('__name__')}.".startswith(ours):
         frame = frame.f_back
         level += 1
     warnings.warn(text, stacklevel=level)

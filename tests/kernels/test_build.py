@@ -417,6 +417,8 @@ def test_a_process_that_is_killed_while_it_compiles_spoils_nothing(cache, tmp_pa
 
 
 def test_the_warning_points_at_the_users_line(cache, monkeypatch):
+    """Also where torch's compiler is loaded, which then stands between two lines of ours."""
+    import torch._dynamo  # noqa: F401
     monkeypatch.setenv("CXX", "no-such-compiler")
     calls = [lambda: update([X], [2.]), lambda: kernels.apply("langevin", X, X, eps=.1),
              lambda: kernels.normal((2, 3)), lambda: kernels.norms(X),

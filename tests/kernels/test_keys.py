@@ -74,7 +74,7 @@ REFUSED = [
     (np.ones(2), 0, "seed must be an integer"), (torch.ones(2), 0, "seed must be an integer"),
     (np.array([True, False]), 0, "seed must be an integer"),
     ([[1, 2]], 0, "seed must be an integer"), (np.array(1.5), 0, "seed must be an integer"),
-    (np.ma.array([1, 2], mask=[0, 1]), 0, "seed must be an integer"),
+    (np.ma.array([1, 2], mask=[0, 1]), 0, "seed must be a plain NumPy array"),
     (b"ab", 0, "seed must be an integer"), ({1, 2}, 0, "seed must be an integer"),
     ([1, 2], 5, "sample must have an id a row"), (0, [1., 2.], "sample must be an integer"),
     ([1, 2], None, "sample must be an integer"), (0, "ab", "sample must be an integer")]

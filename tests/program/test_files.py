@@ -405,7 +405,7 @@ def test_an_interrupt_while_the_compiler_runs(tmp_path):
                      (["check", "--backend", "host", "--op", "normal"], "OPERANDS=0"),
                      ([*MOONS, "--steps", "9999", "--out", str(tmp_path / "p")], "OPERANDS=0")):
         usual = dict(os.environ, CXX=str(slow), SLOW=of,
-                     XDG_CACHE_HOME=str(tmp_path / argv[0] / of))
+                     XDG_CACHE_HOME=str(tmp_path / f"cache{len(said)}"))
         p = start(*argv, env=usual)
         end = time.monotonic() + 60
         while not (tmp_path / "started").exists():
