@@ -26,7 +26,8 @@ _SIGNATURES = WeakKeyDictionary()  # it keeps no step alive, nor what a step hol
 def _signature(step):
     """(names of the operands, of all parameters, of those without a default) of a step."""
     if step not in _SIGNATURES:
-        parameters = signature(step).parameters.values()
+        parameters = [p for p in signature(step).parameters.values()
+                      if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         first = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
         needed = tuple(p.name for p in parameters if p.default is p.empty)
         _SIGNATURES[step] = first, tuple(p.name for p in parameters), needed

@@ -550,6 +550,10 @@ def test_parameters_are_named_where_one_is_wrong_or_missing():
         with pytest.raises(ValueError, match="is none of normal, perturb"):
             apply(op, X)
 
+    def usual(x, s, z, /, eps, scale=2., **_):
+        return x + eps * scale * s + 0 * z
+    assert np.array_equal(apply(usual, X, X, eps=.5), 2 * X)  # neither scale nor _ is missing
+
 
 @pytest.mark.parametrize("dtype", ["float16", np.float16, np.dtype("float16"), torch.float16],
                          ids=str)
