@@ -208,8 +208,9 @@ def test_what_is_given_z_is_marked_and_races_what_is_given_z(tmp_path, capsys):
         assert mine["given_z"] == given and not host["given_z"]
         assert mine["bytes"] == (4 if given else 3) * 4 * 16384  # x, s, what it makes, and z
         assert {*mine["speedup"]} == {*peers[given]} and {*host["speedup"]} == {*peers[False]}
-        for name, over in mine["speedup"].items():  # of medians, and of the rounds' ratios
-            assert over == pytest.approx(peers[given][name]["seconds"] / mine["seconds"], .5)
+        for name, over in mine["speedup"].items():  # of medians, and of the rounds' ratios:
+            of_medians = peers[given][name]["seconds"] / mine["seconds"]  # apart where it is busy
+            assert of_medians / 4 < over < of_medians * 4
         # in place, a = 1: add(x, s, alpha) and add_(z, alpha), three arrays each
         assert bool(peers[True]) == given
         if given:
