@@ -13,6 +13,8 @@ import argparse
 import os
 import secrets
 import sys
+import time
+from collections import deque
 from contextlib import nullcontext
 from math import prod
 from pathlib import Path
@@ -127,6 +129,7 @@ def device(args):
 
     from .kernels.arguments import place
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = args.processes.device(name)
     try:
         torch.empty(0, device=place(name))
     except ValueError as e:
@@ -208,16 +211,22 @@ def run_train(args):
     from . import kernels, train
     from .data import load
     from .files import only_run
+    processes = args.processes
     if not 0 < args.lr < 3e38:  # of float32
         raise ValueError(f"--lr must be positive and finite in float32, got {args.lr}")
     data = load(args.data, args.seed)
     if args.batch and args.batch > len(data.train):
         raise ValueError(f"--batch {args.batch}: {data.name} has {len(data.train)} samples")
     print(data.about)
-    with only_run(args.out) as out:
+    options = where(args)
+    processes.open(options["device"])
+    if data.digest != processes.from_first(data.digest):
+        raise ValueError(f"--data {data.name}: it holds other samples than the first "
+                         "process's")
+    with only_run(args.out) if processes.first else nullcontext(Path(args.out)) as out:
         trainer = train.Trainer(data.train, kernels, args.steps, batch=args.batch,
                                 lr=args.lr, levels=data.levels, weighting=args.weighting,
-                                objective=args.objective, **where(args))
+                                objective=args.objective, processes=processes, **options)
         run = train.metadata(data, trainer) | {
             "batch": trainer.batch, "lr": args.lr, "weighting": trainer.weighting,
             "objective": args.objective}
@@ -225,11 +234,13 @@ def run_train(args):
         if resumed:
             own = out / "state.safetensors"
             train.resume(trainer, own if args.resume is True else args.resume, run)
-        train.claim(out, run, resumed)
+        if processes.first:
+            train.claim(out, run, resumed)
         name = kernels.backend(args.backend, trainer.device.partition(":")[0]).NAME
+        of_each = f", {processes.size} processes" if processes.size > 1 else ""
         print(f"{trainer.steps} iterations of {trainer.batch} samples, {args.objective} "
               f"score matching, weighting {trainer.weighting}, peak learning rate "
-              f"{args.lr:g}; seed {args.seed}, on {trainer.device} by {name}")
+              f"{args.lr:g}; seed {args.seed}, on {trainer.device} by {name}{of_each}")
         return train.run(trainer, out, run, args.save_every)
 
 
@@ -238,7 +249,8 @@ def run_train(args):
 def sample_options(add):
     """The options of sample."""
     model_options(add)
-    add("--n", type=positive, help="how many (default 64)")
+    add("--samples", "--n", dest="n", type=positive, metavar="N",
+        help="how many (default 64); torchrun takes --n for its own")
     add("--seeds", type=integers, metavar="I,J,...",
         help="a seed for each sample, in place of --n and --seed: the noise of a sample "
              "then follows from its own, in any order and number (--seeds=-1,2 where the "
@@ -248,16 +260,9 @@ def sample_options(add):
     add("--out", default="samples.npz", help="where to write x (default samples.npz)")
 
 
-def run_sample(args):
-    """Write x (n, *shape), float32 in [-1, 1], or in the units of the data."""
-    import numpy as np
-    import torch
-
-    from . import kernels
-    from .data import Data
-    from .demo import NetScore, compile_first, sample
-    from .files import check_file, whole
-    from .weights import load_model
+def samples_file(args):
+    """The file that --out names, a Path. ValueError where none can be written."""
+    from .files import check_file
     out = Path(args.out)
     if args.out.endswith(os.sep):
         raise ValueError(f"--out {args.out}: a folder; samples are written to a file")
@@ -267,33 +272,59 @@ def run_sample(args):
         out = out.with_name(f"{out.name}.npz")
     check_file("--out", args.out)
     check_file("--out", out)
+    return out
+
+
+def run_sample(args):
+    """Write x (n, *shape), float32 in [-1, 1], or in the units of the data."""
+    import numpy as np
+    import torch
+
+    from . import kernels
+    from .chunks import NetScore, compile_first, evaluations_of, samples
+    from .data import Data
+    from .files import write_samples
+    from .weights import load_model
+    processes = args.processes
+    out = samples_file(args) if processes.first else None
     if args.seeds and (args.n or args.seed):
         raise ValueError("--seeds names a sample each: without --n and --seed")
     n = len(args.seeds) if args.seeds else args.n or 64
-    net, saved = load_model(args.model, device(args))
+    if n > 1 << 32:
+        raise ValueError(f"--n {n}: a seed has 2^32 samples; others have another --seed")
+    options = where(args)
+    if args.seeds:
+        options |= {"seed": args.seeds}
+    processes.open(options["device"])
+    found = load_model(args.model) if processes.first else None
+    net, saved = processes.from_first(found)
+    net = net.to(options["device"], memory_format=torch.channels_last)
     if args.units == "data":
         check_ends(args.model, saved)
     family = args.family or "ddim"
     shape = saved["shape"]
-    score = NetScore(net)
-    options = where(args)
-    few = options
-    if args.seeds:
-        options |= {"seed": args.seeds}
-        few = options | {"seed": (2 * args.seeds)[:2]}
-    compile_first(shape, [family], kernels, **few)
-    *_, x = sample(score, shape, family, n, kernels, args.evaluations, **options)
     none = np.empty((0, *shape))
     data = Data(saved["data"], none, none, saved["levels"], saved["ends"])
-    x = data.quantize(x.cpu().numpy())
-    if args.units == "data":
-        x = data.in_own_units(x)
-    if not np.isfinite(x).all():
-        raise FloatingPointError(f"{family}: samples are not finite")
-    with whole(out) as part, open(part, "wb") as f:
-        np.savez(f, x=x)
-    terminal.say(f"{out}: {n} samples of {saved['data']}, {family}, {score.evaluations} "
-                 f"evaluations, torch {torch.__version__}")
+    score = NetScore(net)
+    compile_first(shape, [family], kernels, **options)
+
+    def finished(x):
+        if not np.isfinite(x).all():
+            raise FloatingPointError(f"{family}: samples are not finite")
+        x = data.quantize(x)
+        return data.in_own_units(x) if args.units == "data" else x
+
+    start = time.perf_counter()
+    parts = samples(score, shape, family, n, kernels, args.evaluations,
+                    processes=processes, **options)
+    if not processes.first:
+        deque(parts)  # what it draws is gathered
+        return
+    write_samples(out, n, map(finished, parts))
+    rate = n / (time.perf_counter() - start)
+    evaluations = evaluations_of(score, shape, n, processes)
+    terminal.say(f"{out}: {n} samples of {saved['data']}, {family}, {evaluations} "
+                 f"evaluations, {rate:.1f} samples a second, torch {torch.__version__}")
 
 
 # ---- eval ----
@@ -302,7 +333,8 @@ def eval_options(add):
     """The options of eval."""
     model_options(add)
     json_option(add)
-    add("--n", type=positive, default=360, help="how many samples (default 360)")
+    add("--samples", "--n", dest="n", type=positive, default=360, metavar="N",
+        help="how many (default 360)")
     add("--likelihood", action="store_true", help="bits/dim by the probability flow")
     add("--data", help="a data set, which is scaled as the model's was (default: the one "
                        "it was trained on)")
@@ -359,13 +391,15 @@ def eval_likelihood(args, net, data, n):
 def eval_samples(args, net, data, n):
     """The quality of n samples, as a result for --json."""
     from . import kernels
-    from .demo import compile_first, measure
+    from .chunks import compile_first
+    from .demo import measure
     family = args.family or "ddim"
     compile_first(data.shape, [family], kernels, **where(args))
-    row, *_ = measure(net, data, family, n, kernels, args.evaluations, **where(args))
+    row, *_ = measure(net, data, family, n, kernels, args.evaluations, show=True,
+                      **where(args))
     print(f"{family}: SVM accuracy {row.accuracy:.3f} +- {row.error:.3f}, "
           f"nearest {row.nearest:.2f} in {terminal.printable(data.name)}, "
-          f"{row.evaluations} evaluations, {n} samples")
+          f"{row.evaluations} evaluations, {n} samples, {n / row.seconds:.1f} a second")
     return {"family": family, "accuracy": row.accuracy, "error": row.error,
             "nearest": row.nearest, "n": n, "evaluations": row.evaluations,
             "data": data.name}
@@ -590,31 +624,40 @@ def parser():
 def main(argv=None):
     """Run a command. Returns its exit code; what a user can mend is one line and 2."""
     try:
-        args = parser().parse_args(argv)
-        import torch  # noqa: F401
+        from .processes import LOST, join
+        processes = join()
+        with processes.explaining():
+            args = parser().parse_args(argv)
         terminal.raise_on_interrupt()
     except ModuleNotFoundError as e:
         sys.exit(f"minidiff: {e}; install this folder first: pip install --use-pep517 -e .")
     except KeyboardInterrupt:
         return 130
+    args.processes = processes
     try:
+        if processes.size > 1 and args.run not in (run_train, run_sample):
+            raise ValueError("one process does it; torchrun is for train and sample")
         file = getattr(args, "json", None)
         takes_folders = args.run is run_bench
         if file and not (takes_folders and Path(file).is_dir()):
             from .files import check_file
             check_file("--json", file)
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        processes.close()
+        return code
     except (ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as e:
         if os.environ.get("MINIDIFF_TRACEBACK"):
             raise
         said = str(e)
         if said.startswith(TOO_MUCH):
             said = "out of memory: ask for less"
+        if processes.lost(e):
+            said = LOST
     except MemoryError as e:
         said = f"out of memory ({e}): ask for less"
     except KeyboardInterrupt:
         return 130
-    print(terminal.printable(f"minidiff {args.command}: {said}"), file=sys.stderr)
+    processes.explain(terminal.printable(f"minidiff {args.command}: {said}"))
     return 2
 
 

@@ -4,12 +4,12 @@ Installed, they are inside this folder. In a clone they are beside it, and this 
 Python to look there.
 """
 
+import os
 import sys
 from importlib.util import spec_from_file_location
-from pathlib import Path
 
 ROOMS = "kernels", "bench"
-HERE = Path(__file__).resolve().parent
+HERE = os.path.dirname(os.path.realpath(__file__))
 
 
 class Finder:
@@ -21,10 +21,10 @@ class Finder:
         package, _, room = name.partition(".")
         if package != __package__ or room not in ROOMS:
             return None
-        folder = HERE.parent / room
-        return spec_from_file_location(name, folder / "__init__.py",
-                                       submodule_search_locations=[str(folder)])
+        folder = os.path.join(os.path.dirname(HERE), room)
+        return spec_from_file_location(name, os.path.join(folder, "__init__.py"),
+                                       submodule_search_locations=[folder])
 
 
-if not (HERE / ROOMS[0]).is_dir():
+if not os.path.isdir(os.path.join(HERE, ROOMS[0])):
     sys.meta_path.append(Finder)

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isqrt
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .terminal import printable
 HELD_OUT = 5  # of so many samples one is held out
 POINTS = 10_240  # of a set that is drawn
 FEWEST = 50  # samples to train on, and samples held out
+TURNS = 8  # of rows and of columns that permute the samples
 
 
 @dataclass(frozen=True)
@@ -75,25 +77,57 @@ class Data:
         return x.astype(np.int64)
 
 
-def dequantized(x, levels, seed=0, step=0):
+def dequantized(x, levels, seed=0, sample=0, step=0):
     """What a network sees: `likelihood.dequantize` of grey levels in [-1, 1], with noise.
 
-    Points pass unchanged.
+    seed, sample, step: of the noise, as in `noise.words`. Points pass unchanged.
     """
     if not levels:
         return x
-    u = 1 - noise.uniform(x.shape, seed, step=step, tag=noise.DEQUANTIZATION)
+    u = 1 - noise.uniform(x.shape, seed, sample, step, tag=noise.DEQUANTIZATION)
     k = np.round((x + 1) * (levels - 1) / 2)
     return dequantize(k, u, levels)
 
 
 @lru_cache(maxsize=2)  # an epoch's iterations share one
-def permutation(n, seed, step=0):
-    """A random permutation of n, a function of seed and step."""
-    words = noise.words((n,), seed, step=step, tag=noise.ORDER)
-    order = np.argsort(words[:, 0, 0], kind="stable")
-    order.flags.writeable = False  # all who ask share it
-    return order
+def _turns(n, seed, step):
+    """(columns, rows, turns) of a grid of at least n cells.
+
+    turns: pairs of random numbers, one for each row and one for each column.
+    """
+    columns = isqrt(n - 1) + 1
+    rows = -(-n // columns)  # at most as many
+    words = noise.words((columns, TURNS), seed, step=step, tag=noise.ORDER)
+    words = words.reshape(columns, TURNS).T.copy()
+    return columns, rows, words.reshape(-1, 2, columns)
+
+
+def permuted(i, n, seed, step=0):
+    """Where a random permutation of 0 ... n-1, a function of seed and step, has i.
+
+    i: an array of indices. No others are computed: the cost does not grow with n, but for
+    its square root once a permutation. A Feistel network [Luby & Rackoff 1988]: the indices
+    fill a grid, and by turns each row is rotated by a random number of its own, and each
+    column. All that maps the grid to itself. What leaves the n cells goes on until it is
+    back.
+
+    Example:
+        >>> print(sorted(permuted(np.arange(7), 7, seed=1).tolist()))
+        [0, 1, 2, 3, 4, 5, 6]
+    """
+    columns, rows, turns = _turns(n, seed, step)
+
+    def turned(i):
+        row, column = np.divmod(i, columns)
+        for across, along in turns:
+            column = (column + across[row]) % columns
+            row = (row + along[column]) % rows
+        return row * columns + column
+
+    i = turned(i)
+    while (outside := i >= n).any():
+        i[outside] = turned(i[outside])
+    return i
 
 
 def _uniform(shape, seed):

@@ -9,6 +9,14 @@ import torch
 from tqdm import tqdm
 
 from . import noise
+from .chunks import (
+    NetScore,
+    chunk_size,
+    compile_first,
+    evaluations_of,
+    in_chunks,
+    samples,
+)
 from .data import dequantized
 from .families import FAMILIES
 from .likelihood import bits_per_dim, log_likelihood, with_trace
@@ -20,8 +28,6 @@ from .targets import Gaussian
 from .train import LOG_LEVEL, Trainer, edm_weight, iterations, metadata
 from .weights import save
 
-EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adaptive": 40,
-               "heun": 39, "dpmpp_2m": 20}
 CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
 TRAJECTORY = "reverse_sde_vp"  # the family that the figure follows from noise to data
 
@@ -33,42 +39,21 @@ class Measured(NamedTuple):
     """A line of the demo's table: what a family's samples cost and how good they are."""
 
     family: str
-    evaluations: int  # of the network
+    evaluations: int  # of the network, a chunk
     seconds: float
     accuracy: float  # of an SVM that tells samples from held-out data: .5 is perfect
     error: float  # the accuracy's standard error
     nearest: float  # median distance to the closest training sample
 
 
-class NetScore:
-    """s(x, sigma) of a network at one noise level for the whole batch; counts its calls."""
-
-    def __init__(self, net):
-        self.net = net
-        self.evaluations = 0
-
-    def __call__(self, x, sigma):
-        self.evaluations += 1
-        levels = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
-        return self.net(x, levels)
-
-
-def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
-    """Bits/dim of n held-out samples: of their grey levels, or of the density of points.
-
-    The prior is N(0, std^2 I), the process's own. The trace of the score's Jacobian is
-    exact in up to 4 dimensions; beyond, one Rademacher probe a sample estimates it.
-    Prints the result. Returns (mean, standard error, evaluations).
-    """
-    score = rescaled(NetScore(net), sde.marginal)
-    size = int(np.prod(data.shape))
-
+def linearized(score, shape, device):
+    """A score(x, t) of tensors as `likelihood.with_trace` takes it: of (B, D) float64
+    arrays, with its products with a vector from the left."""
     def tensor(u):
-        """(n, size) float64 to what the network takes."""
-        return torch.tensor(u, dtype=torch.float32, device=device).reshape(-1, *data.shape)
+        return torch.tensor(u, dtype=torch.float32, device=device).reshape(-1, *shape)
 
     def host(u):
-        return u.reshape(-1, size).double().cpu().numpy()
+        return u.flatten(1).double().cpu().numpy()
 
     def linearize(x, t):
         s, vjp = torch.func.vjp(lambda x: score(x, t), tensor(x))
@@ -79,23 +64,41 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
 
         return host(s), product
 
-    x = dequantized(data.held[:n], data.levels, seed)
-    x = x.reshape(-1, size).astype(float)
-    if size <= 4:
-        probes = np.eye(size)
-    else:
-        probes = [noise.rademacher(x.shape, seed, tag=noise.PROBE)]
+    return linearize
+
+
+def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
+    """Bits/dim of n held-out samples: of their grey levels, or of the density of points.
+
+    The prior is N(0, std^2 I), the process's own. The trace of the score's Jacobian is
+    exact in up to 4 dimensions; beyond, one Rademacher probe a sample estimates it. RK45's
+    step size is a chunk's own; held-out samples after the n, or the first again, fill the
+    last. Prints the result. Returns (mean, standard error, evaluations a chunk).
+    """
+    calls = NetScore(net)
+    linearize = linearized(rescaled(calls, sde.marginal), data.shape, device)
+    size = int(np.prod(data.shape))
+    rows = chunk_size(data.shape)
     prior = Gaussian(np.zeros(size), prior_std(sde)**2)
-    log_p, _, evaluations = log_likelihood(with_trace(linearize, probes), x, sde,
-                                           prior.log_density)
+
+    def chunk(first):
+        held = data.held[np.arange(first, first + rows) % len(data.held)]
+        x = dequantized(held, data.levels, seed, first)
+        x = x.reshape(rows, size).astype(float)
+        probes = np.eye(size) if size <= 4 else [noise.rademacher(x.shape, seed, first)]
+        log_p, *_ = log_likelihood(with_trace(linearize, probes), x, sde, prior.log_density)
+        return log_p
+
+    log_p = np.concatenate([*in_chunks(chunk, n, rows, desc="likelihood")])
     bits = bits_per_dim(log_p, size, data.levels or 2)
     mean = bits.mean()
-    error = bits.std(ddof=1) / len(bits)**.5
+    error = bits.std(ddof=1) / n**.5
+    evaluations = evaluations_of(calls, data.shape, n)
     means, uniform = "-log2 of the model's\ndensity, a coordinate", "1"
     if data.levels:
         means = "what the model\nneeds to name a grey level"
         uniform = f"log2({data.levels}) = {np.log2(data.levels):.2f}"
-    print(f"bits/dim {mean:.3f} +- {error:.3f} on {len(x)} held-out samples; "
+    print(f"bits/dim {mean:.3f} +- {error:.3f} on {n} held-out samples; "
           f"{evaluations} evaluations: {means}. "
           f"Less is better; {uniform} is a uniform guess.")
     return mean, error, evaluations
@@ -137,49 +140,27 @@ def losses_table(rows):
     return "\n".join(lines)
 
 
-def sample(score, shape, family, n, kernels, evaluations=None, *, seed=0, device="cpu",
-           backend="auto"):
-    """The states of n samples of one family, as a generator of tensors (n, *shape).
-
-    score: s(x, sigma); kernels: minidiff.kernels; evaluations: about how many to make, by
-    default the family's in EVALUATIONS.
-    """
-    z = kernels.normal((n, *shape), device=device, seed=seed, backend=backend)
-    engine = kernels.Fused(seed, backend=backend)
-    evaluations = evaluations or EVALUATIONS.get(family, 80)
-    yield from FAMILIES[family](score, z, evaluations, engine)
-
-
-def compile_first(shape, families, kernels, **options):
-    """Have all kernels of these families compiled, before the network is asked anything.
-
-    What cannot be compiled is known now, and not minutes later. Two samples of each family
-    are made from a score of 0. options: as in `sample`.
-    """
-    for family in families:
-        for _ in sample(lambda x, _: torch.zeros_like(x), shape, family, 2, kernels,
-                        **options):
-            pass
-
-
-def measure(net, data, family, n, kernels, evaluations=None, **options):
+def measure(net, data, family, n, kernels, evaluations=None, *, show=False, **options):
     """Sample one family and compare its samples with held-out data.
 
-    options: seed, device and backend, as in `sample`. Returns (Measured, samples,
-    trajectory): arrays (n, *shape) and, of the first sample's states, (k, *shape).
+    show: whether there is a progress bar; options: seed, device and backend, as in
+    `states`. Returns (Measured, samples, trajectory): arrays (n, *shape) and, of the first
+    sample's states, (k, *shape).
     """
     score = NetScore(net)
     trajectory = []
     begun = time.perf_counter()
-    for x in sample(score, data.shape, family, n, kernels, evaluations, **options):
-        trajectory.append(x[0].cpu().numpy())
+    parts = samples(score, data.shape, family, n, kernels, evaluations, show=show,
+                    kept=trajectory, **options)
+    x = np.concatenate([*parts])
     seconds = time.perf_counter() - begun
-    x = data.quantize(x.cpu().numpy())
+    x = data.quantize(x)
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{family}: samples are not finite")
     accuracy, error = svm_accuracy(x, data.held[:n])
     nearest = nearest_distance(x, data.train)
-    row = Measured(family, score.evaluations, seconds, accuracy, error, nearest)
+    evaluations = evaluations_of(score, data.shape, n)
+    row = Measured(family, evaluations, seconds, accuracy, error, nearest)
     return row, x, np.stack(trajectory)
 
 
@@ -201,17 +182,17 @@ def measure_all(net, data, n, kernels, **options):
     """
     rows = []
     fewer = {}  # one row for each family and cost
-    samples = {}
+    drawn = {}
     bar = tqdm(FAMILIES, desc="sampling", unit="family")
     for family in bar:
         bar.set_postfix_str(family)
-        row, samples[family], states = measure(net, data, family, n, kernels, **options)
+        row, drawn[family], states = measure(net, data, family, n, kernels, **options)
         rows.append(row)
         if family == TRAJECTORY:
             trajectory = states
         for less in measure_fewer(net, data, row, n, kernels, **options):
             fewer[family, less.evaluations] = less
-    return rows, list(fewer.values()), samples, trajectory
+    return rows, list(fewer.values()), drawn, trajectory
 
 
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
@@ -237,14 +218,14 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     net = trainer.average.module.eval().requires_grad_(False)
     save(model, net.state_dict(), metadata(data, trainer))
     trained = time.perf_counter() - start
-    rows, fewer, samples, trajectory = measure_all(net, data, n, kernels, **options)
+    rows, fewer, drawn, trajectory = measure_all(net, data, n, kernels, **options)
     held = data.held[:n]
     accuracy, error = svm_accuracy(data.train[:n], held)
     nearest = nearest_distance(held, data.train)
     real = Measured("train | held-out", 0, 0., accuracy, error, nearest)
     print(table(rows, real))
     likelihood(net, data, n, seed, device)
-    picture(samples_png, data, samples, trajectory)
+    picture(samples_png, data, drawn, trajectory)
     curves(curves_png, [*rows, *fewer], accuracy)
     files = [samples_png, curves_png, model]
     if data.target:
@@ -255,7 +236,8 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     print(CAPTION)
     print(f"{len(data.train)} training, {len(data.held)} held-out samples of "
           f"{data.name}, {n} of them compared; {trainer.steps} iterations")
-    print(f"in {trained:.0f} s, {time.perf_counter() - start:.0f} s in all")
+    print(f"in {trained:.0f} s, {trainer.steps / trained:.1f} a second; "
+          f"{time.perf_counter() - start:.0f} s in all")
     print(*files, sep="  ")
     return rows
 

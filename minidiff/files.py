@@ -8,10 +8,13 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.lib import format as npy
 
 PART = ".part-"  # begins the name of what is not whole yet
 OF_A_RUN = ".safetensors", ".previous", ".png"  # what `only_run` keeps for one run
@@ -32,6 +35,17 @@ def flush(path):
 
 
 @contextmanager
+def untouched(file):
+    """An OSError inside is one line, which says that what was there before is there still.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise OSError(f"{file}: not written, what was there before is untouched "
+                      f"({e.strerror or e})") from e
+
+
+@contextmanager
 def whole(file):
     """A path to write to: what lies there at the end becomes `file` at once, or nothing.
 
@@ -45,15 +59,13 @@ def whole(file):
     target = Path(os.path.realpath(file))
     part = target.with_name(f"{PART}{os.getpid()}{Path(file).suffix}")
     try:
-        yield part
-        if target.exists():
-            shutil.copymode(target, part)
-        flush(part)
-        os.replace(part, target)
-        flush(target.parent)
-    except OSError as e:
-        raise OSError(f"{file}: not written, what was there before is untouched "
-                      f"({e.strerror or e})") from e
+        with untouched(file):
+            yield part
+            if target.exists():
+                shutil.copymode(target, part)
+            flush(part)
+            os.replace(part, target)
+            flush(target.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -62,6 +74,38 @@ def write_json(file, rows):
     """Write what JSON can hold, whole or not at all."""
     with whole(file) as part:
         part.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def write_samples(file, n, parts):
+    """Write n samples as the array x of a .npz file, from successive parts of them.
+
+    It is whole or not written at all, and memory is that of a part. The parts first go into
+    a file without a name: of a process that is killed nothing is left.
+    ValueError where the disk has no room for both, once the first part tells the size.
+    """
+    target = Path(os.path.realpath(file))
+    with tempfile.TemporaryFile(dir=target.parent) as raw:
+        for x in parts:
+            if raw.tell() == 0:
+                header = {"descr": npy.dtype_to_descr(x.dtype), "fortran_order": False,
+                          "shape": (n, *x.shape[1:])}
+                _require_room(file, 2 * n * x[0].nbytes)
+            with untouched(file):
+                raw.write(np.ascontiguousarray(x))
+        with whole(file) as part:
+            raw.seek(0)
+            with (zipfile.ZipFile(part, "w") as archive,
+                  archive.open("x.npy", "w", force_zip64=True) as f):
+                npy.write_array_header_1_0(f, header)
+                shutil.copyfileobj(raw, f)
+
+
+def _require_room(file, needed):
+    """ValueError unless so many bytes fit where a file will be."""
+    free = shutil.disk_usage(Path(file).resolve().parent).free
+    if needed > free:
+        raise ValueError(f"{file}: {needed >> 20} MiB are needed there, {free >> 20} are "
+                         "free")
 
 
 def require_file(file):

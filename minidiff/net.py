@@ -27,6 +27,14 @@ def usual_defaults():
         torch.set_default_dtype(dtype)
 
 
+EQUAL_ROWS = 8  # for one noise level: a product of 1 or 2 rows has other bits than of more
+
+
+def per_sample(u, x):
+    """A row of u for each sample of x: its own, or the first of one noise level's."""
+    return u if len(u) == len(x) else u[:1]
+
+
 class NoiseFeatures(nn.Module):
     """The conditioning vector e: cosines and sines of c_noise, then two small layers."""
 
@@ -38,7 +46,7 @@ class NoiseFeatures(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, c_noise):
-        """c_noise: (B,). Returns e: (B, width)."""
+        """c_noise: (rows,). Returns e: (rows, width)."""
         phase = c_noise[:, None] * self.freq
         e = torch.cat([phase.cos(), phase.sin()], dim=1)
         e = F.silu(self.fc1(e))
@@ -56,8 +64,8 @@ class DenseBlock(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, h, e):
-        """h, e: (B, width). Returns the next h."""
-        scale, shift = self.cond(e).chunk(2, dim=1)
+        """h: (B, width), e: (rows, width) as in `per_sample`. Returns the next h."""
+        scale, shift = per_sample(self.cond(e), h).chunk(2, dim=1)
         r = self.fc1(self.norm(h))
         return h + self.fc2(F.silu((1 + scale) * r + shift))
 
@@ -73,7 +81,7 @@ class VectorNet(nn.Module):
         self.out = nn.Linear(width, shape[0])
 
     def forward(self, x, c_noise):
-        """x: (B, D), c_noise: (B,). Returns F_x: (B, D)."""
+        """x: (B, D), c_noise: (rows,). Returns F_x: (B, D)."""
         e = self.embed(c_noise)
         h = self.inp(x)
         for block in self.blocks:
@@ -93,8 +101,8 @@ class ConvBlock(nn.Module):
         self.cond = nn.Linear(emb, 2 * width)
 
     def forward(self, h, e):
-        """h: (B, width, H, W), e: (B, emb). Returns the next h."""
-        scale, shift = self.cond(e)[..., None, None].chunk(2, dim=1)
+        """h: (B, width, H, W), e: (rows, emb) as in `per_sample`. Returns the next h."""
+        scale, shift = per_sample(self.cond(e), h)[..., None, None].chunk(2, dim=1)
         r = self.conv1(F.silu(self.norm1(h)))
         r = self.norm2(r)
         return h + self.conv2(F.silu((1 + scale) * r + shift))
@@ -123,7 +131,7 @@ class ImageNet(nn.Module):
         self.out = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, x, c_noise):
-        """x: (B, channels, H, W), c_noise: (B,). Returns F_x, shaped like x."""
+        """x: (B, channels, H, W), c_noise: (rows,). Returns F_x, shaped like x."""
         e = self.embed(c_noise)
         top = self.enter(self.inp(x) + self.place, e)
         h = self.low1(self.down(top), e)
@@ -152,8 +160,14 @@ class ScoreNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x, sigma):
-        """x: (B, *shape), sigma: (B,). Returns the score, shaped like x."""
-        column = sigma.view(-1, *[1] * (x.dim() - 1))
+        """The score of x, shaped like it.
+
+        x: (B, *shape); sigma: (B,), or (1,) for all. What follows from one sigma alone is
+        computed on EQUAL_ROWS rows: its bits are those of any batch, and its cost is small.
+        """
+        if len(sigma) == 1:
+            sigma = sigma.expand(EQUAL_ROWS)
+        column = per_sample(sigma, x).reshape(-1, *[1] * (x.dim() - 1))
         F_x = self.F_x(c_in(column, self.sigma_data) * x, sigma.log() / 4)
         score = inverse(preconditioned)
         return score(x, F_x, a=1., sigma=column, sigma_data=self.sigma_data)

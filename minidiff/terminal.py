@@ -61,6 +61,13 @@ def open_streams():
         setattr(sys, name, Stream(stream))
 
 
+def silence():
+    """Have stdout and stderr lead nowhere. Returns the stderr that was."""
+    before = sys.stderr
+    sys.stdout = sys.stderr = Stream(open(os.devnull, "w"))  # noqa: SIM115
+    return before
+
+
 def end_on_interrupt():
     """From here on Ctrl-C ends the process without a word: torch, interrupted while it
     loads, would abort."""

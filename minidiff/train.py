@@ -6,6 +6,7 @@ was stopped and resumed returns the bits of one that was not.
 
 import os
 import signal
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from . import noise, score_matching
+from . import __version__, noise, score_matching
 from .affine import coefficients
-from .data import dequantized, permutation
+from .data import dequantized, permuted
 from .net import ScoreNet, usual_defaults
 from .predictions import c_in
+from .processes import ALONE
 from .score_matching import residual
 from .sde import VP, importance_times, perturb
 from .terminal import say
@@ -32,16 +34,17 @@ def edm_weight(sigma, sigma_data=.5):
     return sigma**2 * (c_in(sigma, sigma_data) * sigma_data)**-2
 
 
-def training_levels(n, seed, step, weighting="edm", sde=VP()):  # noqa: B008
+def training_levels(n, seed, step, weighting="edm", sde=VP(), sample=0):  # noqa: B008
     """The noise levels of one iteration's samples and the weights of their losses.
 
-    Returns (sigma, lambda(sigma)), each (n,) float64. lambda weighs |s - grad log q|^2.
+    sample: the place of the first of the n in the batch. Returns (sigma, lambda(sigma)),
+    each (n,) float64. lambda weighs |s - grad log q|^2.
 
     edm: ln sigma ~ N(-1.2, 1.2^2), lambda = `edm_weight`. [EDM table 1]
     sigma2: the same levels, lambda = sigma^2. [SMLD eq. 6]
     likelihood: lambda = g^2 of the sde, by importance sampling of t, for x / a. [ScoreFlow]
     """
-    draw = {"seed": seed, "step": step, "tag": noise.TIME}
+    draw = {"seed": seed, "sample": sample, "step": step, "tag": noise.TIME}
     if weighting == "likelihood":
         u = noise.uniform((n,), **draw).astype(float)
         t, Z = importance_times(sde, u)
@@ -81,10 +84,8 @@ def batch_indices(n, batch, seed, step):
 
     Each epoch has a fresh permutation. What is left after its last whole batch is dropped.
     """
-    per_epoch = max(1, n // batch)
-    epoch, k = divmod(step, per_epoch)
-    order = permutation(n, seed, 1 + epoch)
-    return order[k * batch:][:batch]
+    epoch, k = divmod(step, n // batch)
+    return permuted(k * batch + np.arange(batch), n, seed, 1 + epoch)
 
 
 class Trainer:
@@ -93,20 +94,28 @@ class Trainer:
     x: training data, (n, *shape) float32; levels: its grey levels, or None.
     kernels: minidiff.kernels, handed in: it perturbs in one fused kernel.
     steps, batch: by default fewer iterations of smaller batches for images than for points,
-        because a convolution is worth more time.
+        because a convolution is worth more time. A batch is at most all samples.
     weighting: see `training_levels`. The default is edm for denoising and sigma2 for the
         others: at large sigma, EDM's sigma^4 suits the small residual of denoising, but not
         the terms of the others.
+    processes: those of the run, of which each computes its rows of every batch and has the
+        same network. ValueError where the rows are not equally many, or where an objective
+        differentiates the network by itself.
     """
 
     def __init__(self, x, kernels, steps=None, *, batch=None, lr=2e-3, decay=.995, seed=0,
                  device="cpu", backend="auto", levels=None, weighting=None,
-                 objective="denoising"):
+                 objective="denoising", processes=ALONE):
         images = x.ndim > 2
         self.x = x
         self.levels = levels
         self.steps = steps or (1250 if images else 3000)
-        self.batch = batch or (128 if images else 512)
+        self.batch = min(batch or (128 if images else 512), len(x))
+        self.processes = processes
+        self.rows = processes.rows(self.batch)
+        if processes.size > 1 and objective != "denoising":
+            raise ValueError(f"--objective {objective} differentiates the network itself, "
+                             "in one process alone")
         self.lr = lr
         self.seed = seed
         self.kernels = kernels
@@ -118,30 +127,33 @@ class Trainer:
         with usual_defaults():
             self.net = ScoreNet(x.shape[1:]).to(device)
             self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.network = processes.parallel(self.net)
         self.adam = torch.optim.Adam(self.net.parameters(), lr=lr, betas=(.9, .99))
         self.step = 0
 
     def objective(self):
-        """This iteration's objective, a mean over elements: (fitted, value, gradient).
+        """This process's part of an iteration's objective: (fitted, value, gradient).
+
+        It is a mean over elements, so that the mean over processes is the batch's.
 
         `fitted.backward(gradient)` differentiates it. For denoising, fitted is the scores.
         One kernel, which draws the perturbation's noise again, returns the value and its
         gradient with respect to them. For the others, fitted is the value itself and
         gradient is None.
         """
-        draw = {"seed": self.seed, "step": self.step, "tag": noise.PERTURBATION,
-                "backend": self.backend}
-        chosen = batch_indices(len(self.x), self.batch, self.seed, self.step)
-        x0 = dequantized(self.x[chosen], self.levels, self.seed, self.step)
+        draw = {"seed": self.seed, "sample": self.rows.start, "step": self.step}
+        chosen = batch_indices(len(self.x), self.batch, self.seed, self.step)[self.rows]
+        x0 = dequantized(self.x[chosen], self.levels, **draw)
         x0 = torch.from_numpy(x0).to(self.device)
-        sigma, weight = training_levels(len(x0), self.seed, self.step, self.weighting)
+        sigma, weight = training_levels(len(x0), weighting=self.weighting, **draw)
         weight = weight / x0[0].numel()
+        draw |= {"tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
         level = self._tensor(sigma)
         if self.objective_name != "denoising":
             value = self._jacobian_objective(x, level, weight)
             return value, value.detach(), None
-        s = self.net(x, level)
+        s = self.network(x, level)
         of_residual = coefficients(residual, sigma=sigma)
         coef = np.column_stack((of_residual, weight / len(x)))
         value, gradient = self.kernels.dsm_loss(s.detach(), coef, **draw)
@@ -168,7 +180,7 @@ class Trainer:
         return self.lr * warm_up * .5 * cosine
 
     def advance(self):
-        """Run one iteration. Returns its loss.
+        """Run one iteration. Returns its loss, the whole batch's.
 
         FloatingPointError, before any weight is changed, if the loss or the gradient's norm
         is not finite.
@@ -179,6 +191,7 @@ class Trainer:
         self.adam.zero_grad()
         fitted.backward(gradient)
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
+        loss = self.processes.mean(loss)
         if not torch.isfinite(loss + norm):
             raise FloatingPointError(f"the loss is {loss.item()} and its gradient's norm "
                                      f"{norm.item()} at iteration {self.step}: lower --lr")
@@ -234,10 +247,12 @@ def _flat(parts):
             for name, u in tensors.items()}
 
 
-def circumstances(device="cpu"):
+def circumstances(device="cpu", processes=ALONE):
     """What the bits of a training depend on besides its options: torch sums in an order
-    of its own for each number of threads, version and device."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(),
+    of its own for each number of threads and processes, version and device; and another
+    minidiff may order its data otherwise."""
+    return {"minidiff": __version__, "torch": torch.__version__,
+            "threads": torch.get_num_threads(), "processes": processes.size,
             "device": str(device)}
 
 
@@ -246,7 +261,7 @@ def metadata(data, trainer):
     return {"shape": list(data.shape), "data": data.name, "digest": data.digest,
             "split": data.split, "levels": data.levels, "ends": list(data.ends),
             "steps": trainer.steps, "seed": trainer.seed,
-            "circumstances": circumstances(trainer.device)}
+            "circumstances": circumstances(trainer.device, trainer.processes)}
 
 
 def _require_run(file, saved, run):
@@ -265,8 +280,19 @@ def resume(trainer, file, run):
     """Put a trainer where the file of an earlier run left off.
 
     run: the run's own metadata, which the file's must equal. Says where the circumstances
-    differ. ValueError, in one line, where the file is another run's or damaged.
+    differ. The first process reads it for all. ValueError, in one line, where the file is
+    another run's or damaged.
     """
+    found = _read_state(file, run) if trainer.processes.first else None
+    tensors, step = trainer.processes.from_first(found)
+    try:
+        trainer.restore(tensors, step)
+    except (ValueError, RuntimeError, KeyError) as e:
+        raise ValueError(f"{file}: {str(e).splitlines()[0]}") from e
+
+
+def _read_state(file, run):
+    """(tensors, step) of `resume`'s file."""
     tensors, saved = read(file)
     if "step" not in saved:
         raise ValueError(f"{file} is a model; a training leaves its state beside it, in "
@@ -275,16 +301,14 @@ def resume(trainer, file, run):
     before = saved.get("circumstances")
     if not isinstance(before, dict):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
-    try:
-        trainer.restore(tensors, saved["step"])
-    except (ValueError, RuntimeError, KeyError) as e:
-        raise ValueError(f"{file}: {str(e).splitlines()[0]}") from e
+    before = {"minidiff": saved.get("version"), "processes": 1, **before}  # as in 0.4.0
     now = run["circumstances"]
     changed = [f"{key} {before.get(key)}, now {now[key]}" for key in now
                if before.get(key) != now[key]]
     if changed:
         say(f"{file} was written with {'; '.join(changed)}: the bits may differ from those "
             "of a run that was not stopped")
+    return tensors, saved["step"]
 
 
 def claim(out, run, resumed):
@@ -314,17 +338,19 @@ def claim(out, run, resumed):
 
 
 @contextmanager
-def stop_on_interrupt():
+def stop_on_interrupt(processes=ALONE):
     """A list that Ctrl-C fills, so that a loop can finish its iteration and save.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once; in several processes it does not, because there
+    torchrun passes on the first one, which each of them has had from the terminal.
     """
     stopped = []
     old = signal.getsignal(signal.SIGINT)
 
     def note(*_):
         stopped.append(True)
-        signal.signal(signal.SIGINT, old)
+        if processes.size == 1:
+            signal.signal(signal.SIGINT, old)
 
     signal.signal(signal.SIGINT, note)
     try:
@@ -348,29 +374,33 @@ def iterations(trainer):
 def run(trainer, out, metadata, save_every):
     """Train to the end, saving the state every so many iterations and the model last.
 
-    out: a folder, a Path. Returns the exit code: 130 after Ctrl-C, which finishes the
-    iteration and saves first.
+    out: a folder, a Path; the first process writes there. Returns the exit code: 130 after
+    Ctrl-C, which finishes the iteration and saves first.
     """
+    processes = trainer.processes
     state = out / "state.safetensors"
     model = out / "model.safetensors"
     begun = trainer.step
     kept = begun if state.exists() else None
+    start = time.perf_counter()
 
     def keep():
         nonlocal kept
-        if kept != trainer.step:  # else it would be its own save before
+        if processes.first and kept != trainer.step:  # else it is its own save before
             save(state, trainer.state(), metadata | {"step": trainer.step})
         kept = trainer.step
 
-    with stop_on_interrupt() as stopped:
+    with stop_on_interrupt(processes) as interrupted:
         for _ in iterations(trainer):
+            stopped = processes.any(interrupted)  # all at the same iteration
             if stopped or trainer.step % save_every == 0:
                 keep()
             if stopped:
                 say(f"stopped at iteration {trainer.step}; --resume goes on from {state}")
                 return 130
+    rate = (trainer.step - begun) / (time.perf_counter() - start)
     keep()
-    if trainer.step > begun or not model.exists():
+    if processes.first and (trainer.step > begun or not model.exists()):
         save(model, trainer.average.module.state_dict(), metadata)
-    say(f"{model}: {trainer.steps} iterations")
+    say(f"{model}: {trainer.steps} iterations, {rate:.1f} a second")
     return 0

@@ -10,6 +10,8 @@ CUDA = torch.cuda.is_available()
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
+from untrained import model  # noqa: E402, F401
+
 from emulator import launch  # noqa: E402
 from folded import folded  # noqa: E402, F401
 from minidiff import kernels  # noqa: E402

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from ...demo import EVALUATIONS, NetScore
+from ...chunks import EVALUATIONS, NetScore, chunk_size
 from ...families import FAMILIES
 from ...kernels import Fused, bind, normal, on_cupy, why_not
 from ...kernels.check.compare import oracle
@@ -121,14 +121,15 @@ def launches(calls=20):
     return {"passed": True, **found}
 
 
-def whole_samplers(n=360, shape=(1, 8, 8)):
+def whole_samplers(shape=(1, 8, 8)):
     """Every family, network and updates, in one CUDA graph: the bits of its loop
     uncaptured; and milliseconds of either. The network has weights that nobody trained, and
-    the demo's shape."""
+    it is the demo's chunk."""
     torch.manual_seed(0)
     net = ScoreNet(shape).to(DEVICE).eval().requires_grad_(False)
     torch.nn.init.normal_(net.F_x.out.weight, std=.02)
-    z, good, times = normal((n, *shape), device=DEVICE, seed=SEED), {}, {}
+    z = normal((chunk_size(shape), *shape), device=DEVICE, seed=SEED)
+    good, times = {}, {}
     for name, family in FAMILIES.items():
         if name == "pf_ode_adaptive":  # SciPy's loop: its steps depend on what they find
             continue

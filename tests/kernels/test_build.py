@@ -16,7 +16,7 @@ import pytest
 
 from minidiff import kernels
 from minidiff.__main__ import main
-from minidiff.demo import NetScore, compile_first, sample
+from minidiff.chunks import NetScore, compile_first, samples
 from minidiff.families import FAMILIES
 from minidiff.kernels import build, on_host, update
 from minidiff.kernels.launch import NotCompiled
@@ -463,8 +463,8 @@ def test_what_is_compiled_first_is_all_that_is_needed(cache):
     os.environ["CXX"] = "no-such-compiler"
     try:
         for family in FAMILIES:
-            *_, x = sample(lambda x, sigma: -x, (2,), family, 5, kernels, 20, backend="host")
-        *_, x = sample(lambda x, sigma: -x, (2,), "ddim", 3, kernels, seed=[3, 4, 5])
+            x, = samples(lambda x, sigma: -x, (2,), family, 5, kernels, 20, backend="host")
+        x, = samples(lambda x, sigma: -x, (2,), "ddim", 3, kernels, seed=[3, 4, 5])
         assert x.shape == (3, 2)
     finally:
         del os.environ["CXX"]

@@ -14,8 +14,8 @@ import torch
 
 from minidiff import data, demo, families, kernels, noise, plot, targets
 from minidiff.__main__ import main, parser
-from minidiff.demo import Measured, NetScore
-from minidiff.demo import sample as draw
+from minidiff.chunks import NetScore, samples
+from minidiff.demo import Measured
 from minidiff.quality import nearest_distance, svm_accuracy
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,8 @@ def test_the_flows_of_the_caption_show_nearly_the_same_samples():
         return torch.from_numpy(data.ring().noised(1, sigma).score(x.double().numpy())).float()
     ends = {}
     for family in (*plot.FLOWS, "reverse_sde_vp", "edm_churn"):
-        *_, ends[family] = draw(score, (2,), family, 200, kernels, 60)
+        x, = samples(score, (2,), family, 200, kernels, 60)
+        ends[family] = torch.from_numpy(x)
     for family, x in ends.items():
         apart = (x - ends["heun"]).norm(dim=1).median()
         assert (apart < .05) == (family in plot.FLOWS), family  # .05: the modes' std
@@ -302,8 +303,8 @@ def test_a_network_that_diverges_is_never_masked():
     class Broken(torch.nn.Module):
         def forward(self, x, sigma):
             return x * float("nan")
-    *_, x = draw(NetScore(Broken()), (2,), "ddim", 3, kernels, 4)
-    assert x.isnan().all()
+    x, = samples(NetScore(Broken()), (2,), "ddim", 3, kernels, 4)
+    assert np.isnan(x).all()
 
 
 # ---- check and bench ----

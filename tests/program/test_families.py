@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from minidiff import families, kernels, noise, samplers, targets
-from minidiff.demo import EVALUATIONS
+from minidiff.chunks import EVALUATIONS
 from minidiff.plot import FLOWS
 
 

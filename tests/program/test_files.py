@@ -341,11 +341,13 @@ ENDED = 130, -signal.SIGINT  # what a shell shows as 130
 
 @pytest.mark.parametrize("seconds", [.03, .06, .1, .2, .3, .5, .7, .9, 1.2, 1.6])
 def test_an_early_interrupt_is_quiet(seconds, tmp_path):
+    """From the first line of ours on; before it, while Python starts, Ctrl-C is Python's."""
     p = start("demo", "--data", "moons", "--out", str(tmp_path))
     time.sleep(seconds)
     interrupt(p)
     out, error = p.communicate(timeout=60)
-    assert p.returncode in ENDED and "Traceback" not in error, error
+    assert p.returncode in ENDED
+    assert "Traceback" not in error or "in _run_code" not in error, error
 
 
 def test_nothing_is_loaded_while_an_interrupt_would_raise():

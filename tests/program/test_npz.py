@@ -246,7 +246,7 @@ def test_running_out_of_memory_is_said(command, tmp_path, refused, monkeypatch, 
 
     def too_much(*arguments, **options):
         yield np.empty(1 << 62, np.uint8)
-    monkeypatch.setattr("minidiff.demo.sample", too_much)
+    monkeypatch.setattr("minidiff.chunks.states", too_much)
     monkeypatch.chdir(tmp_path)
     refused(f"minidiff {command}: out of memory", "ask for less",
             argv=[command, "--model", "model.safetensors"])

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from minidiff import data, demo, kernels, noise, train, weights
+from minidiff import __version__, data, kernels, noise, train, weights
 from minidiff.__main__ import main
+from minidiff.chunks import NetScore, samples
 from minidiff.net import ScoreNet
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,7 @@ def test_training_lowers_the_loss():
     """On the same draws before and after: the start is the best linear score, already good."""
     def mean_loss(net):
         probe = trainer()
-        probe.net = net
+        probe.network = net
         losses = []
         for probe.step in range(1000, 1010):
             losses.append(probe.objective()[1].item())
@@ -161,8 +163,9 @@ def test_the_circumstances_are_kept_and_a_change_is_said(tmp_path, capsys):
     assert main(argv) == 0
     _, saved = weights.read(tmp_path / "state.safetensors")
     threads = torch.get_num_threads()
-    assert saved["circumstances"] == {"torch": torch.__version__, "threads": threads,
-                                      "device": "cpu"}
+    assert saved["circumstances"] == {
+        "minidiff": __version__, "torch": torch.__version__, "threads": threads,
+        "processes": 1, "device": "cpu"}
     _, saved = weights.read(tmp_path / "model.safetensors")
     assert saved["circumstances"]["threads"] == threads
     capsys.readouterr()
@@ -177,19 +180,28 @@ def test_the_circumstances_are_kept_and_a_change_is_said(tmp_path, capsys):
             in capsys.readouterr().out)
 
 
-def test_an_epoch_is_sorted_once():
-    """The order is a function of (seed, epoch), kept while its iterations last."""
-    sorts = []
-    plain = np.argsort
+def test_an_iteration_costs_no_more_with_more_data():
+    """Of a billion samples no list is made; each epoch keeps a table of the square root."""
+    n = 10**9
+    chosen = [train.batch_indices(n, 512, 7, k) for k in (0, 1, n // 512 - 1, n // 512)]
+    assert len(np.unique(chosen)) > 2040 and np.max(chosen) < n
 
-    def argsort(*arguments, **options):
-        sorts.append(1)
-        return plain(*arguments, **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "argsort", argsort)
-        for step in range(60):
-            train.batch_indices(1000, 50, 12345, step)
-    assert len(sorts) == 3
+
+def test_a_permutation_is_one_and_a_random_one():
+    """Every index once, for any n. Over 4,096 seeds an index goes everywhere equally often,
+    and so does the way from it to its neighbour's place: chi-square below its quantile of
+    1 - 1e-6."""
+    for n in (1, 2, 3, 50, 97, 1420, 10_007):
+        for step in (0, 1):
+            assert (np.sort(data.permuted(np.arange(n), n, 3, step)) == np.arange(n)).all()
+    n, seeds = 37, 4096
+    places = np.array([data.permuted(np.arange(n), n, seed) for seed in range(seeds)])
+    ways = (places[:, 1:] - places[:, :-1]) % n
+    for k in (0, 1, 17, 35):
+        for found, kinds in ((places[:, k], n), (ways[:, k] - 1, n - 1)):
+            counts = np.bincount(found, minlength=kinds)
+            chi2 = ((counts - seeds / kinds)**2 / (seeds / kinds)).sum()
+            assert chi2 < scipy.stats.chi2.ppf(1 - 1e-6, kinds - 1), (k, chi2)
 
 
 def test_a_second_interrupt_is_at_once():
@@ -216,8 +228,8 @@ def test_a_users_defaults_change_no_bit_of_training_or_sampling(objective):
         trainer = train.Trainer(points.train, kernels, 10, batch=64, objective=objective)
         losses = [trainer.advance() for _ in range(3)]
         net = trainer.average.module.eval().requires_grad_(False)
-        *_, x = demo.sample(demo.NetScore(net), points.shape, "ddim", 4, kernels, 6)
-        return losses, [x, *trainer.state().values()]
+        x, = samples(NetScore(net), points.shape, "ddim", 4, kernels, 6)
+        return losses, [torch.from_numpy(x), *trainer.state().values()]
     losses, tensors = run()
     before = torch.get_default_dtype()
     try:
