@@ -275,14 +275,32 @@ def samples_file(args):
     return out
 
 
+def as_written(saved, family, units):
+    """A function that makes a chunk of samples what is written: grey levels, in the units.
+
+    saved: the model's metadata. FloatingPointError where a sample is not finite.
+    """
+    import numpy as np
+
+    from .data import Data
+    none = np.empty((0, *saved["shape"]))
+    data = Data(saved["data"], none, none, saved["levels"], saved["ends"])
+
+    def finished(x):
+        if not np.isfinite(x).all():
+            raise FloatingPointError(f"{family}: samples are not finite")
+        x = data.quantize(x)
+        return data.in_own_units(x) if units == "data" else x
+
+    return finished
+
+
 def run_sample(args):
     """Write x (n, *shape), float32 in [-1, 1], or in the units of the data."""
-    import numpy as np
     import torch
 
     from . import kernels
     from .chunks import NetScore, compile_first, evaluations_of, samples
-    from .data import Data
     from .files import write_samples
     from .weights import load_model
     processes = args.processes
@@ -296,31 +314,21 @@ def run_sample(args):
     if args.seeds:
         options |= {"seed": args.seeds}
     processes.open(options["device"])
-    found = load_model(args.model) if processes.first else None
-    net, saved = processes.from_first(found)
+    net, saved = processes.from_first(load_model(args.model) if processes.first else None)
     net = net.to(options["device"], memory_format=torch.channels_last)
     if args.units == "data":
         check_ends(args.model, saved)
     family = args.family or "ddim"
     shape = saved["shape"]
-    none = np.empty((0, *shape))
-    data = Data(saved["data"], none, none, saved["levels"], saved["ends"])
-    score = NetScore(net)
     compile_first(shape, [family], kernels, **options)
-
-    def finished(x):
-        if not np.isfinite(x).all():
-            raise FloatingPointError(f"{family}: samples are not finite")
-        x = data.quantize(x)
-        return data.in_own_units(x) if args.units == "data" else x
-
+    score = NetScore(net)
     start = time.perf_counter()
     parts = samples(score, shape, family, n, kernels, args.evaluations,
                     processes=processes, **options)
     if not processes.first:
-        deque(parts)  # what it draws is gathered
+        deque(parts)  # the first process gathers what it draws
         return
-    write_samples(out, n, map(finished, parts))
+    write_samples(out, n, map(as_written(saved, family, args.units), parts))
     rate = n / (time.perf_counter() - start)
     evaluations = evaluations_of(score, shape, n, processes)
     terminal.say(f"{out}: {n} samples of {saved['data']}, {family}, {evaluations} "
@@ -600,10 +608,10 @@ def parser():
             "train on handwritten digits, sample with every family, measure and draw",
             "--data moons")
     command("train", train_options, run_train,
-            "train a score network",
+            "train a score network, in one process or by torchrun in several",
             "--data digits --out out")
     command("sample", sample_options, run_sample,
-            "sample a trained network",
+            "sample a trained network, in one process or by torchrun in several",
             "--model out/model.safetensors --family ddim --n 64 --out digits.npz")
     command("eval", eval_options, run_eval,
             "measure a trained network on held-out data: its samples, or the likelihood",

@@ -16,8 +16,9 @@ from .processes import ALONE
 EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adaptive": 40,
                "heun": 39, "dpmpp_2m": 20}
 POINTS = 1024  # a chunk of points
-IMAGES = 64  # a chunk of images, fewer where they are large
-PIXELS = 1 << 16  # of such a chunk at most
+NUMBERS = 1 << 20  # of these at most, so that fewer are a chunk where they have many axes
+IMAGES = 64  # a chunk of images
+PIXELS = 1 << 16  # of these at most
 
 
 class NetScore:
@@ -36,7 +37,7 @@ class NetScore:
 def chunk_size(shape):
     """How many samples of this shape are a chunk."""
     if len(shape) == 1:
-        return POINTS
+        return max(1, min(POINTS, NUMBERS // shape[0]))
     return max(1, min(IMAGES, PIXELS // prod(shape[1:])))
 
 

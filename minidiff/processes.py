@@ -147,8 +147,7 @@ def _end(*_):
 
 def join():
     """The `Processes` of this run. All but the first are silent from here on."""
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1 or not dist.is_torchelastic_launched():
+    if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE
     store, rank, size = next(dist.rendezvous("env://"))
     found = Processes(rank, size, store)

@@ -38,8 +38,8 @@ def test_chunks_are_whole_and_what_is_too_much_is_dropped(n, size):
     assert asked == [*range(0, n, size)] and all(0 < len(x) <= size for x in parts)
 
 
-def test_a_chunk_is_smaller_where_images_are_large():
-    assert chunk_size((2,)) == chunk_size((50,)) == 1024
+def test_a_chunk_is_smaller_where_samples_are_large():
+    assert [chunk_size((d,)) for d in (2, 1024, 4096, 1 << 21)] == [1024, 1024, 256, 1]
     assert [chunk_size(shape) for shape in (
         IMAGE, (3, 32, 32), (1, 64, 64), (3, 256, 256), (1, 2000, 2000))] == [64, 64, 16, 1, 1]
 

@@ -1,6 +1,7 @@
 """One run in several processes, by torchrun: the same file, the same batches, one end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,10 @@ def test_training_in_two_processes_and_on_in_one(tmp_path, capsys):
     assert launched.returncode == 0, text
     assert text.count("6 iterations of 64 samples") == text.count(": 6 iterations, ") == 1
     assert text.count("2 processes") == 1
+    # the bar's last loss is the batch's: either is rounded to its third digit
+    one_loss, two_loss = (float(re.findall(r"loss=([\d.]+)", said)[-1])
+                          for said in (capsys.readouterr().err, text))
+    assert abs(one_loss - two_loss) < .0015
     (a, said), (b, said_by_two) = (weights.read(out / "state.safetensors") for out in (one, two))
     assert said_by_two["circumstances"]["processes"] == 2
     assert {k: v for k, v in said.items() if k != "circumstances"} == {
@@ -184,6 +189,21 @@ def test_training_in_two_processes_and_on_in_one(tmp_path, capsys):
     assert said["step"] == 6 and said["circumstances"]["processes"] == 1
     apart = torch.cat([(a[f"net.{k}"] - c[f"net.{k}"]).flatten() for k in start]).norm()
     assert apart < way / 1000
+
+
+def test_an_interrupt_of_any_process_saves_and_ends_all(tmp_path):
+    """At one iteration, although the others learn of it from that one alone."""
+    launched = launch("train", "--data", "moons", "--steps", "100000", "--save-every", "90000",
+                      "--batch", "64", "--out", tmp_path)
+    pid = process_of(launched, 1)
+    text = ""
+    while "loss=" not in text:
+        text += launched.stdout.read(1)
+    os.kill(pid, signal.SIGINT)
+    text += launched.communicate(timeout=60)[0]
+    _, saved = weights.read(tmp_path / "state.safetensors")
+    said = f"stopped at iteration {saved['step']}; --resume goes on from {tmp_path}"
+    assert launched.returncode and text.count(said) == 1
 
 
 # ---- one end, said once ----

@@ -135,10 +135,11 @@ def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     transforms and compilers pass, and coefficients beyond float32 1,300. That of program was
     15,000: the tour's eight pictures take 3,300; chunks take 800, and a training's rows, places
     and other processes 400. What meets users' files, terminals, compilers and other processes
-    is a room of its own, edges: 5,500, and 900 for processes. That of check was 8,500: what explains a difference
-    takes 2,400, and a user's kernels, in a process of their own, have a room of their own. That
-    of bench was 19,000: a clock outside a user's process takes 2,000, three peers 1,200,
-    intervals and the machine's state 900, rows of a file, looked at one by one, 400.
+    is a room of its own, edges: 5,500, and 900 for processes. That of check was 8,500: what
+    explains a difference takes 2,400, and a user's kernels, in a process of their own, have a
+    room of their own. That of bench was 19,000: a clock outside a user's process takes 2,000,
+    three peers 1,200, intervals and the machine's state 900, rows of a file, looked at one by
+    one, 400.
     """
     assert sum(tokens_a_line(f.read_text()).total() for f in ROOMS[room]) <= ceiling
 
