@@ -2,15 +2,17 @@
 
 import resource
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from untrained import IMAGE, network
 
-from minidiff import chunks, data, demo, files, kernels
+from minidiff import chunks, data, demo, files, kernels, noise
 from minidiff.__main__ import main
 from minidiff.chunks import NetScore, chunk_size, in_chunks, samples
+from minidiff.families import FAMILIES
 from minidiff.net import EQUAL_ROWS
 
 
@@ -51,6 +53,17 @@ def test_a_sample_is_the_same_however_many_are_drawn(family):
     assert len(np.unique(many.reshape(130, -1), axis=0)) == 130
     for n in (1, 5, 64, 65):
         assert same(drawn(n, family, evaluations=6), many[:n])
+
+
+@pytest.mark.parametrize("family", ["reverse_sde_vp", "ddpm_ancestral", "edm_churn", "pc_ve"])
+def test_chunks_draw_the_noise_of_the_whole(family):
+    """Of a score that computes each row alone, whatever the batch."""
+    def score(x, sigma):
+        return -x / (sigma**2 + .25)
+    parts = samples(score, IMAGE, family, 130, kernels, 6, seed=3, show=False)
+    z = kernels.normal((130, *IMAGE), device="cpu", seed=3)
+    *_, whole = FAMILIES[family](score, z, 6, kernels.Fused(3))
+    assert same(np.concatenate([*parts]), whole.numpy())
 
 
 def test_a_seed_a_sample_goes_over_chunks():
@@ -113,13 +126,38 @@ def test_a_held_out_samples_likelihood_is_its_own_chunks(monkeypatch):
         found.append(log_p)
         return log_p
     monkeypatch.setattr(demo, "bits_per_dim", bits)
-    monkeypatch.setattr(chunks, "IMAGES", 4)
-    digits = data.load("digits")
+    monkeypatch.setattr(chunks, "POINTS", 4)
+    moons = data.load("moons")
     for n in (2, 5, 9):
-        demo.likelihood(network(), digits, n)
+        demo.likelihood(network((2,)), moons, n)
     two, five, nine = found
     assert (len(two), len(five), len(nine)) == (2, 5, 9)
     assert (two == nine[:2]).all() and (five == nine[:5]).all()
+    few, again = (replace(moons, held=held) for held in (
+        moons.held[:6], moons.held[[*range(6), 0, 1]]))
+    for of in few, again:
+        demo.likelihood(network((2,)), of, 6)
+    assert (found[-2] == found[-1]).all()
+
+
+def test_a_likelihoods_noise_is_that_of_the_whole(monkeypatch):
+    """Of all that is held out, what was added to grey levels, and the probes."""
+    drawn = {"dequantized": [], "rademacher": []}
+
+    def recorded(name, plain):
+        def draw(*given):
+            drawn[name].append(plain(*given))
+            return drawn[name][-1]
+        return draw
+    monkeypatch.setattr(demo, "dequantized", recorded("dequantized", data.dequantized))
+    monkeypatch.setattr(noise, "rademacher", recorded("rademacher", noise.rademacher))
+    monkeypatch.setattr(chunks, "IMAGES", 4)
+    digits = data.load("digits")
+    demo.likelihood(network(), digits, 10, seed=5)
+    monkeypatch.undo()
+    found = {name: np.concatenate(parts)[:10] for name, parts in drawn.items()}
+    assert same(found["dequantized"], data.dequantized(digits.held[:10], digits.levels, 5))
+    assert same(found["rademacher"], noise.rademacher((10, 64), 5))
 
 
 # ---- the file ----
