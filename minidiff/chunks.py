@@ -17,8 +17,8 @@ EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adapti
                "heun": 39, "dpmpp_2m": 20}
 POINTS = 1024  # a chunk of points
 NUMBERS = 1 << 20  # of these at most, so that fewer are a chunk where they have many axes
-IMAGES = 64  # a chunk of images
-PIXELS = 1 << 16  # of these at most
+IMAGES = 120  # a chunk of images: three are what the demo measures
+PIXELS = 1 << 17  # of these at most
 
 
 class NetScore:

@@ -43,15 +43,15 @@ def test_chunks_are_whole_and_what_is_too_much_is_dropped(n, size):
 def test_a_chunk_is_smaller_where_samples_are_large():
     assert [chunk_size((d,)) for d in (2, 1024, 4096, 1 << 21)] == [1024, 1024, 256, 1]
     assert [chunk_size(shape) for shape in (
-        IMAGE, (3, 32, 32), (1, 64, 64), (3, 256, 256), (1, 2000, 2000))] == [64, 64, 16, 1, 1]
+        IMAGE, (3, 32, 32), (1, 64, 64), (3, 256, 256), (1, 2000, 2000))] == [120, 120, 32, 2, 1]
 
 
 @pytest.mark.parametrize("family", ["ddim", "reverse_sde_vp", "edm_churn", "pf_ode_adaptive"])
 def test_a_sample_is_the_same_however_many_are_drawn(family):
     """Also of a family that the batch couples: it is coupled within a chunk, a whole one."""
-    many = drawn(130, family, evaluations=6)
-    assert len(np.unique(many.reshape(130, -1), axis=0)) == 130
-    for n in (1, 5, 64, 65):
+    many = drawn(250, family, evaluations=6)
+    assert len(np.unique(many.reshape(250, -1), axis=0)) == 250
+    for n in (1, 5, 120, 121):
         assert same(drawn(n, family, evaluations=6), many[:n])
 
 
@@ -86,7 +86,7 @@ def test_one_and_two_threads_give_the_same_bits():
         found = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append([drawn(64), drawn(1024, shape=(2,))])
+            found.append([drawn(120), drawn(1024, shape=(2,))])
         assert all(map(same, *found))
     finally:
         torch.set_num_threads(threads)
@@ -115,7 +115,7 @@ def test_a_networks_own_level_for_each_of_eight_rows():
 def test_evaluations_are_a_chunks():
     score = NetScore(network())
     [*samples(score, IMAGE, "ddim", 130, kernels, 5, show=False)]
-    assert score.evaluations == 15 and chunks.evaluations_of(score, IMAGE, 130) == 5
+    assert score.evaluations == 10 and chunks.evaluations_of(score, IMAGE, 130) == 5
 
 
 def test_a_held_out_samples_likelihood_is_its_own_chunks(monkeypatch):

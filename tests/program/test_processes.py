@@ -60,12 +60,12 @@ def process_of(launched, number):
 
 def test_two_processes_write_the_file_of_one(model, tmp_path):
     """Byte for byte, though the third chunk is nobody's second turn but the first's."""
-    argv = ["sample", "--model", model, "--evaluations", "3", "--samples", "150", "--out"]
+    argv = ["sample", "--model", model, "--evaluations", "3", "--samples", "250", "--out"]
     assert main([*argv, str(tmp_path / "one.npz")]) == 0
     launched = launch(*argv, tmp_path / "two.npz")
     text, _ = launched.communicate(timeout=120)
     assert launched.returncode == 0, text
-    assert text.count("150 samples of digits, ddim, 3 evaluations") == 1
+    assert text.count("250 samples of digits, ddim, 3 evaluations") == 1
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
