@@ -632,13 +632,17 @@ def parser():
 def main(argv=None):
     """Run a command. Returns its exit code; what a user can mend is one line and 2."""
     try:
-        from .processes import LOST, join
+        from .processes import join
         processes = join()
         with processes.explaining():
             args = parser().parse_args(argv)
         terminal.raise_on_interrupt()
     except ModuleNotFoundError as e:
         sys.exit(f"minidiff: {e}; install this folder first: pip install --use-pep517 -e .")
+    except (ValueError, RuntimeError) as e:
+        said = str(e).splitlines()[0]
+        print(f"minidiff: the processes cannot meet: {said}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     args.processes = processes
@@ -656,11 +660,9 @@ def main(argv=None):
     except (ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as e:
         if os.environ.get("MINIDIFF_TRACEBACK"):
             raise
-        said = str(e)
+        said = processes.reason(e)
         if said.startswith(TOO_MUCH):
             said = "out of memory: ask for less"
-        if processes.lost(e):
-            said = LOST
     except MemoryError as e:
         said = f"out of memory ({e}): ask for less"
     except KeyboardInterrupt:

@@ -2,7 +2,8 @@
 
 A network's bits may depend on how many rows it is given, so every chunk has the same
 number, the last one too. Then sample 17 is the same sample, however many are drawn, and
-memory is that of one chunk. A family that is coupled by the batch is so within a chunk.
+memory is that of a chunk for each process. A family that is coupled by the batch is so
+within a chunk.
 """
 
 from math import ceil, prod

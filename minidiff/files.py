@@ -80,7 +80,7 @@ def write_samples(file, n, parts):
     """Write n samples as the array x of a .npz file, from successive parts of them.
 
     It is whole or not written at all, and memory is that of a part. The parts first go into
-    a file without a name: of a process that is killed nothing is left.
+    a file without a name: of a process that is killed while they come nothing is left.
     ValueError where the disk has no room for both, once the first part tells the size.
     """
     target = Path(os.path.realpath(file))

@@ -27,7 +27,7 @@ def usual_defaults():
         torch.set_default_dtype(dtype)
 
 
-EQUAL_ROWS = 8  # for one noise level: a product of 1 or 2 rows has other bits than of more
+EQUAL_ROWS = 8  # for one noise level: a product of 1 to 3 rows has other bits than of more
 
 
 def per_sample(u, x):
@@ -162,11 +162,15 @@ class ScoreNet(nn.Module):
     def forward(self, x, sigma):
         """The score of x, shaped like it.
 
-        x: (B, *shape); sigma: (B,), or (1,) for all. What follows from one sigma alone is
-        computed on EQUAL_ROWS rows: its bits are those of any batch, and its cost is small.
+        x: (B, *shape); sigma: (B,), or (1,) for all, else ValueError. What follows from one
+        sigma alone is computed on EQUAL_ROWS rows: its bits are those of any batch, and its
+        cost is small.
         """
         if len(sigma) == 1:
             sigma = sigma.expand(EQUAL_ROWS)
+        elif len(sigma) != len(x):
+            raise ValueError(f"sigma has {len(sigma)} levels: one, or one for each of the "
+                             f"{len(x)} samples")
         column = per_sample(sigma, x).reshape(-1, *[1] * (x.dim() - 1))
         F_x = self.F_x(c_in(column, self.sigma_data) * x, sigma.log() / 4)
         score = inverse(preconditioned)

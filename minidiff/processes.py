@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, redirect_stderr
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import terminal
 
-LOST = "another process of this run has ended; files are as they were last saved"
+LOST = ("another process of this run has ended or does not answer; files are as they were "
+        "last saved")
+SIGNS = "Connection closed", "Connection reset", "Broken pipe", "Timed out"  # of gloo
+MEET = "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"  # what a launcher sets for each
 
 
 class Processes:
@@ -37,12 +41,12 @@ class Processes:
         """The device of this process: of GPUs each process has one of its own."""
         if self.size == 1 or name == "cpu":
             return name
-        own = int(os.environ["LOCAL_RANK"])
+        own = int(os.environ.get("LOCAL_RANK", self.rank))
         here = torch.cuda.device_count()
         if name != "cuda":
             raise ValueError(f"--device {name}: every process takes a GPU of its own: "
                              "--device cuda")
-        if own >= here:
+        if own >= here > 0:
             raise ValueError(f"--device cuda: {here} GPUs here, and more processes: "
                              f"--nproc-per-node={here}")
         return f"cuda:{own}"
@@ -111,14 +115,22 @@ class Processes:
 
     def explain(self, text):
         """Print why the run ends, if no other process has."""
-        if self.store is None or self.store.add("ended", 1) == 1:
+        try:
+            speaks = self.store is None or self.store.add("ended", 1) == 1
+        except dist.DistError:  # where torchrun itself has ended
+            speaks = True
+        if speaks:
             amid_a_bar = dist.is_initialized() and not self.first  # the first one's
             print("\n" * amid_a_bar + text, file=self.stderr or sys.stderr)
 
-    def lost(self, error):
-        """Whether an error says that another process does not answer."""
-        of_a_group = isinstance(error, dist.DistError) or "gloo" in str(error)
-        return self.size > 1 and isinstance(error, RuntimeError) and of_a_group
+    def reason(self, error):
+        """What an error says, in one line: LOST where another process does not answer."""
+        said = str(error)
+        if self.size == 1 or not isinstance(error, RuntimeError):
+            return said
+        if any(sign in said for sign in SIGNS):
+            return LOST
+        return said.splitlines()[0]  # below it stands torch's own stack
 
     @contextmanager
     def explaining(self):
@@ -146,11 +158,16 @@ def _end(*_):
 
 
 def join():
-    """The `Processes` of this run. All but the first are silent from here on."""
-    if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
+    """The `Processes` of this run. All but the first are silent from here on.
+
+    ValueError or RuntimeError where what the launcher set leads nowhere.
+    """
+    launched = all(os.environ.get(name) for name in MEET)
+    if not launched or os.environ["WORLD_SIZE"] == "1":
         return ALONE
-    store, rank, size = next(dist.rendezvous("env://"))
-    found = Processes(rank, size, store)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    found = Processes(rank, size, dist.PrefixStore(attempt, store))
     if rank:
         found.stderr = terminal.silence()
     return found

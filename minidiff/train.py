@@ -165,7 +165,7 @@ class Trainer:
             return self.net(rows.reshape(x.shape), level).flatten(1)
 
         rows = x.flatten(1)
-        v = noise.rademacher(rows.shape, self.seed, step=self.step, tag=noise.PROBE)
+        v = noise.rademacher(rows.shape, self.seed, self.rows.start, self.step)
         return jacobian_objective(self.objective_name, score, rows, self._tensor(v),
                                   self._tensor(weight))
 
@@ -398,9 +398,11 @@ def run(trainer, out, metadata, save_every):
             if stopped:
                 say(f"stopped at iteration {trainer.step}; --resume goes on from {state}")
                 return 130
-    rate = (trainer.step - begun) / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
     keep()
     if processes.first and (trainer.step > begun or not model.exists()):
         save(model, trainer.average.module.state_dict(), metadata)
-    say(f"{model}: {trainer.steps} iterations, {rate:.1f} a second")
+    done = trainer.step - begun
+    rate = f", {done / seconds:.1f} a second" if done else ""
+    say(f"{model}: {trainer.steps} iterations{rate}")
     return 0

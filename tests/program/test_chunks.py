@@ -104,12 +104,24 @@ def test_one_noise_levels_conditioning_is_any_batchs(shape):
     assert torch.equal(net(x[:1], level)[0], net(x[:1], level.view(1))[0])
 
 
+def test_as_many_levels_as_samples_or_one():
+    with pytest.raises(ValueError, match="sigma has 3 levels: one, or one for each of the 5"):
+        network()(torch.randn(5, *IMAGE), torch.ones(3))
+
+
 def test_a_networks_own_level_for_each_of_eight_rows():
     """Where there are as many levels as equal rows, none is taken for the others'."""
     net, x = network(), torch.randn(8, *IMAGE)
     sigma = torch.linspace(.1, 2, 8)
     each = [net(x, sigma[k:k + 1])[k] for k in range(8)]
     assert torch.equal(net(x, sigma), torch.stack(each))
+
+
+def test_the_states_that_are_kept_are_the_first_samples():
+    kept = []
+    parts = samples(NetScore(network()), IMAGE, "ddim", 130, kernels, 5, show=False, kept=kept)
+    x = np.concatenate([*parts])
+    assert len(kept) == 5 and same(kept[-1], x[0])
 
 
 def test_evaluations_are_a_chunks():

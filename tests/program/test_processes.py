@@ -5,12 +5,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from minidiff import data, kernels, processes, train, weights
 from minidiff.__main__ import main
@@ -28,12 +31,45 @@ class Part(Processes):
         return net
 
 
-def launch(*argv, count=2):
-    """The command in `count` processes, as a user starts it."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                f"--nproc-per-node={count}", "-m", "minidiff"]
-    return subprocess.Popen([*torchrun, *map(str, argv)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+@pytest.fixture
+def launch():
+    """launch(*argv): the command in two processes, as a user starts it; None outlive a test."""
+    started = []
+
+    def start(*argv, torchrun=()):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   "--nproc-per-node=2", *torchrun, "-m", "minidiff", *map(str, argv)]
+        started.append(subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        return started[-1]
+    yield start
+    for process in started:
+        for pid in [*children(process), process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def children(process):
+    """The pids of what torchrun started."""
+    try:
+        said = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except OSError:
+        return []
+    return [*map(int, said.split())]
+
+
+def read_until(pattern, launched):
+    """What was printed up to a pattern. It fails where the output ends before, or never does."""
+    late = threading.Timer(120, launched.kill)
+    late.start()
+    text = ""
+    while not re.search(pattern, text):
+        letter = launched.stdout.read(1)
+        assert letter, text
+        text += letter
+    late.cancel()
+    return text
 
 
 def rank(pid):
@@ -49,16 +85,16 @@ def process_of(launched, number):
     """The pid of a rank; it is waited for."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        for pid in Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split():
+        for pid in children(launched):
             if rank(pid) == number:
-                return int(pid)
+                return pid
         time.sleep(.05)
     pytest.fail("torchrun starts nothing")
 
 
 # ---- samples ----
 
-def test_two_processes_write_the_file_of_one(model, tmp_path):
+def test_two_processes_write_the_file_of_one(launch, model, tmp_path):
     """Byte for byte, though the third chunk is nobody's second turn but the first's."""
     argv = ["sample", "--model", model, "--evaluations", "3", "--samples", "250", "--out"]
     assert main([*argv, str(tmp_path / "one.npz")]) == 0
@@ -89,15 +125,13 @@ def test_chunks_are_dealt_in_turns(count):
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_dies_ends_the_run(killed, model, tmp_path):
+def test_a_process_that_dies_ends_the_run(killed, launch, model, tmp_path):
     """With one line, and nothing is left of the file."""
     out = tmp_path / "samples" / "x.npz"
     out.parent.mkdir()
     launched = launch("sample", "--model", model, "--samples", "1000000", "--out", out)
     pid = process_of(launched, killed)
-    text = ""
-    while "/1000000 [00:0" not in text.replace(" 0/", ""):  # a chunk is there
-        text += launched.stdout.read(1)
+    read_until(r" [1-9]\d*/1000000 ", launched)  # chunks have come
     os.kill(pid, signal.SIGKILL)
     rest, _ = launched.communicate(timeout=60)
     assert launched.returncode
@@ -153,7 +187,7 @@ def test_a_batch_that_does_not_divide_and_functional_objectives_are_refused():
         seen(Part(0, 2), "sliced")
 
 
-def test_training_in_two_processes_and_on_in_one(tmp_path, capsys):
+def test_training_in_two_processes_and_on_in_one(launch, tmp_path, capsys):
     """The same run but for rounding: far closer to one process's than the way they went.
 
     Six iterations at a rate of at most 6 / 50 of .002 move a weight by some 1e-3 at most.
@@ -174,6 +208,7 @@ def test_training_in_two_processes_and_on_in_one(tmp_path, capsys):
     assert abs(one_loss - two_loss) < .0015
     (a, said), (b, said_by_two) = (weights.read(out / "state.safetensors") for out in (one, two))
     assert said_by_two["circumstances"]["processes"] == 2
+    assert weights.read(two / "state.previous")[1]["step"] == 4  # the first process alone saves
     assert {k: v for k, v in said.items() if k != "circumstances"} == {
         k: v for k, v in said_by_two.items() if k != "circumstances"}
     torch.manual_seed(0)
@@ -191,14 +226,12 @@ def test_training_in_two_processes_and_on_in_one(tmp_path, capsys):
     assert apart < way / 1000
 
 
-def test_an_interrupt_of_any_process_saves_and_ends_all(tmp_path):
+def test_an_interrupt_of_any_process_saves_and_ends_all(launch, tmp_path):
     """At one iteration, although the others learn of it from that one alone."""
     launched = launch("train", "--data", "moons", "--steps", "100000", "--save-every", "90000",
                       "--batch", "64", "--out", tmp_path)
     pid = process_of(launched, 1)
-    text = ""
-    while "loss=" not in text:
-        text += launched.stdout.read(1)
+    text = read_until("loss=", launched)
     os.kill(pid, signal.SIGINT)
     text += launched.communicate(timeout=60)[0]
     _, saved = weights.read(tmp_path / "state.safetensors")
@@ -243,13 +276,63 @@ def test_other_commands_are_one_process(command, monkeypatch, refused):
     refused(f"minidiff {command}: one process does it", argv=[command])
 
 
-def test_what_cannot_be_reached_is_named(monkeypatch, refused, model):
-    """The messages of gloo and of NCCL are of their source files."""
+@pytest.mark.parametrize("message, said", [
+    ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]", processes.LOST),
+    ("[gloo/transport/tcp/device.cc:84] Unable to find address for: nosuch\nException raised",
+     "minidiff sample: [gloo/transport/tcp/device.cc:84] Unable to find address for: nosuch")])
+def test_what_cannot_be_reached_is_named(message, said, monkeypatch, refused, model):
+    """And what is no lost process keeps its own line."""
     def lose(*_):
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+        raise dist.DistBackendError(message)
     monkeypatch.setattr(processes, "join", lambda: Processes(0, 2, Store()))
     monkeypatch.setattr(Processes, "open", lose)
-    refused(f"minidiff sample: {processes.LOST}", argv=["sample", "--model", model])
+    refused(said, argv=["sample", "--model", model])
+
+
+def test_a_line_is_said_where_torchrun_itself_has_ended(monkeypatch, refused, model):
+    class Gone(Store):
+        def add(self, key, n):
+            raise dist.DistNetworkError("Failed to recv")
+    monkeypatch.setattr(processes, "join", lambda: Processes(0, 2, Gone()))
+    monkeypatch.setattr(Processes, "open", lambda *_: None)
+    refused("minidiff sample: nowhere", argv=["sample", "--model", "nowhere", "--samples", "1"])
+
+
+def test_data_that_differ_among_machines_are_refused(monkeypatch, refused, tmp_path):
+    monkeypatch.setattr(processes, "join", lambda: Processes(1, 2, Store()))
+    monkeypatch.setattr(Processes, "open", lambda *_: None)
+    monkeypatch.setattr(Processes, "from_first", lambda *_: "of others")
+    refused("--data moons: it holds other samples than the first process's",
+            argv=["train", "--data", "moons", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("size, port, said", [
+    ("two", "29500", "invalid literal"), ("2", "99999", "port must have value from 0 to 65535")])
+def test_what_a_launcher_set_wrong_is_one_line(size, port, said, monkeypatch, refused):
+    for name, value in (("WORLD_SIZE", size), ("MASTER_PORT", port), ("RANK", "0"),
+                        ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    refused("minidiff: the processes cannot meet: ", said, argv=["--version"])
+
+
+@pytest.mark.parametrize("size", ["2", "", "many"])
+def test_a_size_alone_is_no_launchers(size, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert processes.join() is processes.ALONE
+
+
+def test_a_run_that_is_restarted_meets_anew(launch, model, tmp_path):
+    """torchrun --max-restarts: the second attempt finds no address of the first."""
+    out = tmp_path / "samples" / "x.npz"
+    out.parent.mkdir()
+    launched = launch("sample", "--model", model, "--samples", "7200", "--evaluations", "3",
+                      "--out", out, torchrun=["--max-restarts=1"])
+    pid = process_of(launched, 1)
+    read_until(r" [1-9]\d*/7200 ", launched)
+    os.kill(pid, signal.SIGKILL)
+    text = launched.communicate(timeout=120)[0]
+    assert launched.returncode == 0 and "7200 samples of digits" in text, text
+    assert [*out.parent.iterdir()] == [out]
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
