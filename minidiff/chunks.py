@@ -60,7 +60,7 @@ def in_chunks(chunk, n, size, processes=ALONE, *, desc="sampling", show=True):
                     bar.update(min(size, left))
 
 
-def states(score, shape, family, first, rows, kernels, evaluations=None, *, seed=0,
+def states(score, shape, family, first, rows, kernels, *, evaluations=None, seed=0,
            device="cpu", backend="auto"):
     """The states of a family's samples, from the id `first` on: tensors (rows, *shape).
 
@@ -89,7 +89,8 @@ def samples(score, shape, family, n, kernels, evaluations=None, *, processes=ALO
     rows = chunk_size(shape)
 
     def chunk(first):
-        for x in states(score, shape, family, first, rows, kernels, evaluations, **options):
+        for x in states(score, shape, family, first, rows, kernels,
+                        evaluations=evaluations, **options):
             if kept is not None and first == 0:
                 kept.append(x[0].cpu().numpy())
         return x.cpu().numpy()
