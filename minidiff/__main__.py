@@ -375,19 +375,23 @@ def run_eval(args):
     of_model = {"shape": saved["shape"], "levels": saved["levels"]}
     if of_data != of_model:
         raise ValueError(f"--data {data.name}: {of_data}, but the model is of {of_model}")
-    n = min(args.n, len(data.held))
-    least = 2 if args.likelihood else 5
-    if n < least:
-        raise ValueError(f"--n {n}: at least {least} are needed")
     evaluate = eval_likelihood if args.likelihood else eval_samples
-    result = evaluate(args, net, data, n)
+    result = evaluate(args, net, data)
     if args.json:
         write_json(args.json, result)
 
 
-def eval_likelihood(args, net, data, n):
-    """The bits/dim of n held-out samples, as a result for --json."""
+def require_enough(n, least):
+    """ValueError unless n samples are enough for a figure and its error."""
+    if n < least:
+        raise ValueError(f"--n {n}: at least {least} are needed")
+
+
+def eval_likelihood(args, net, data):
+    """The bits/dim of --n held-out samples, or of all, as a result for --json."""
     from .demo import likelihood
+    n = min(args.n, len(data.held))
+    require_enough(n, 2)
     if args.backend != "auto" or args.evaluations or args.family:
         raise ValueError("--likelihood runs RK45: without --backend, --evaluations and "
                          "--family")
@@ -396,21 +400,26 @@ def eval_likelihood(args, net, data, n):
             "data": data.name}
 
 
-def eval_samples(args, net, data, n):
-    """The quality of n samples, as a result for --json."""
+def eval_samples(args, net, data):
+    """The quality of --n samples, beside real data's, as a result for --json."""
     from . import kernels
     from .chunks import compile_first
-    from .demo import measure
+    from .demo import measure, table
+    from .quality import Judge
+    n = args.n
+    held = len(data.held)
+    require_enough(min(n, held), 5)
     family = args.family or "ddim"
     compile_first(data.shape, [family], kernels, **where(args))
-    row, *_ = measure(net, data, family, n, kernels, args.evaluations, show=True,
+    judge = Judge(data, show=True)
+    row, *_ = measure(net, judge, family, n, kernels, args.evaluations, show=True,
                       **where(args))
-    print(f"{family}: SVM accuracy {row.accuracy:.3f} +- {row.error:.3f}, "
-          f"nearest {row.nearest:.2f} in {terminal.printable(data.name)}, "
-          f"{row.evaluations} evaluations, {n} samples, {n / row.seconds:.1f} a second")
-    return {"family": family, "accuracy": row.accuracy, "error": row.error,
-            "nearest": row.nearest, "n": n, "evaluations": row.evaluations,
-            "data": data.name}
+    real = judge.of_data(n)
+    print(table([row], real))
+    print(f"{n} samples, {n / row.seconds:.1f} a second; {min(n, held)} compared with as "
+          f"many held out of {terminal.printable(data.name)}")
+    return {"family": family, **row.quality._asdict(), "n": n,
+            "evaluations": row.evaluations, "data": data.name, "real": real._asdict()}
 
 
 # ---- check ----

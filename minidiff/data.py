@@ -23,6 +23,7 @@ class Data:
     """A data set on the model's scale.
 
     train, held: (n, *shape) float32 arrays.
+    labels: the class of each training sample, whole numbers from 0 on, where it is known.
     levels: how many grey levels there are, or None for points.
     ends: the two numbers, in the data's own units, that became -1 and 1.
     target: the distribution that it was drawn from, where one is known.
@@ -40,6 +41,7 @@ class Data:
     digest: str = ""
     split: str = npz.BY_HASH
     about: str = ""
+    labels: np.ndarray | None = None
 
     @property
     def shape(self):
@@ -169,10 +171,13 @@ def checkerboard(n, seed):
 
 
 def digits():
-    """scikit-learn's 1,797 handwritten digits, 8 by 8, 17 grey levels from 0 to 16."""
+    """scikit-learn's 1,797 handwritten digits, 8 by 8, 17 grey levels from 0 to 16.
+
+    Returns (images, labels): (n, 1, 8, 8) and (n,).
+    """
     from sklearn.datasets import load_digits
-    images = load_digits().images
-    return images[:, None]
+    found = load_digits()
+    return found.images[:, None], found.target
 
 
 SETS = {"mixture": mixture, "moons": moons, "checkerboard": checkerboard}
@@ -212,10 +217,11 @@ def load(name, seed=0, ends=None, levels=None):
     digest = hashlib.sha256(f"{shape}".encode() + keys.tobytes()).hexdigest()
     target = ring() if name == "mixture" else None
     test = source.x if source.test is None else source.test
+    labels = None if source.labels is None else source.labels[train]
     train = _scaled(name, source.x, train, levels, ends)
     held = _scaled(name, test, held, levels, ends)
     return Data(str(name), train, held, levels, ends, target, digest, source.split,
-                printable(about))
+                printable(about), labels)
 
 
 def _split(source, levels, ends):
@@ -242,7 +248,8 @@ def _source(name, seed):
     if name in SETS:
         return npz.Source(SETS[name](POINTS, seed), f"{POINTS} points")
     if name == "digits":
-        return npz.Source(digits(), "8 by 8 pixels")
+        images, labels = digits()
+        return npz.Source(images, "8 by 8 pixels, 10 classes", labels=labels)
     if str(name).endswith(".npz"):
         return npz.source(name)
     raise ValueError(f"{name}: neither digits, {', '.join(SETS)} nor a .npz file")

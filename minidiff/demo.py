@@ -21,7 +21,7 @@ from .data import dequantized
 from .families import FAMILIES
 from .likelihood import bits_per_dim, log_likelihood, with_trace
 from .predictions import rescaled
-from .quality import nearest_distance, svm_accuracy
+from .quality import CLEAR, Judge, Quality
 from .score_matching import denoising, explicit
 from .sde import VP, prior_std
 from .targets import Gaussian
@@ -30,6 +30,8 @@ from .weights import save
 
 CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
 TRAJECTORY = "reverse_sde_vp"  # the family that the figure follows from noise to data
+QUICK = "dpmpp_2m"  # the family whose samples tell how far a training is
+HALVINGS = 4  # they are measured after 1/16, 1/8 ... of the iterations
 
 
 FRESH = 1 << 20  # samples from here on are in no training set
@@ -41,9 +43,15 @@ class Measured(NamedTuple):
     family: str
     evaluations: int  # of the network, a chunk
     seconds: float
-    accuracy: float  # of an SVM that tells samples from held-out data: .5 is perfect
-    error: float  # the accuracy's standard error
-    nearest: float  # median distance to the closest training sample
+    quality: Quality
+
+
+class Trained(NamedTuple):
+    """A point of the training's figure: what it had cost and how good samples were."""
+
+    iterations: int
+    seconds: float
+    quality: Quality
 
 
 def linearized(score, shape, device):
@@ -140,13 +148,14 @@ def losses_table(rows):
     return "\n".join(lines)
 
 
-def measure(net, data, family, n, kernels, evaluations=None, *, show=False, **options):
-    """Sample one family and compare its samples with held-out data.
+def measure(net, judge, family, n, kernels, evaluations=None, *, show=False, **options):
+    """Sample one family and judge its samples.
 
-    show: whether there is a progress bar; options: seed, device and backend, as in
-    `states`. Returns (Measured, samples, trajectory): arrays (n, *shape) and, of the first
-    sample's states, (k, *shape).
+    judge: a `quality.Judge`; show: whether there is a progress bar; options: seed, device
+    and backend, as in `states`. Returns (Measured, samples, trajectory): arrays (n, *shape)
+    and, of the first sample's states, (k, *shape).
     """
+    data = judge.data
     score = NetScore(net)
     trajectory = []
     begun = time.perf_counter()
@@ -157,25 +166,23 @@ def measure(net, data, family, n, kernels, evaluations=None, *, show=False, **op
     x = data.quantize(x)
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{family}: samples are not finite")
-    accuracy, error = svm_accuracy(x, data.held[:n])
-    nearest = nearest_distance(x, data.train)
     evaluations = evaluations_of(score, data.shape, n)
-    row = Measured(family, evaluations, seconds, accuracy, error, nearest)
+    row = Measured(family, evaluations, seconds, judge(x))
     return row, x, np.stack(trajectory)
 
 
-def measure_fewer(net, data, measured, n, kernels, **options):
+def measure_fewer(net, judge, measured, n, kernels, **options):
     """Measure the same family again at each of CURVE's evaluations below those measured."""
     family = measured.family
     fewest = 0
     for evaluations in CURVE:
         if fewest + 1 < evaluations < measured.evaluations:
-            row, *_ = measure(net, data, family, n, kernels, evaluations, **options)
+            row, *_ = measure(net, judge, family, n, kernels, evaluations, **options)
             fewest = row.evaluations  # more than asked for: some families need more steps
             yield row
 
 
-def measure_all(net, data, n, kernels, **options):
+def measure_all(net, judge, n, kernels, **options):
     """Every family: (its rows, those at fewer evaluations, samples, a trajectory).
 
     samples: {family: (n, *shape)}; the trajectory is TRAJECTORY's.
@@ -186,48 +193,68 @@ def measure_all(net, data, n, kernels, **options):
     bar = tqdm(FAMILIES, desc="sampling", unit="family")
     for family in bar:
         bar.set_postfix_str(family)
-        row, drawn[family], states = measure(net, data, family, n, kernels, **options)
+        row, drawn[family], states = measure(net, judge, family, n, kernels, **options)
         rows.append(row)
         if family == TRAJECTORY:
             trajectory = states
-        for less in measure_fewer(net, data, row, n, kernels, **options):
+        for less in measure_fewer(net, judge, row, n, kernels, **options):
             fewer[family, less.evaluations] = less
     return rows, list(fewer.values()), drawn, trajectory
+
+
+def learn(trainer, judge, n, kernels, **options):
+    """Train to the end, and judge QUICK's samples of the average network on the way.
+
+    The learning rate falls over the whole training. So a point is a little worse than a
+    training of so many iterations would end. Returns ([Trained], seconds of training).
+    """
+    after = {trainer.steps >> k for k in range(1, HALVINGS + 1)}
+    net = trainer.average.module
+    points = []
+    judging = 0.
+    start = time.perf_counter()
+    for _ in iterations(trainer):
+        if trainer.step in after:
+            now = time.perf_counter()
+            with torch.no_grad():
+                row, *_ = measure(net, judge, QUICK, n, kernels, **options)
+            points.append(Trained(trainer.step, now - start - judging, row.quality))
+            judging += time.perf_counter() - now
+    return points, time.perf_counter() - start - judging
 
 
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
-    Prints the table. Writes model.safetensors, demo.png and evaluations.png to `out`, a
-    Path, and loss.png where the data's own score is known.
+    Prints the table. Writes model.safetensors, demo.png, evaluations.png and training.png
+    to `out`, a Path, and loss.png where the data's own score is known.
     """
-    from .plot import CAPTION, curves, loss_levels, picture
+    from .plot import CAPTION, curves, loss_levels, picture, training
     if (out / "state.safetensors").exists():
         raise ValueError(f"{out} holds a training run: choose another --out")
-    model = out / "model.safetensors"
-    samples_png = out / "demo.png"
-    curves_png = out / "evaluations.png"
     print(data.about)
     n = min(n, len(data.held))
     start = time.perf_counter()
     options = {"seed": seed, "device": device, "backend": backend}
     compile_first(data.shape, FAMILIES, kernels, **options)
+    judge = Judge(data)
     trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
-    for _ in iterations(trainer):
-        pass
+    points, trained = learn(trainer, judge, n, kernels, **options)
     net = trainer.average.module.eval().requires_grad_(False)
+    model = out / "model.safetensors"
     save(model, net.state_dict(), metadata(data, trainer))
-    trained = time.perf_counter() - start
-    rows, fewer, drawn, trajectory = measure_all(net, data, n, kernels, **options)
-    held = data.held[:n]
-    accuracy, error = svm_accuracy(data.train[:n], held)
-    nearest = nearest_distance(held, data.train)
-    real = Measured("train | held-out", 0, 0., accuracy, error, nearest)
+    rows, fewer, drawn, trajectory = measure_all(net, judge, n, kernels, **options)
+    real = judge.of_data(n)
     print(table(rows, real))
     likelihood(net, data, n, seed, device)
+    points += [Trained(trainer.steps, trained, row.quality) for row in rows
+               if row.family == QUICK]
+    samples_png, curves_png, training_png = (
+        out / f"{name}.png" for name in ("demo", "evaluations", "training"))
     picture(samples_png, data, drawn, trajectory)
-    curves(curves_png, [*rows, *fewer], accuracy)
-    files = [samples_png, curves_png, model]
+    curves(curves_png, [*rows, *fewer], real.accuracy)
+    training(training_png, points, real)
+    files = [samples_png, curves_png, training_png, model]
     if data.target:
         by_level = losses(net, data.target, seed, device)
         print(losses_table(by_level))
@@ -245,19 +272,32 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
 def table(rows, real):
     """Evaluations, seconds and quality of each family, a line each; real data's last.
 
-    rows, real: `Measured`. Returns text.
+    rows: `Measured`; real: `Quality`. Returns text.
     """
-    def line(row, cost):
-        quality = f"{row.accuracy:>9.3f} +- {row.error:.3f}{row.nearest:>9.2f}"
-        return f"{row.family:<20}{cost:>21}{quality}"
+    labelled = real.clear is not None
 
-    lines = [f"{'family':<20}{'evaluations':>12}{'seconds':>9}{'SVM accuracy':>17}"
-             f"{'nearest':>9}"]
+    def line(name, cost, quality):
+        text = f"{name:<20}{cost:>21}{quality.accuracy:>9.3f} +- {quality.error:.3f}"
+        text += f"{quality.nearest:>9.2f}"
+        if labelled:
+            text += f"{quality.clear:>9.3f} +- {quality.clear_error:.3f}"
+        return text
+
+    header = (f"{'family':<20}{'evaluations':>12}{'seconds':>9}{'SVM accuracy':>18}"
+              f"{'nearest':>9}")
+    if labelled:
+        header += f"{'clear class':>18}"
+    lines = [header]
     for row in rows:
-        lines.append(line(row, f"{row.evaluations}{row.seconds:>9.1f}"))
-    lines.append(line(real, ""))
+        cost = f"{row.evaluations}{row.seconds:>9.1f}"
+        lines.append(line(row.family, cost, row.quality))
+    lines.append(line("train | held-out", "", real))
     lines.append("SVM accuracy: telling samples from held-out data, .5 is perfect. "
                  "nearest: median distance\n"
                  "to the closest training sample; far below held-out's (last line) is "
                  "memorising.")
+    if labelled:
+        lines.append("clear class: share that a classifier, trained on real data, gives a "
+                     f"class with\nprobability {CLEAR} or more; above held-out's is no "
+                     "better.")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ TEST = {"test", "testing"}
 VALIDATION = {"val", "valid", "validation", "dev"}
 BY_HASH = "by hash"
 MOST_LEVELS = 1 << 16  # beyond that whole numbers are as good as continuous
+A_CLASS = 10  # samples on average at least, else labels are no classes
 WIDEST = 1 << 20  # of one axis of a sample
 # of a container, by the two versions of control groups: its limit, its use, statistics, and
 # the name there of what the system keeps of files and gives up when asked
@@ -50,12 +51,16 @@ class Member(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Samples in their own units, of which a data set is made, and how it is split."""
+    """Samples in their own units, of which a data set is made, and how it is split.
+
+    labels: the class of each sample of x, from 0 on, where it is known.
+    """
 
     x: np.ndarray
     what: str
     split: str = BY_HASH
     test: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def arrays(self):
         """x, and the test array where there is one."""
@@ -63,7 +68,10 @@ class Source(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The arrays of a file, by what they are for; `test` may be None."""
+    """The arrays of a file, by what they are for; `test` may be None.
+
+    labels: all arrays of labels, whichever samples they belong to.
+    """
 
     train: Member
     test: Member | None
@@ -215,7 +223,7 @@ def choose(file, members):
 
     Trained on is what is called after training (x_train, train_images), or `x`, or the only
     array that there is, whatever its name. One called after a test is held out; of several
-    the one called like the first, as x_test is beside x_train. Labels are found and left.
+    the one called like the first, as x_test is beside x_train. Labels are found and apart.
     ValueError where several arrays could be meant.
     """
     members = list(members.values())
@@ -254,13 +262,53 @@ def source(file):
     choice = choose(file, contents(file))
     x = _samples(file, choice.train)
     what = f"{choice.train}, as {_layout(x)}"
-    unused = [f"{m.name} (labels)" for m in choice.labels]
+    named = _labels_of(choice)
+    labels = classes(read(file, named)) if named else None
+    if labels is not None:
+        what += f", {labels.max() + 1} classes in {named.name}"
+    unused = [f"{m.name} (labels)" for m in choice.labels if labels is None or m != named]
     unused += [m.name for m in choice.unused]
     if unused:
         what += f"; not used: {', '.join(unused)}"
     if choice.test is None:
-        return Source(x, what)
-    return Source(x, what, f"in {choice.test.name}", _samples(file, choice.test))
+        return Source(x, what, labels=labels)
+    split = f"in {choice.test.name}"
+    return Source(x, what, split, _samples(file, choice.test), labels)
+
+
+def _labels_of(choice):
+    """The array with a label for each sample trained on; None unless it is one array."""
+    n = choice.train.shape[0]
+    found = [m for m in choice.labels
+             if m.shape[:1] == (n,) and len(m.shape) < 3 and m.dtype.kind in "biufUS"
+             and not _words(m) & (TEST | VALIDATION)]
+    return found[0] if len(found) == 1 else None
+
+
+def classes(labels):
+    """Labels as whole numbers from 0 on, (n,), in sorted order; None where no classes.
+
+    labels: (n,) or (n, 1) whole numbers or words, or (n, K) with a 1 in each row's class.
+    Classes are two at least, and have A_CLASS samples on average.
+    """
+    labels = labels.reshape(len(labels), -1)
+    if labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.dtype.kind in "biuf" and is_one_hot(labels):
+        labels = labels.argmax(1)
+    else:
+        return None
+    if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
+        return None
+    names, found = np.unique(labels, return_inverse=True)
+    return found if 2 <= len(names) <= len(found) // A_CLASS else None
+
+
+def is_one_hot(rows):
+    """Whether every row is 0 but for a single 1."""
+    ones = (rows == 1).sum(1)
+    zeros = (rows == 0).sum(1)
+    return bool((ones == 1).all() and (zeros == rows.shape[1] - 1).all())
 
 
 def _layout(x):

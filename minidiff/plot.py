@@ -1,4 +1,4 @@
-"""The demo's pictures: samples, a trajectory, quality against evaluations, the loss."""
+"""The demo's pictures: samples, a trajectory, quality against its costs, the loss."""
 
 import matplotlib
 
@@ -105,8 +105,8 @@ def _curve(axis, rows, color, marker):
     """One family's accuracy against its evaluations, with error bars."""
     rows = sorted(rows)
     evaluations = [row.evaluations for row in rows]
-    accuracy = [row.accuracy for row in rows]
-    error = [row.error for row in rows]
+    accuracy = [row.quality.accuracy for row in rows]
+    error = [row.quality.error for row in rows]
     axis.errorbar(evaluations, accuracy, error, color=color, marker=marker, ms=4,
                   lw=1.2, label=_name(rows[0].family))
 
@@ -132,6 +132,34 @@ def curves(file, rows, best):
         axis.minorticks_off()
         axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(.5, -.16))
     axes[0].set_ylabel("SVM accuracy (dashed: real data)")
+    figure.tight_layout()
+    _write(file, figure)
+
+
+def training(file, points, real):
+    """Write a PNG of quality against what training cost: iterations below, time above.
+
+    points: `demo.Trained`; real: the `quality.Quality` of real data, drawn dashed.
+    """
+    labelled = real.clear is not None
+    figure, axes = plt.subplots(1, 1 + labelled, figsize=(6 + 3 * labelled, 4),
+                                squeeze=False)
+    panels = [("SVM accuracy", "accuracy", "error")]
+    if labelled:
+        panels.append(("samples of a clear class", "clear", "clear_error"))
+    iterations = [point.iterations for point in points]
+    for axis, (label, figure_of, error_of) in zip(axes.flat, panels):
+        values = [getattr(point.quality, figure_of) for point in points]
+        errors = [getattr(point.quality, error_of) for point in points]
+        axis.errorbar(iterations, values, errors, marker="o", ms=4, lw=1.2)
+        axis.axhline(getattr(real, figure_of), color="gray", lw=1, ls="--")
+        axis.set(xscale="log", xlabel="training iterations",
+                 ylabel=f"{label} (dashed: real data)")
+        axis.set_xticks(iterations, map(str, iterations))
+        axis.minorticks_off()
+        above = axis.secondary_xaxis("top")
+        above.set_xticks(iterations, [f"{point.seconds:.0f} s" for point in points])
+        above.minorticks_off()
     figure.tight_layout()
     _write(file, figure)
 

@@ -1,31 +1,128 @@
-"""How good are samples? Two figures that a human can read."""
+"""How good are samples? Three figures that a human can read, of any number of samples."""
+
+from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
+
+BLOCK = 360  # samples that one support vector machine tells from as many of held-out data
+CLEAR = .9  # a class with this probability is a clear one
+SEEN = 60_000  # labelled samples at most that a classifier is trained on
+PASSES = 50  # over them at most
 
 
-def svm_accuracy(x, held, folds=5):
+def svm_accuracy(x, held, folds=5, *, show=False):
     """Five-fold accuracy of an RBF SVM that tells x from held-out data: .5 is perfect.
 
-    x, held: (n, ...) arrays of equal n. Returns (mean, standard error over the folds).
+    They are compared in blocks of about BLOCK samples. So time grows like n, and the figure
+    means the same for every n: a machine that sees more tells more. With n only its error
+    becomes smaller.
+
+    x, held: (n, ...) arrays of equal n; show: whether there is a progress bar. Returns
+    (mean, standard error over the folds of all blocks).
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.svm import SVC
-    points = np.concatenate((x, held)).reshape(len(x) + len(held), -1)
-    is_sample = np.arange(len(points)) < len(x)
     split = StratifiedKFold(folds, shuffle=True, random_state=0)
-    accuracy = cross_val_score(SVC(), points, is_sample, cv=split)
-    return accuracy.mean(), accuracy.std(ddof=1) / folds**.5
+    blocks = max(1, round(len(x) / BLOCK))
+    pairs = zip(np.array_split(x, blocks), np.array_split(held, blocks))
+    accuracy = []
+    for pair in tqdm(pairs, "comparing", blocks, unit="block", disable=not show):
+        points = np.concatenate(pair)
+        is_sample = np.arange(len(points)) < len(pair[0])
+        accuracy.extend(cross_val_score(SVC(), _flat(points), is_sample, cv=split))
+    return np.mean(accuracy), np.std(accuracy, ddof=1) / len(accuracy)**.5
 
 
-def nearest_distance(x, train):
+def nearest_distance(x, train, *, show=False):
     """Median over x of the distance to the nearest training sample.
 
-    x, train: arrays of samples, (n, ...) and (m, ...). A median far below that of held-out
-    data means that the network memorised its training samples.
+    x, train: arrays of samples, (n, ...) and (m, ...); show: whether there is a progress
+    bar. A median far below that of held-out data means that the network memorised its
+    training samples.
     """
     from sklearn.neighbors import NearestNeighbors
-    train = train.reshape(len(train), -1)
-    x = x.reshape(len(x), -1)
-    nearest = NearestNeighbors(n_neighbors=1).fit(train)
-    distances, _ = nearest.kneighbors(x)
+    nearest = NearestNeighbors(n_neighbors=1).fit(_flat(train))
+    distances = []
+    blocks = np.array_split(_flat(x), max(1, round(len(x) / BLOCK)))
+    for block in tqdm(blocks, "nearest", unit="block", disable=not show):
+        found, _ = nearest.kneighbors(block)
+        distances.extend(found[:, 0])
     return float(np.median(distances))
+
+
+def classifier(x, labels, *, show=False):
+    """A small network, scikit-learn's, that is trained to name the class of real samples.
+
+    It has one hidden layer, and sees the first 60,000 samples ten times, fewer samples more
+    often. x: (n, ...); labels: (n,) whole numbers. Returns a function from samples to the
+    probability of each class, (n, classes).
+    """
+    from sklearn.neural_network import MLPClassifier
+    x = _flat(x[:SEEN])
+    labels = labels[:SEEN]
+    names = np.unique(labels)
+    model = MLPClassifier((256,), random_state=0)
+    passes = min(PASSES, 10 * SEEN // len(x))
+    for _ in tqdm(range(passes), "classifier", unit="pass", disable=not show):
+        model.partial_fit(x, labels, classes=names)
+    return lambda x: model.predict_proba(_flat(x))
+
+
+def clear_share(probabilities):
+    """(share, its standard error) of samples of a clear class, of probability .9 or more.
+
+    probabilities: (n, classes), as a `classifier` gives them. It is high too where all
+    samples are of one class: the SVM's accuracy sees that.
+    """
+    clear = probabilities.max(1) >= CLEAR
+    share = clear.mean()
+    return float(share), float((share * (1 - share) / len(clear))**.5)
+
+
+def _flat(x):
+    """Samples as vectors, (n, D)."""
+    return x.reshape(len(x), -1)
+
+
+class Quality(NamedTuple):
+    """How good samples are."""
+
+    accuracy: float  # of an SVM that tells samples from held-out data: .5 is perfect
+    error: float  # the accuracy's standard error
+    nearest: float  # median distance to the closest training sample
+    clear: float | None = None  # share that a classifier gives a class at .9, with labels
+    clear_error: float | None = None  # that share's standard error
+
+
+class Judge:
+    """Holds samples against a data set.
+
+    data: train and held, (n, *shape), on one scale, and labels, those of train or None.
+    show: whether there are progress bars.
+    """
+
+    def __init__(self, data, *, show=False):
+        self.data = data
+        self.show = show
+        self.classify = None
+        if data.labels is not None:
+            self.classify = classifier(data.train, data.labels, show=show)
+
+    def __call__(self, x):
+        """The `Quality` of samples x, (n, *shape), n of any size."""
+        return self._quality(x, x)
+
+    def of_data(self, n):
+        """The best `Quality`: n training samples are told from held-out, these measured."""
+        return self._quality(self.data.train[:n], self.data.held[:n])
+
+    def _quality(self, told, measured):
+        """`told` from as many held-out samples; the other figures are of `measured`."""
+        held = self.data.held
+        n = min(len(told), len(held))
+        accuracy, error = svm_accuracy(told[:n], held[:n], show=self.show)
+        nearest = nearest_distance(measured, self.data.train, show=self.show)
+        if self.classify is None:
+            return Quality(accuracy, error, nearest)
+        return Quality(accuracy, error, nearest, *clear_share(self.classify(measured)))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff import data, demo, families, kernels, noise, plot, targets
+from minidiff import data, demo, families, kernels, plot, targets
 from minidiff.__main__ import main, parser
 from minidiff.chunks import NetScore, samples
 from minidiff.demo import Measured
-from minidiff.quality import nearest_distance, svm_accuracy
+from minidiff.quality import Quality
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,10 +59,13 @@ def test_demo_on_points_prints_every_family_and_draws(tmp_path, capsys, monkeypa
     assert "Less is better; 1 is a uniform guess." in out
     assert "train | held-out" in out and plot.CAPTION in out
     assert "floor" not in out  # nobody knows the score of the moons
+    assert measured[:demo.HALVINGS] == [(demo.QUICK, 20)] * demo.HALVINGS  # of the training
+    del measured[:demo.HALVINGS]
     solvers = [m for m in measured if m[0] != "pf_ode_adaptive"]  # which takes what it needs
     assert len(solvers) == len(set(solvers)) and {f for f, n in measured if n <= 24} >= {
         f for f in families.FAMILIES if f != "pc_vp"}  # at least 39
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("demo", "evaluations", "training"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert main(["sample", "--model", str(tmp_path / "model.safetensors"), "--n", "5",
                  "--evaluations", "4", "--out", str(tmp_path / "x.npz")]) == 0
     assert np.load(tmp_path / "x.npz")["x"].shape == (5, 2)
@@ -152,7 +155,7 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
 
 def test_evaluations_are_drawn(tmp_path, monkeypatch):
     """A labelled line for every family, through its points; fresh noise apart from the flow."""
-    rows = [Measured(f, n, 1., .5 + n / 100, .01, 2.)
+    rows = [Measured(f, n, 1., Quality(.5 + n / 100, .01, 2.))
             for f in families.FAMILIES for n in (20, 10)]
     monkeypatch.setattr(plot.plt, "close", lambda figure: None)
     plot.curves(tmp_path / "e.png", rows, .5)
@@ -209,15 +212,6 @@ def test_the_loss_is_drawn_over_its_floor(tmp_path, monkeypatch):
         np.testing.assert_array_equal(xy, [[.1, 1.], [r[column] for r in rows]])
     plot.plt.gcf().clear()
     assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_quality_figures_know_good_from_bad():
-    digits = data.load("digits")
-    good, _ = svm_accuracy(digits.train[:360], digits.held)
-    bad, _ = svm_accuracy(noise.normal((360, 1, 8, 8)), digits.held)
-    assert good < .58 and bad > .95
-    assert nearest_distance(digits.train[:50], digits.train) == 0
-    assert nearest_distance(digits.held, digits.train) > 1
 
 
 # ---- refused: one clear line, exit 2, nothing overwritten ----

@@ -189,7 +189,7 @@ def test_a_test_array_is_held_out_and_another_file_may_hold_what_was_trained_on(
     for file in (plain, other):
         assert main(["eval", *argv, "--data", str(file)]) == 0
         assert "held out in x_test: what is held out" in (said := capsys.readouterr().out)
-        assert "here may be among them" in said and f"in {file}, " in said and "20 samples" in said
+        assert "here may be among them" in said and f"held out of {file}\n" in said and "20 samples" in said
 
 
 def test_a_small_file_measures_a_model_that_it_could_not_train(tmp_path, capsys, refused):
@@ -201,8 +201,8 @@ def test_a_small_file_measures_a_model_that_it_could_not_train(tmp_path, capsys,
     argv = ["eval", "--model", str(tmp_path / "model.safetensors"), "--evaluations", "4"]
     assert main([*argv, "--data", str(tmp_path / "few.npz")]) == 0
     said = capsys.readouterr().out
-    n = int(re.search(r"(\d+) held out by hash", said.splitlines()[-2])[1])
-    assert 5 <= n < 50 and f", {n} samples" in said and "among them" not in said
+    n = int(re.findall(r"(\d+) held out by hash", said)[-1])
+    assert 5 <= n < 50 and f"; {n} compared with as many" in said and "among them" not in said
     (tmp_path / "d.npz").rename(tmp_path / "elsewhere.npz")
     capsys.readouterr()
     refused("d.npz, which the model was trained on, is not there", "--data", argv=argv)

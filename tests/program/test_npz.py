@@ -288,6 +288,50 @@ def test_labels_are_found_by_their_shape_too(tmp_path):
             "scale; ") in about
 
 
+THREE = np.arange(900) % 3
+
+
+@pytest.mark.parametrize("labels, expected", [
+    (THREE + 5, THREE), (THREE[:, None], THREE), (THREE + 1., THREE), (THREE == 0, THREE == 0),
+    (np.eye(3)[THREE], THREE), (np.array(["a", "b", "c"])[THREE], THREE),
+    (np.arange(900), None), (np.arange(900) % 91, None), (np.zeros(900, int), None),
+    (THREE / 2, None), (np.full(900, np.nan), None), (2 * np.eye(3)[THREE], None),
+    (np.ones((900, 2)), None)])
+def test_labels_are_classes_or_are_not_used(labels, expected, tmp_path):
+    """Those of ten samples each on average at least, whatever they are called."""
+    np.savez(tmp_path / "d.npz", x=IMAGES, y=labels)
+    source = npz.source(tmp_path / "d.npz")
+    assert (source.labels is None) == (expected is None)
+    assert ("y (labels)" in source.what) == (expected is None)
+    if expected is not None:
+        np.testing.assert_array_equal(source.labels, expected)
+        assert f", {expected.max() + 1} classes in y" in source.what
+
+
+@pytest.mark.parametrize("names, used", [
+    ("x y", "y"), ("x_train x_test y_train y_test", "y_train"), ("x y y_test", "y"),
+    ("train_images train_labels test_images test_labels", "train_labels"),
+    ("x fine_labels coarse_labels", None), ("x y_test", None)])
+def test_the_labels_of_what_is_trained_on_are_taken(names, used, tmp_path):
+    classes = np.arange(900) % 3
+    arrays = {name: classes if re.search("labels|^y", name) else IMAGES for name in names.split()}
+    np.savez(tmp_path / "d.npz", **arrays)
+    source = npz.source(tmp_path / "d.npz")
+    assert (source.labels is not None) == (used is not None)
+    assert used is None or f"3 classes in {used}" in source.what
+
+
+def test_labels_go_with_their_samples(tmp_path):
+    """Whichever are held out, and in whatever order they are trained on: here the label is the
+    first pixel."""
+    images = IMAGES.copy()
+    images[:, 0, 0] = np.arange(900) % 3
+    np.savez(tmp_path / "d.npz", x=images, y=np.array(["a", "b", "c"] * 300))
+    d = data.load(tmp_path / "d.npz")
+    first = np.round(d.in_own_units(d.train)[:, 0, 0, 0])
+    np.testing.assert_array_equal(d.labels, first)
+
+
 @pytest.mark.parametrize("shape, channels_first", [
     ((720, 32, 32, 3), (3, 32, 32)), ((720, 28, 28, 1), (1, 28, 28)),
     ((720, 32, 32, 4), (4, 32, 32)), ((720, 3, 32, 32), (3, 32, 32)),
