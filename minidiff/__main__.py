@@ -90,7 +90,8 @@ def training_options(add):
     add("--data", default="digits",
         help="digits, mixture, moons, checkerboard or FILE.npz (default digits)")
     add("--steps", type=positive,
-        help="training iterations (default 1250 for images, 3000 for points)")
+        help="training iterations (default 3000 for points, 1250 for images, 5000 for "
+             "those of more than 256 pixels)")
     add("--out", default="out", help="folder for what is written (default out)")
 
 
@@ -191,7 +192,8 @@ def train_options(add):
     """The options of train."""
     training_options(add)
     add("--batch", type=positive,
-        help="samples a batch (default 128 for images, 512 for points)")
+        help="samples a batch (default 512 for points, 128 for images, 32 for those of "
+             "more than 256 pixels)")
     add("--lr", type=float, default=2e-3, help="peak learning rate (default 0.002)")
     add("--objective", choices=("denoising", "implicit", "sliced", "sliced_vr"),
         default="denoising",
@@ -615,7 +617,7 @@ def parser():
             "--out out/tour")
     command("demo", training_options, run_demo,
             "train on handwritten digits, sample with every family, measure and draw",
-            "--data moons")
+            "--data mnist.npz --out out/mnist")
     command("train", train_options, run_train,
             "train a score network, in one process or by torchrun in several",
             "--data digits --out out")

@@ -26,7 +26,7 @@ from .score_matching import denoising, explicit
 from .sde import VP, prior_std
 from .targets import Gaussian
 from .train import LOG_LEVEL, Trainer, edm_weight, iterations, metadata
-from .weights import save
+from .weights import read, save
 
 CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
 TRAJECTORY = "reverse_sde_vp"  # the family that the figure follows from noise to data
@@ -223,6 +223,17 @@ def learn(trainer, judge, n, kernels, **options):
     return points, time.perf_counter() - start - judging
 
 
+def require_own(out, model, data):
+    """ValueError where a folder holds a training run, or a demo's model of other data."""
+    if (out / "state.safetensors").exists():
+        raise ValueError(f"{out} holds a training run: choose another --out")
+    if model.exists():
+        _, saved = read(model)
+        if saved.get("digest") != data.digest:
+            raise ValueError(f"{model} was trained on {saved.get('data')}: choose another "
+                             "--out")
+
+
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
@@ -230,8 +241,8 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     to `out`, a Path, and loss.png where the data's own score is known.
     """
     from .plot import CAPTION, curves, loss_levels, picture, training
-    if (out / "state.safetensors").exists():
-        raise ValueError(f"{out} holds a training run: choose another --out")
+    model = out / "model.safetensors"
+    require_own(out, model, data)
     print(data.about)
     n = min(n, len(data.held))
     start = time.perf_counter()
@@ -241,7 +252,6 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
     points, trained = learn(trainer, judge, n, kernels, **options)
     net = trainer.average.module.eval().requires_grad_(False)
-    model = out / "model.safetensors"
     save(model, net.state_dict(), metadata(data, trainer))
     rows, fewer, drawn, trajectory = measure_all(net, judge, n, kernels, **options)
     real = judge.of_data(n)

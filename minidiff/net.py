@@ -27,6 +27,8 @@ def usual_defaults():
         torch.set_default_dtype(dtype)
 
 
+PLACES = 64  # at the lowest resolution of an image at most
+REACH = 5  # places in a row that two blocks, four convolutions, see from end to end
 EQUAL_ROWS = 8  # for one noise level: a product of 1 to 3 rows has other bits than of more
 
 
@@ -108,36 +110,96 @@ class ConvBlock(nn.Module):
         return h + self.conv2(F.silu((1 + scale) * r + shift))
 
 
-class ImageNet(nn.Module):
-    """F_x on images: a U of two resolutions, H x W and half that with twice the channels.
+class SelfAttention(nn.Module):
+    """h + W softmax(q k^T / sqrt(d)) v: every place of an image asks all others.
 
-    A learned map, added after the first convolution, tells every pixel where it is.
+    A convolution sees its neighbours alone; a shape is in how far places fit together.
+    q, k and v are linear in norm(h), and each of the heads has d channels of them.
     """
 
-    def __init__(self, shape, width=48):
+    def __init__(self, width, heads=4):
         super().__init__()
-        channels = shape[0]
-        low = 2 * width  # channels at the lower resolution
-        self.embed = NoiseFeatures(low)
-        self.inp = nn.Conv2d(channels, width, 3, padding=1)
-        self.place = nn.Parameter(0.1 * torch.randn(1, width, *shape[1:]))
-        self.enter = ConvBlock(width, low)
-        self.leave = ConvBlock(width, low)
-        self.down = nn.Conv2d(width, low, 2, stride=2)
-        self.low1 = ConvBlock(low, low)
-        self.low2 = ConvBlock(low, low)
-        self.up = nn.ConvTranspose2d(low, width, 2, stride=2)
+        self.heads = heads
         self.norm = nn.GroupNorm(8, width)
-        self.out = nn.Conv2d(width, channels, 3, padding=1)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, h):
+        """h: (B, width, H, W). Returns the next h."""
+        B, width, H, W = h.shape
+        qkv = self.qkv(self.norm(h)).reshape(B, 3, self.heads, width // self.heads, H * W)
+        q, k, v = qkv.unbind(1)
+        d = q.shape[2]
+        weights = torch.softmax(q.transpose(2, 3) @ k / d**.5, dim=-1)  # (.., to, from)
+        r = v @ weights.transpose(2, 3)
+        return h + self.out(r.reshape(B, width, H, W))
+
+
+def channels_at(height, width):
+    """The channels of an image's resolutions, from its own to the lowest, each half of it.
+
+    It is halved once at least, and until it has PLACES or fewer. Each time the channels
+    double, so that all convolutions cost the same; 192 are the most.
+
+    Example:
+        >>> print(channels_at(8, 8), channels_at(28, 28), channels_at(64, 48))
+        [48, 96] [24, 48, 96] [24, 48, 96, 192]
+    """
+    halvings = max(1, math.ceil(math.log2(height * width / PLACES) / 2))
+    first = max(24, 96 >> halvings)
+    return [min(192, first << k) for k in range(halvings + 1)]
+
+
+class ImageNet(nn.Module):
+    """F_x on images: a U of resolutions, by `channels_at`.
+
+    On the way down every resolution has a block before it is halved. On the way up it is
+    added to what comes from below, and has another. A learned map, added after the first
+    convolution, tells every pixel where it is. Where the two lowest blocks do not reach
+    from end to end, attention between them does. An image whose sides do not divide is
+    framed by zeros for the while.
+    """
+
+    def __init__(self, shape):
+        super().__init__()
+        channels, *sides = shape
+        widths = channels_at(*sides)
+        low = widths[-1]
+        pairs = [*zip(widths, widths[1:])]
+        halved = [-(-side >> len(pairs)) for side in sides]  # rounded up
+        framed = [side << len(pairs) for side in halved]
+        self.frame = [more - side for side, more in zip(sides, framed)]
+        self.embed = NoiseFeatures(low)
+        self.inp = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.place = nn.Parameter(0.1 * torch.randn(1, widths[0], *framed))
+        self.enter = nn.ModuleList(ConvBlock(high, low) for high, _ in pairs)
+        self.leave = nn.ModuleList(ConvBlock(high, low) for high, _ in pairs)
+        self.down = nn.ModuleList(nn.Conv2d(high, half, 2, stride=2) for high, half in pairs)
+        self.low1 = ConvBlock(low, low)
+        self.mix = SelfAttention(low) if max(halved) > REACH else nn.Identity()
+        self.low2 = ConvBlock(low, low)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(half, high, 2, stride=2)
+                                for high, half in pairs)
+        self.norm = nn.GroupNorm(8, widths[0])
+        self.out = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, x, c_noise):
         """x: (B, channels, H, W), c_noise: (rows,). Returns F_x, shaped like x."""
         e = self.embed(c_noise)
-        top = self.enter(self.inp(x) + self.place, e)
-        h = self.low1(self.down(top), e)
+        below, right = self.frame
+        h = self.inp(F.pad(x, (0, right, 0, below))) + self.place
+        kept = []
+        for enter, down in zip(self.enter, self.down):
+            h = enter(h, e)
+            kept.append(h)
+            h = down(h)
+        h = self.low1(h, e)
+        h = self.mix(h)
         h = self.low2(h, e)
-        h = self.leave(top + self.up(h), e)
-        return self.out(F.silu(self.norm(h)))
+        for leave, up in zip(reversed(self.leave), reversed(self.up)):
+            h = leave(kept.pop() + up(h), e)
+        h = self.out(F.silu(self.norm(h)))
+        return h[..., :x.shape[2], :x.shape[3]]
 
 
 class ScoreNet(nn.Module):
@@ -147,7 +209,7 @@ class ScoreNet(nn.Module):
     target of unit variance. It returns `predictions.preconditioned`, whose inverse gives
     the score. [EDM eq. 7 and table 1]
 
-    shape is one sample's: (D,) for vectors; (channels, H, W), H and W even, for images.
+    shape is one sample's: (D,) for vectors, (channels, H, W) for images.
     """
 
     def __init__(self, shape, sigma_data=.5, **options):

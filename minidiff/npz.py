@@ -326,8 +326,6 @@ def _samples(file, member):
     if max(member.shape[1:]) > WIDEST:
         raise ValueError(f"{file}: {member}; an axis of a sample is at most {WIDEST}")
     x = as_images(read(file, member))
-    if x.ndim == 4 and (x.shape[2] % 2 or x.shape[3] % 2):
-        raise ValueError(f"{file}: {member} as {_layout(x)}; height and width must be even")
     if x.dtype.kind == "f" and not all(np.isfinite(u).all() for u in chunks(x)):
         raise ValueError(f"{file}: {member.name} holds NaN or inf")
     return x

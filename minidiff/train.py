@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from math import log, prod
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from .terminal import say
 from .weights import kinds, read, save
 
 LOG_LEVEL = -1.2, 1.2  # mean and std of ln sigma [EDM table 1]
+SMALL = 8  # pixels along a side: larger images have larger levels
+FEW_PIXELS = 256  # images of more are trained in smaller batches
 
 
 def edm_weight(sigma, sigma_data=.5):
@@ -34,13 +37,43 @@ def edm_weight(sigma, sigma_data=.5):
     return sigma**2 * (c_in(sigma, sigma_data) * sigma_data)**-2
 
 
-def training_levels(n, seed, step, weighting="edm", sde=VP(), sample=0):  # noqa: B008
+def usual_run(shape):
+    """(iterations, batch) of a training that says nothing else.
+
+    A convolution is worth more time than a point, so images have fewer of either. Each of a
+    larger image's pixels teaches, so that a small batch is enough, and more steps do more.
+    """
+    if len(shape) == 1:
+        return 3000, 512
+    if prod(shape[1:]) <= FEW_PIXELS:
+        return 1250, 128
+    return 5000, 32
+
+
+def shift_of_levels(shape):
+    """By how much training's levels are larger for a larger image: ln(side / 8).
+
+    Neighbouring pixels are alike, and their noise averages out. So it takes twice the noise
+    to hide as much of an image of twice the sides. [Hoogeboom et al. 2023]
+
+    Example:
+        >>> print([round(shift_of_levels((1, n, n)), 2) for n in (8, 16, 28)])
+        [0.0, 0.69, 1.25]
+    """
+    if len(shape) == 1:
+        return 0.
+    side = prod(shape[1:])**.5
+    return max(0., log(side / SMALL))
+
+
+def training_levels(n, seed, step, weighting="edm", *, sde=VP(), sample=0,  # noqa: B008
+                    shift=0.):
     """The noise levels of one iteration's samples and the weights of their losses.
 
-    sample: the place of the first of the n in the batch. Returns (sigma, lambda(sigma)),
-    each (n,) float64. lambda weighs |s - grad log q|^2.
+    sample: the place of the first of the n in the batch; shift: see `shift_of_levels`.
+    Returns (sigma, lambda(sigma)), each (n,) float64. lambda weighs |s - grad log q|^2.
 
-    edm: ln sigma ~ N(-1.2, 1.2^2), lambda = `edm_weight`. [EDM table 1]
+    edm: ln sigma ~ N(shift - 1.2, 1.2^2), lambda = `edm_weight`. [EDM table 1]
     sigma2: the same levels, lambda = sigma^2. [SMLD eq. 6]
     likelihood: lambda = g^2 of the sde, by importance sampling of t, for x / a. [ScoreFlow]
     """
@@ -52,7 +85,7 @@ def training_levels(n, seed, step, weighting="edm", sde=VP(), sample=0):  # noqa
         return sigma / a, Z * (sigma / a)**2
     z = noise.normal((n,), **draw).astype(float)
     mean, std = LOG_LEVEL
-    sigma = np.exp(mean + std * z)
+    sigma = np.exp(shift + mean + std * z)
     return sigma, edm_weight(sigma) if weighting == "edm" else sigma**2
 
 
@@ -93,8 +126,7 @@ class Trainer:
 
     x: training data, (n, *shape) float32; levels: its grey levels, or None.
     kernels: minidiff.kernels, handed in: it perturbs in one fused kernel.
-    steps, batch: by default fewer iterations of smaller batches for images than for points,
-        because a convolution is worth more time. A batch is at most all samples.
+    steps, batch: by default `usual_run`'s. A batch is at most all samples.
     weighting: see `training_levels`. The default is edm for denoising and sigma2 for the
         others: at large sigma, EDM's sigma^4 suits the small residual of denoising, but not
         the terms of the others.
@@ -106,11 +138,12 @@ class Trainer:
     def __init__(self, x, kernels, steps=None, *, batch=None, lr=2e-3, decay=.995, seed=0,
                  device="cpu", backend="auto", levels=None, weighting=None,
                  objective="denoising", processes=ALONE):
-        images = x.ndim > 2
+        usual_steps, usual_batch = usual_run(x.shape[1:])
         self.x = x
         self.levels = levels
-        self.steps = steps or (1250 if images else 3000)
-        self.batch = min(batch or (128 if images else 512), len(x))
+        self.steps = steps or usual_steps
+        self.batch = min(batch or usual_batch, len(x))
+        self.shift = shift_of_levels(x.shape[1:])
         self.processes = processes
         self.rows = processes.rows(self.batch)
         if processes.size > 1 and objective != "denoising":
@@ -145,7 +178,8 @@ class Trainer:
         chosen = batch_indices(len(self.x), self.batch, self.seed, self.step)[self.rows]
         x0 = dequantized(self.x[chosen], self.levels, **draw)
         x0 = torch.from_numpy(x0).to(self.device)
-        sigma, weight = training_levels(len(x0), weighting=self.weighting, **draw)
+        sigma, weight = training_levels(len(x0), weighting=self.weighting,
+                                        shift=self.shift, **draw)
         weight = weight / x0[0].numel()
         draw |= {"tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)

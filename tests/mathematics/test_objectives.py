@@ -1,5 +1,7 @@
 """Score matching in torch: the reference's own functions on tensors, and what they train."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,13 @@ import torch
 from minidiff import data, kernels, noise, score_matching
 from minidiff.score_matching import explicit
 from minidiff.targets import Mixture
-from minidiff.train import Trainer, batch_indices, jacobian_objective, training_levels
+from minidiff.train import (
+    Trainer,
+    batch_indices,
+    edm_weight,
+    jacobian_objective,
+    training_levels,
+)
 
 POINTS, IMAGES = data.load("mixture").train, noise.normal((16, 1, 4, 4), seed=5)
 PLANE = Mixture([.3, .7], [[-1., .5], [1., -.5]], [.3, .5])
@@ -110,3 +118,31 @@ def test_training_levels_weigh_as_they_say(weighting):
         assert abs(np.log(sigma).mean() + 1.2) < 4.9 * 1.2 / 2**7
         edm = (sigma**2 + .25) / (sigma * .5)**2 * sigma**4  # |D - x0|^2 = sigma^4 |s - ..|^2
         np.testing.assert_allclose(weight, edm if weighting == "edm" else sigma**2, rtol=1e-14)
+
+
+def test_a_larger_image_is_hidden_by_larger_noise():
+    """Levels are 28 / 8 times as large for 28 by 28 as for 8 by 8; smaller images and points
+    have the usual ones. A trainer perturbs by them."""
+    seen = []
+
+    def apply(name, x0, a, sigma, **draw):
+        seen.append(sigma)
+        return kernels.apply(name, x0, a=a, sigma=sigma, **draw)
+    asked = SimpleNamespace(apply=apply, dsm_loss=kernels.dsm_loss)
+    usual, _ = training_levels(4, 7, 0)
+    for shape, times in (((1, 28, 28), 3.5), ((3, 16, 16), 2.), ((1, 8, 8), 1.), ((1, 4, 6), 1.),
+                         ((2,), 1.)):
+        x = noise.normal((8, *shape), 3)
+        Trainer(x, asked, 5, batch=4, seed=7).objective()
+        np.testing.assert_allclose(seen[-1], times * usual, rtol=1e-14)
+        sigma, weight = training_levels(4, 7, 0, shift=np.log(times))
+        np.testing.assert_allclose(sigma, seen[-1], rtol=1e-14)
+        np.testing.assert_array_equal(weight, edm_weight(sigma))
+
+
+@pytest.mark.parametrize("shape, usual", [((2,), (3000, 512)), ((1, 8, 8), (1250, 128)),
+                                          ((3, 16, 16), (1250, 128)), ((1, 28, 28), (5000, 32))])
+def test_a_training_is_as_long_as_its_samples_need(shape, usual):
+    x = np.zeros((600, *shape), np.float32)
+    run = Trainer(x, kernels)
+    assert (run.steps, run.batch) == usual

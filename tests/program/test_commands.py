@@ -111,7 +111,7 @@ def test_the_loss_is_the_floor_and_what_is_left_to_learn():
         assert loss == pytest.approx(floor, rel=1e-5) and left < 1e-9
 
 
-def test_the_demo_on_a_mixture_prints_and_draws_the_floor(tmp_path, capsys, monkeypatch):
+def test_the_demo_on_a_mixture_prints_and_draws_the_floor(tmp_path, capsys, monkeypatch, refused):
     few = {name: families.FAMILIES[name] for name in (demo.TRAJECTORY, "dpmpp_2m")}
     monkeypatch.setattr(demo, "FAMILIES", few)
     assert main(["demo", "--data", "mixture", "--steps", "200", "--out", str(tmp_path)]) == 0
@@ -122,6 +122,11 @@ def test_the_demo_on_a_mixture_prints_and_draws_the_floor(tmp_path, capsys, monk
     assert .35 < floor < .45 and left > 0 and loss == pytest.approx(floor + left, rel=.05)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path / "loss.png") in out
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    refused("model.safetensors was trained on mixture: choose another --out",
+            argv=["demo", "--data", "moons", "--out", str(tmp_path)])
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert main(["demo", "--data", "mixture", "--steps", "3", "--out", str(tmp_path)]) == 0
 
 
 def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):

@@ -24,7 +24,7 @@ def trainer(steps=6, **options):
     return train.Trainer(POINTS, kernels, steps, batch=64, seed=3, **options)
 
 
-@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 28, 28)])
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 28, 28), (1, 7, 9), (1, 1, 1)])
 def test_network_starts_at_the_score_of_the_prior(shape):
     """F_x = 0 at first, so s = -x / (sigma^2 + sigma_data^2): six roundings, and two of c_in
     squared by half, stay below 8 of 2^-24."""
