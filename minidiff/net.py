@@ -114,7 +114,8 @@ class SelfAttention(nn.Module):
     """h + W softmax(q k^T / sqrt(d)) v: every place of an image asks all others.
 
     A convolution sees its neighbours alone; a shape is in how far places fit together.
-    q, k and v are linear in norm(h), and each of the heads has d channels of them.
+    q, k and v are linear in norm(h), and each head has d channels of them.
+    [Vaswani et al. 2017]
     """
 
     def __init__(self, width, heads=4):

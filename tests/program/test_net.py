@@ -8,7 +8,7 @@ from untrained import network
 
 from minidiff import data
 from minidiff.__main__ import main
-from minidiff.net import PLACES, SelfAttention, channels_at
+from minidiff.net import PLACES, REACH, ConvBlock, SelfAttention, channels_at
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 7, 9), (3, 27, 33), (1, 1, 1), (2, 2, 70),
           (1, 128, 96)]
@@ -24,10 +24,25 @@ def test_an_image_is_halved_until_its_places_can_all_ask_each_other(shape):
     assert all(b in (2 * a, 192) for a, b in zip(channels, channels[1:]))
     net = network(shape).F_x
     seen = []
-    net.attention.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[1:]))
+    net.mix.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[1:]))
     net(torch.zeros(2, *shape), torch.zeros(2))
     (low, *places), = seen
     assert low == channels[-1] and places == [-(-side // 2**halvings) for side in (H, W)]
+    assert isinstance(net.mix, SelfAttention) == (max(places) > REACH)
+
+
+def test_two_blocks_reach_five_places_in_a_row():
+    """So four by four of them need no attention, and seven by seven do."""
+    blocks = [ConvBlock(8, 4), ConvBlock(8, 4)]
+    for block in blocks:
+        block.norm1 = block.norm2 = torch.nn.Identity()  # which mix places too
+    x, e = torch.randn(1, 8, 1, 9, requires_grad=True), torch.randn(1, 4)
+    h = blocks[1](blocks[0](x, e), e)
+    gradient, = torch.autograd.grad(h[..., 0].sum(), x)
+    seen = gradient.abs().sum((0, 1, 2)) > 0
+    assert seen.tolist() == [True] * REACH + [False] * (9 - REACH)
+    assert isinstance(network((1, 8, 8)).F_x.mix, torch.nn.Identity)
+    assert isinstance(network((1, 28, 28)).F_x.mix, SelfAttention)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
