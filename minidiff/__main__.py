@@ -90,7 +90,7 @@ def training_options(add):
     add("--data", default="digits",
         help="digits, mixture, moons, checkerboard or FILE.npz (default digits)")
     add("--steps", type=positive,
-        help="training iterations (default 3000 for points, 1250 for images, 5000 for "
+        help="training iterations (default 3000 for points, 1250 for images, 4000 for "
              "those of more than 256 pixels)")
     add("--out", default="out", help="folder for what is written (default out)")
 

@@ -47,7 +47,7 @@ def usual_run(shape):
         return 3000, 512
     if prod(shape[1:]) <= FEW_PIXELS:
         return 1250, 128
-    return 5000, 32
+    return 4000, 32
 
 
 def shift_of_levels(shape):

@@ -141,7 +141,7 @@ def test_a_larger_image_is_hidden_by_larger_noise():
 
 
 @pytest.mark.parametrize("shape, usual", [((2,), (3000, 512)), ((1, 8, 8), (1250, 128)),
-                                          ((3, 16, 16), (1250, 128)), ((1, 28, 28), (5000, 32))])
+                                          ((3, 16, 16), (1250, 128)), ((1, 28, 28), (4000, 32))])
 def test_a_training_is_as_long_as_its_samples_need(shape, usual):
     x = np.zeros((600, *shape), np.float32)
     run = Trainer(x, kernels)
