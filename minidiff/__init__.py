@@ -21,6 +21,6 @@ These need NumPy alone; RK45 needs SciPy. `minidiff.kernels` runs the same steps
 for bit.
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 from . import _rooms  # noqa: E402, F401

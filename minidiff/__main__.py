@@ -344,7 +344,8 @@ def eval_options(add):
     model_options(add)
     json_option(add)
     add("--samples", "--n", dest="n", type=positive, default=360, metavar="N",
-        help="how many (default 360)")
+        help="how many (default 360); of them the SVM and the likelihood take as many as "
+             "are held out")
     add("--likelihood", action="store_true", help="bits/dim by the probability flow")
     add("--data", help="a data set, which is scaled as the model's was (default: the one "
                        "it was trained on)")
@@ -410,14 +411,14 @@ def eval_samples(args, net, data):
     from .quality import Judge
     n = args.n
     held = len(data.held)
-    require_enough(min(n, held), 5)
+    require_enough(min(n, held, len(data.train)), 5)
     family = args.family or "ddim"
     compile_first(data.shape, [family], kernels, **where(args))
     judge = Judge(data, show=True)
     row, *_ = measure(net, judge, family, n, kernels, args.evaluations, show=True,
                       **where(args))
     real = judge.of_data(n)
-    print(table([row], real))
+    print(table([row], real, judge.right))
     print(f"{n} samples, {n / row.seconds:.1f} a second; {min(n, held)} compared with as "
           f"many held out of {terminal.printable(data.name)}")
     return {"family": family, **row.quality._asdict(), "n": n,

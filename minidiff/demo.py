@@ -25,7 +25,15 @@ from .quality import CLEAR, Judge, Quality
 from .score_matching import denoising, explicit
 from .sde import VP, prior_std
 from .targets import Gaussian
-from .train import LOG_LEVEL, Trainer, edm_weight, iterations, metadata
+from .terminal import say
+from .train import (
+    LOG_LEVEL,
+    Trainer,
+    edm_weight,
+    iterations,
+    metadata,
+    stop_on_interrupt,
+)
 from .weights import read, save
 
 CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
@@ -205,21 +213,24 @@ def measure_all(net, judge, n, kernels, **options):
 def learn(trainer, judge, n, kernels, **options):
     """Train to the end, and judge QUICK's samples of the average network on the way.
 
-    The learning rate falls over the whole training. So a point is a little worse than a
-    training of so many iterations would end. Returns ([Trained], seconds of training).
+    The learning rate falls over the whole training, so a point is not the best that a
+    training of so many iterations can do. Returns ([Trained], seconds of training).
+    KeyboardInterrupt after Ctrl-C, once the iteration is done.
     """
     after = {trainer.steps >> k for k in range(1, HALVINGS + 1)}
-    net = trainer.average.module
+    net = trainer.average.module.eval().requires_grad_(False)
     points = []
     judging = 0.
     start = time.perf_counter()
-    for _ in iterations(trainer):
-        if trainer.step in after:
-            now = time.perf_counter()
-            with torch.no_grad():
+    with stop_on_interrupt() as interrupted:
+        for _ in iterations(trainer):
+            if interrupted:
+                raise KeyboardInterrupt
+            if trainer.step in after:
+                now = time.perf_counter()
                 row, *_ = measure(net, judge, QUICK, n, kernels, **options)
-            points.append(Trained(trainer.step, now - start - judging, row.quality))
-            judging += time.perf_counter() - now
+                points.append(Trained(trainer.step, now - start - judging, row.quality))
+                judging += time.perf_counter() - now
     return points, time.perf_counter() - start - judging
 
 
@@ -250,12 +261,19 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     compile_first(data.shape, FAMILIES, kernels, **options)
     judge = Judge(data)
     trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
-    points, trained = learn(trainer, judge, n, kernels, **options)
-    net = trainer.average.module.eval().requires_grad_(False)
-    save(model, net.state_dict(), metadata(data, trainer))
+    net = trainer.average.module
+    try:
+        points, trained = learn(trainer, judge, n, kernels, **options)
+    except KeyboardInterrupt:
+        say(f"stopped at iteration {trainer.step}; {model} is what was learnt until then")
+        raise
+    finally:
+        if trainer.step:
+            learnt = metadata(data, trainer) | {"steps": trainer.step}
+            save(model, net.state_dict(), learnt)
     rows, fewer, drawn, trajectory = measure_all(net, judge, n, kernels, **options)
     real = judge.of_data(n)
-    print(table(rows, real))
+    print(table(rows, real, judge.right))
     likelihood(net, data, n, seed, device)
     points += [Trained(trainer.steps, trained, row.quality) for row in rows
                if row.family == QUICK]
@@ -279,12 +297,13 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     return rows
 
 
-def table(rows, real):
+def table(rows, real, right=None):
     """Evaluations, seconds and quality of each family, a line each; real data's last.
 
-    rows: `Measured`; real: `Quality`. Returns text.
+    rows: `Measured`; real: `Quality`; right: the classifier's share, where there is one.
+    Returns text.
     """
-    labelled = real.clear is not None
+    labelled = right is not None
 
     def line(name, cost, quality):
         text = f"{name:<20}{cost:>21}{quality.accuracy:>9.3f} +- {quality.error:.3f}"
@@ -307,7 +326,7 @@ def table(rows, real):
                  "to the closest training sample; far below held-out's (last line) is "
                  "memorising.")
     if labelled:
-        lines.append("clear class: share that a classifier, trained on real data, gives a "
-                     f"class with\nprobability {CLEAR} or more; above held-out's is no "
-                     "better.")
+        lines.append("clear class: share that a classifier gives one class at probability "
+                     f"{CLEAR} or more;\n"
+                     f"it was trained on real data, and named {right:.3f} of others right.")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def usual_defaults():
         torch.set_default_dtype(dtype)
 
 
-PLACES = 64  # at the lowest resolution of an image at most
+PLACES = 64  # at the lowest resolution of an image, or fewer
 REACH = 5  # places in a row that two blocks, four convolutions, see from end to end
 EQUAL_ROWS = 8  # for one noise level: a product of 1 to 3 rows has other bits than of more
 
@@ -139,8 +139,9 @@ class SelfAttention(nn.Module):
 def channels_at(height, width):
     """The channels of an image's resolutions, from its own to the lowest, each half of it.
 
-    It is halved once at least, and until it has PLACES or fewer. Each time the channels
-    double, so that all convolutions cost the same; 192 are the most.
+    It is halved once at least, and until it has PLACES or fewer; one that is long and thin
+    is padded, and keeps more. Each time the channels double, so that all convolutions cost
+    the same; 192 are the most.
 
     Example:
         >>> print(channels_at(8, 8), channels_at(28, 28), channels_at(64, 48))
@@ -158,7 +159,7 @@ class ImageNet(nn.Module):
     added to what comes from below, and has another. A learned map, added after the first
     convolution, tells every pixel where it is. Where the two lowest blocks do not reach
     from end to end, attention between them does. An image whose sides do not divide is
-    framed by zeros for the while.
+    padded with zeros, which are cut off at the end.
     """
 
     def __init__(self, shape):
@@ -168,14 +169,15 @@ class ImageNet(nn.Module):
         low = widths[-1]
         pairs = [*zip(widths, widths[1:])]
         halved = [-(-side >> len(pairs)) for side in sides]  # rounded up
-        framed = [side << len(pairs) for side in halved]
-        self.frame = [more - side for side, more in zip(sides, framed)]
+        padded = [side << len(pairs) for side in halved]
+        self.padding = [more - side for side, more in zip(sides, padded)]
         self.embed = NoiseFeatures(low)
         self.inp = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.place = nn.Parameter(0.1 * torch.randn(1, widths[0], *framed))
+        self.place = nn.Parameter(0.1 * torch.randn(1, widths[0], *padded))
         self.enter = nn.ModuleList(ConvBlock(high, low) for high, _ in pairs)
         self.leave = nn.ModuleList(ConvBlock(high, low) for high, _ in pairs)
-        self.down = nn.ModuleList(nn.Conv2d(high, half, 2, stride=2) for high, half in pairs)
+        self.down = nn.ModuleList(nn.Conv2d(high, half, 2, stride=2)
+                                  for high, half in pairs)
         self.low1 = ConvBlock(low, low)
         self.mix = SelfAttention(low) if max(halved) > REACH else nn.Identity()
         self.low2 = ConvBlock(low, low)
@@ -187,7 +189,7 @@ class ImageNet(nn.Module):
     def forward(self, x, c_noise):
         """x: (B, channels, H, W), c_noise: (rows,). Returns F_x, shaped like x."""
         e = self.embed(c_noise)
-        below, right = self.frame
+        below, right = self.padding
         h = self.inp(F.pad(x, (0, right, 0, below))) + self.place
         kept = []
         for enter, down in zip(self.enter, self.down):

@@ -277,11 +277,18 @@ def source(file):
 
 
 def _labels_of(choice):
-    """The array with a label for each sample trained on; None unless it is one array."""
+    """The array with a label for each sample trained on, by its name, or None.
+
+    Where none is called after labels, one of two without names is meant. None unless it is
+    one array.
+    """
     n = choice.train.shape[0]
-    found = [m for m in choice.labels
-             if m.shape[:1] == (n,) and len(m.shape) < 3 and m.dtype.kind in "biufUS"
-             and not _words(m) & (TEST | VALIDATION)]
+    fit = [m for m in choice.labels
+           if m.shape[:1] == (n,) and len(m.shape) < 3 and m.dtype.kind in "biufUS"
+           and not _words(m) & (TEST | VALIDATION)]
+    named = [m for m in fit if _words(m) & LABELS]
+    nameless = [m for m in fit if _words(m) == {"arr"}]  # numpy.savez's own word
+    found = named or nameless
     return found[0] if len(found) == 1 else None
 
 

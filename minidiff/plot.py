@@ -160,6 +160,8 @@ def training(file, points, real):
         above = axis.secondary_xaxis("top")
         above.set_xticks(iterations, [f"{point.seconds:.0f} s" for point in points])
         above.minorticks_off()
+    figure.suptitle("one training on its way: its learning rate falls to 0 at the end",
+                    fontsize=9)
     figure.tight_layout()
     _write(file, figure)
 

@@ -1,4 +1,4 @@
-"""How good are samples? Three figures that a human can read, of any number of samples."""
+"""How good are samples? Three figures that a human can read, of any number of them."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,8 @@ def svm_accuracy(x, held, folds=5, *, show=False):
         points = np.concatenate(pair)
         is_sample = np.arange(len(points)) < len(pair[0])
         accuracy.extend(cross_val_score(SVC(), _flat(points), is_sample, cv=split))
-    return np.mean(accuracy), np.std(accuracy, ddof=1) / len(accuracy)**.5
+    error = np.std(accuracy, ddof=1) / len(accuracy)**.5
+    return float(np.mean(accuracy)), float(error)
 
 
 def nearest_distance(x, train, *, show=False):
@@ -51,22 +52,25 @@ def nearest_distance(x, train, *, show=False):
     return float(np.median(distances))
 
 
-def classifier(x, labels, *, show=False):
+def classifier(x, labels):
     """A small network, scikit-learn's, that is trained to name the class of real samples.
 
-    It has one hidden layer, and sees the first 60,000 samples ten times, fewer samples more
-    often. x: (n, ...); labels: (n,) whole numbers. Returns a function from samples to the
-    probability of each class, (n, classes).
+    x: (n, ...); labels: (n,) whole numbers. It has one hidden layer. The last tenth of the
+    samples it does not see, and the first 60,000 of the others ten times; fewer it sees
+    more often. There is a progress bar. Returns (a function from samples to the probability
+    of each class, (n, classes); the share of the last tenth that it names right).
     """
     from sklearn.neural_network import MLPClassifier
-    x = _flat(x[:SEEN])
-    labels = labels[:SEEN]
+    x = _flat(x)
+    apart = len(x) - len(x) // 10
+    seen = min(SEEN, apart)
     names = np.unique(labels)
-    model = MLPClassifier((256,), random_state=0)
-    passes = min(PASSES, 10 * SEEN // len(x))
-    for _ in tqdm(range(passes), "classifier", unit="pass", disable=not show):
-        model.partial_fit(x, labels, classes=names)
-    return lambda x: model.predict_proba(_flat(x))
+    model = MLPClassifier((256,), random_state=np.random.RandomState(0))  # goes on a pass
+    passes = min(PASSES, 10 * SEEN // seen)
+    for _ in tqdm(range(passes), "classifier", unit="pass"):
+        model.partial_fit(x[:seen], labels[:seen], classes=names)
+    right = model.predict(x[apart:]) == labels[apart:]
+    return lambda x: model.predict_proba(_flat(x)), float(right.mean())
 
 
 def clear_share(probabilities):
@@ -99,30 +103,37 @@ class Judge:
     """Holds samples against a data set.
 
     data: train and held, (n, *shape), on one scale, and labels, those of train or None.
-    show: whether there are progress bars.
+    show: whether comparisons have progress bars. `right` is the share of real samples that
+    the classifier named right, None without labels.
     """
 
     def __init__(self, data, *, show=False):
         self.data = data
         self.show = show
         self.classify = None
-        if data.labels is not None:
-            self.classify = classifier(data.train, data.labels, show=show)
+        self.right = None
+        labels = data.labels
+        if labels is not None and len(np.unique(labels)) > 1:
+            self.classify, self.right = classifier(data.train, labels)
 
     def __call__(self, x):
-        """The `Quality` of samples x, (n, *shape), n of any size."""
+        """The `Quality` of samples x, (n, *shape), n of any size from 5 on."""
         return self._quality(x, x)
 
     def of_data(self, n):
-        """The best `Quality`: n training samples are told from held-out, these measured."""
+        """The `Quality` of real data, which samples can reach.
+
+        n training samples are compared with held-out ones. The other figures are of the
+        held-out ones, because a training sample is its own nearest.
+        """
         return self._quality(self.data.train[:n], self.data.held[:n])
 
-    def _quality(self, told, measured):
-        """`told` from as many held-out samples; the other figures are of `measured`."""
+    def _quality(self, compared, x):
+        """The accuracy is of `compared`, beside as many held-out samples; the rest of x."""
         held = self.data.held
-        n = min(len(told), len(held))
-        accuracy, error = svm_accuracy(told[:n], held[:n], show=self.show)
-        nearest = nearest_distance(measured, self.data.train, show=self.show)
+        n = min(len(compared), len(held))
+        accuracy, error = svm_accuracy(compared[:n], held[:n], show=self.show)
+        nearest = nearest_distance(x, self.data.train, show=self.show)
         if self.classify is None:
             return Quality(accuracy, error, nearest)
-        return Quality(accuracy, error, nearest, *clear_share(self.classify(measured)))
+        return Quality(accuracy, error, nearest, *clear_share(self.classify(x)))

@@ -40,8 +40,8 @@ def edm_weight(sigma, sigma_data=.5):
 def usual_run(shape):
     """(iterations, batch) of a training that says nothing else.
 
-    A convolution is worth more time than a point, so images have fewer of either. Each of a
-    larger image's pixels teaches, so that a small batch is enough, and more steps do more.
+    An image costs more time than a point, so there are fewer of either. Batches of images
+    with many pixels are small, so that minutes on two cores still take thousands of steps.
     """
     if len(shape) == 1:
         return 3000, 512

@@ -170,10 +170,9 @@ def load_model(file, device="cpu"):
     with usual_defaults(), torch.device("meta"):  # without memory
         net = ScoreNet(tuple(metadata["shape"]))
     if kinds(tensors) != kinds(net.state_dict()):
-        version = metadata.get("version", "0.3 or before")
-        raise ValueError(f"{file}: weights of another architecture or dtype; it says that "
-                         f"minidiff {version!s:.20} wrote it, and this is {__version__}: train "
-                         "it again")
+        writer = f"minidiff {metadata.get('version', '0.3')!s:.20}"
+        raise ValueError(f"{file}: weights of another architecture or dtype, by {writer}; "
+                         f"this is {__version__}: train it again")
     net.load_state_dict(tensors, assign=True)
     net = net.to(device, memory_format=torch.channels_last)
     return net.eval().requires_grad_(False), metadata

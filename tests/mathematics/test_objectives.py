@@ -131,7 +131,7 @@ def test_a_larger_image_is_hidden_by_larger_noise():
     asked = SimpleNamespace(apply=apply, dsm_loss=kernels.dsm_loss)
     usual, _ = training_levels(4, 7, 0)
     for shape, times in (((1, 28, 28), 3.5), ((3, 16, 16), 2.), ((1, 8, 8), 1.), ((1, 4, 6), 1.),
-                         ((2,), 1.)):
+                         ((1, 32, 8), 2.), ((2,), 1.)):
         x = noise.normal((8, *shape), 3)
         Trainer(x, asked, 5, batch=4, seed=7).objective()
         np.testing.assert_allclose(seen[-1], times * usual, rtol=1e-14)

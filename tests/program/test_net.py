@@ -1,4 +1,4 @@
-"""The network follows the image: its resolutions, its frame, what mixes far places."""
+"""The network follows the image: its resolutions, its padding, what mixes far places."""
 
 import numpy as np
 import pytest
@@ -56,12 +56,31 @@ def test_an_image_of_any_sides_has_a_score_and_a_gradient(shape):
     assert (x.grad != 0).all()
 
 
+def test_every_resolution_is_added_on_the_way_up():
+    """With nothing from below, what the way down kept is what the way up is given; attention
+    stands between the two lowest blocks."""
+    net, order = network((1, 28, 28)).F_x, []
+    kept, given = [], []
+    for up in net.up:
+        torch.nn.init.zeros_(up.weight)
+        torch.nn.init.zeros_(up.bias)
+    for block in net.enter:
+        block.register_forward_hook(lambda _, __, out: kept.append(out))
+    for block in net.leave:
+        block.register_forward_hook(lambda _, args, __: given.append(args[0]))
+    for name in ("low1", "mix", "low2"):
+        getattr(net, name).register_forward_hook(lambda *_, name=name: order.append(name))
+    net(torch.randn(2, 1, 28, 28), torch.zeros(2))
+    assert order == ["low1", "mix", "low2"] and len(kept) == len(given) == 2
+    assert all(torch.equal(a, b) for a, b in zip(kept, reversed(given)))
+
+
 def test_an_odd_image_is_one_with_a_frame_of_zeros():
-    """Its network's weights fit the framed image's; there they return the same, but the frame."""
-    odd, framed = network((1, 7, 9)).F_x, network((1, 8, 10)).F_x
-    framed.load_state_dict(odd.state_dict())
+    """Its network's weights fit the padded image's; there they return the same, and more."""
+    odd, padded = network((1, 7, 9)).F_x, network((1, 8, 10)).F_x
+    padded.load_state_dict(odd.state_dict())
     x, level = torch.randn(5, 1, 7, 9), torch.randn(5)
-    whole = framed(F.pad(x, (0, 1, 0, 1)), level)
+    whole = padded(F.pad(x, (0, 1, 0, 1)), level)
     assert torch.equal(odd(x, level), whole[..., :7, :9])
 
 

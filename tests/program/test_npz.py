@@ -293,7 +293,8 @@ THREE = np.arange(900) % 3
     (np.eye(3)[THREE], THREE), (np.array(["a", "b", "c"])[THREE], THREE),
     (np.arange(900), None), (np.arange(900) % 91, None), (np.zeros(900, int), None),
     (THREE / 2, None), (np.full(900, np.nan), None), (2 * np.eye(3)[THREE], None),
-    (np.ones((900, 2)), None)])
+    (np.ones((900, 2)), None), (np.eye(3)[THREE] > 0, THREE),
+    (np.array([[1, .5, 0]] * 450 + [[0, .5, 1]] * 450), None)])
 def test_labels_are_classes_or_are_not_used(labels, expected, tmp_path):
     """Those of ten samples each on average at least, whatever they are called."""
     np.savez(tmp_path / "d.npz", x=IMAGES, y=labels)
@@ -308,10 +309,13 @@ def test_labels_are_classes_or_are_not_used(labels, expected, tmp_path):
 @pytest.mark.parametrize("names, used", [
     ("x y", "y"), ("x_train x_test y_train y_test", "y_train"), ("x y y_test", "y"),
     ("train_images train_labels test_images test_labels", "train_labels"),
-    ("x fine_labels coarse_labels", None), ("x y_test", None)])
+    ("x fine_labels coarse_labels", None), ("x y_test", None), ("x y_val", None),
+    ("x y index", "y"), ("x_train y_train weights", "y_train"), ("x fold", None),
+    ("arr_0 arr_1", "arr_1"), ("arr_0 arr_1 arr_2", None)])
 def test_the_labels_of_what_is_trained_on_are_taken(names, used, tmp_path):
     classes = np.arange(900) % 3
-    arrays = {name: classes if re.search("labels|^y", name) else IMAGES for name in names.split()}
+    images = re.compile("images|^x|arr_0")
+    arrays = {name: IMAGES if images.search(name) else classes for name in names.split()}
     np.savez(tmp_path / "d.npz", **arrays)
     source = npz.source(tmp_path / "d.npz")
     assert (source.labels is not None) == (used is not None)

@@ -122,7 +122,7 @@ ROOMS = {
 
 
 @pytest.mark.parametrize("room, ceiling", [
-    ("mathematics", 12_900), ("program", 19_000), ("edges", 6_900),
+    ("mathematics", 12_900), ("program", 19_600), ("edges", 6_900),
     ("kernels", 13_800), ("kernels/check", 10_500),
     ("kernels/check/yours", 7_000), ("bench", 23_500)])
 def test_a_room_can_be_read_in_one_sitting(room, ceiling):
@@ -134,10 +134,10 @@ def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     beside a counter took 800; keywords that are spelled out, the operators as functions, what
     transforms and compilers pass, and coefficients beyond float32 1,300. That of program was
     15,000: the tour's eight pictures take 3,300; chunks take 800, and a training's rows, places
-    and other processes 400; figures of any number of samples, a class's, and what a longer
-    training brings, 1,100. What meets users' files, terminals, compilers and other processes
-    is a room of its own, edges: 5,500, 900 for processes and 300 for labels. That of check was
-    8,500: what
+    and other processes 400; a network that follows the image 600, figures of any number of
+    samples and of their classes 700, what a longer training brings, drawn, 700. What meets
+    users' files, terminals, compilers and other processes is a room of its own, edges: 5,500,
+    900 for processes and 400 for labels. That of check was 8,500: what
     explains a difference takes 2,400, and a user's kernels, in a process of their own, have a
     room of their own. That of bench was 19,000: a clock outside a user's process takes 2,000,
     three peers 1,200, intervals and the machine's state 900, rows of a file, looked at one by
