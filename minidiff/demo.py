@@ -1,6 +1,7 @@
 """Train one network, sample it with every family, measure, draw."""
 
 import time
+from math import prod
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from .sde import VP, prior_std
 from .targets import Gaussian
 from .terminal import say
 from .train import (
+    FEW_PIXELS,
     LOG_LEVEL,
     Trainer,
     edm_weight,
@@ -179,24 +181,12 @@ def measure(net, judge, family, n, kernels, evaluations=None, *, show=False, **o
     return row, x, np.stack(trajectory)
 
 
-def measure_fewer(net, judge, measured, n, kernels, **options):
-    """Measure the same family again at each of CURVE's evaluations below those measured."""
-    family = measured.family
-    fewest = 0
-    for evaluations in CURVE:
-        if fewest + 1 < evaluations < measured.evaluations:
-            row, *_ = measure(net, judge, family, n, kernels, evaluations, **options)
-            fewest = row.evaluations  # more than asked for: some families need more steps
-            yield row
-
-
 def measure_all(net, judge, n, kernels, **options):
-    """Every family: (its rows, those at fewer evaluations, samples, a trajectory).
+    """Every family: (its rows, samples, a trajectory).
 
     samples: {family: (n, *shape)}; the trajectory is TRAJECTORY's.
     """
     rows = []
-    fewer = {}  # one row for each family and cost
     drawn = {}
     bar = tqdm(FAMILIES, desc="sampling", unit="family")
     for family in bar:
@@ -205,9 +195,21 @@ def measure_all(net, judge, n, kernels, **options):
         rows.append(row)
         if family == TRAJECTORY:
             trajectory = states
-        for less in measure_fewer(net, judge, row, n, kernels, **options):
-            fewer[family, less.evaluations] = less
-    return rows, list(fewer.values()), drawn, trajectory
+    return rows, drawn, trajectory
+
+
+def measure_fewer(net, judge, rows, n, kernels, **options):
+    """The rows of all families again at those of CURVE's evaluations that are fewer."""
+    found = {}  # one row for each family and cost
+    for row in tqdm(rows, desc="at fewer evaluations", unit="family"):
+        fewest = 0
+        for evaluations in CURVE:
+            if fewest + 1 < evaluations < row.evaluations:
+                less, *_ = measure(net, judge, row.family, n, kernels, evaluations,
+                                   **options)
+                fewest = less.evaluations  # some families need more steps than asked for
+                found[row.family, fewest] = less
+    return list(found.values())
 
 
 def learn(trainer, judge, n, kernels, **options):
@@ -248,8 +250,9 @@ def require_own(out, model, data):
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
-    Prints the table. Writes model.safetensors, demo.png, evaluations.png and training.png
-    to `out`, a Path, and loss.png where the data's own score is known.
+    Prints the table. Writes model.safetensors, demo.png and training.png to `out`, a Path;
+    evaluations.png too unless samples are large images, and loss.png where the data's own
+    score is known.
     """
     from .plot import CAPTION, curves, loss_levels, picture, training
     model = out / "model.safetensors"
@@ -271,18 +274,19 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
         if trainer.step:
             learnt = metadata(data, trainer) | {"steps": trainer.step}
             save(model, net.state_dict(), learnt)
-    rows, fewer, drawn, trajectory = measure_all(net, judge, n, kernels, **options)
+    rows, drawn, trajectory = measure_all(net, judge, n, kernels, **options)
     real = judge.of_data(n)
     print(table(rows, real, judge.right))
     likelihood(net, data, n, seed, device)
     points += [Trained(trainer.steps, trained, row.quality) for row in rows
                if row.family == QUICK]
-    samples_png, curves_png, training_png = (
-        out / f"{name}.png" for name in ("demo", "evaluations", "training"))
-    picture(samples_png, data, drawn, trajectory)
-    curves(curves_png, [*rows, *fewer], real.accuracy)
-    training(training_png, points, real)
-    files = [samples_png, curves_png, training_png, model]
+    files = [out / "demo.png", out / "training.png", model]
+    picture(files[0], data, drawn, trajectory)
+    training(files[1], points, real)
+    if prod(data.shape[1:]) <= FEW_PIXELS:  # it takes as long again
+        fewer = measure_fewer(net, judge, rows, n, kernels, **options)
+        files.append(out / "evaluations.png")
+        curves(files[-1], [*rows, *fewer], real.accuracy)
     if data.target:
         by_level = losses(net, data.target, seed, device)
         print(losses_table(by_level))

@@ -86,13 +86,14 @@ def test_one_and_two_threads_give_the_same_bits():
         found = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append([drawn(120), drawn(1024, shape=(2,))])
+            large = network((1, 28, 28))(torch.ones(120, 1, 28, 28), torch.ones(1)).numpy()
+            found.append([drawn(120), drawn(1024, shape=(2,)), large])
         assert all(map(same, *found))
     finally:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("shape", [(2,), (37,), IMAGE, (3, 12, 10)])
+@pytest.mark.parametrize("shape", [(2,), (37,), IMAGE, (3, 12, 11), (1, 28, 28)])
 def test_one_noise_levels_conditioning_is_any_batchs(shape):
     """Computed on 8 equal rows, from 4 rows on it has the bits of a row for each sample."""
     net = network(shape)

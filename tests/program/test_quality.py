@@ -257,5 +257,10 @@ def test_a_trainings_figure_ends_with_its_end(steps, expected, tmp_path, monkeyp
         file.write_bytes(b""), drawn.extend(points)))
     argv = ["demo", "--data", "moons", "--steps", str(steps), "--out", str(tmp_path)]
     assert main(argv) == 0
+    assert (tmp_path / "evaluations.png").exists()
     assert [point.iterations for point in drawn] == expected
     assert all(a.seconds < b.seconds for a, b in zip(drawn, drawn[1:]))
+    monkeypatch.setattr(demo, "FEW_PIXELS", 0)  # as of large images, which take long
+    assert main([*argv[:-1], str(tmp_path / "large")]) == 0
+    assert (tmp_path / "large" / "demo.png").exists()
+    assert not (tmp_path / "large" / "evaluations.png").exists()
