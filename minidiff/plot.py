@@ -146,7 +146,7 @@ def training(file, points, real):
                                 squeeze=False)
     panels = [("SVM accuracy", "accuracy", "error")]
     if labelled:
-        panels.append(("samples of a clear class", "clear", "clear_error"))
+        panels.append(("clear class", "clear", "clear_error"))
     iterations = [point.iterations for point in points]
     for axis, (label, figure_of, error_of) in zip(axes.flat, panels):
         values = [getattr(point.quality, figure_of) for point in points]
