@@ -55,10 +55,12 @@ def nearest_distance(x, train, *, show=False):
 def classifier(x, labels):
     """A small network, scikit-learn's, that is trained to name the class of real samples.
 
-    x: (n, ...); labels: (n,) whole numbers. It has one hidden layer. The last tenth of the
-    samples it does not see, and the first 60,000 of the others ten times; fewer it sees
-    more often. There is a progress bar. Returns (a function from samples to the probability
-    of each class, (n, classes); the share of the last tenth that it names right).
+    It has one hidden layer. The last tenth of the samples it does not see, and the first
+    60,000 of the others some ten times; fewer it sees more often. There is a progress bar.
+
+    x: (n, ...); labels: (n,) whole numbers. Returns (a function from samples to the
+    probability of each class, (n, classes); the share of the last tenth that it names
+    right).
     """
     from sklearn.neural_network import MLPClassifier
     x = _flat(x)
