@@ -1,6 +1,7 @@
 """Train one network, sample it with every family, measure, draw."""
 
 import time
+from contextlib import contextmanager
 from math import prod
 from statistics import NormalDist
 from typing import NamedTuple
@@ -247,6 +248,20 @@ def require_own(out, model, data):
                              "--out")
 
 
+@contextmanager
+def keeping(model, data, trainer):
+    """Whatever ends this context, the average network is saved to the file `model`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped at iteration {trainer.step}; {model} is what was learnt until then")
+        raise
+    finally:
+        if trainer.step:
+            learnt = metadata(data, trainer) | {"steps": trainer.step}
+            save(model, trainer.average.module.state_dict(), learnt)
+
+
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
@@ -265,15 +280,8 @@ def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend
     judge = Judge(data)
     trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
     net = trainer.average.module
-    try:
+    with keeping(model, data, trainer):
         points, trained = learn(trainer, judge, n, kernels, **options)
-    except KeyboardInterrupt:
-        say(f"stopped at iteration {trainer.step}; {model} is what was learnt until then")
-        raise
-    finally:
-        if trainer.step:
-            learnt = metadata(data, trainer) | {"steps": trainer.step}
-            save(model, net.state_dict(), learnt)
     rows, drawn, trajectory = measure_all(net, judge, n, kernels, **options)
     real = judge.of_data(n)
     print(table(rows, real, judge.right))
