@@ -311,7 +311,7 @@ def test_labels_are_classes_or_are_not_used(labels, expected, tmp_path):
     ("train_images train_labels test_images test_labels", "train_labels"),
     ("x fine_labels coarse_labels", None), ("x y_test", None), ("x y_val", None),
     ("x y index", "y"), ("x_train y_train weights", "y_train"), ("x fold", None),
-    ("arr_0 arr_1", "arr_1"), ("arr_0 arr_1 arr_2", None)])
+    ("arr_0 arr_1", "arr_1"), ("arr_0 arr_1 arr_2", None), ("x y arr_1", "y")])
 def test_the_labels_of_what_is_trained_on_are_taken(names, used, tmp_path):
     classes = np.arange(900) % 3
     images = re.compile("images|^x|arr_0")
