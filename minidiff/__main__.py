@@ -387,7 +387,7 @@ def run_eval(args):
 def require_enough(n, least):
     """ValueError unless n samples are enough for a figure and its error."""
     if n < least:
-        raise ValueError(f"--n {n}: at least {least} are needed")
+        raise ValueError(f"{n} samples: at least {least} are needed")
 
 
 def eval_likelihood(args, net, data):

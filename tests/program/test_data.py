@@ -204,6 +204,9 @@ def test_a_small_file_measures_a_model_that_it_could_not_train(tmp_path, capsys,
     said = capsys.readouterr().out
     n = int(re.findall(r"(\d+) held out by hash", said)[-1])
     assert 5 <= n < 50 and f"; {n} compared with as many" in said and "among them" not in said
+    file = str(tmp_path / "none.npz")
+    np.savez(file, x_train=rng.normal(size=(3, 2)), x_test=rng.normal(size=(60, 2)))
+    refused("3 samples: at least 5 are needed", argv=[*argv, "--data", file])
     (tmp_path / "d.npz").rename(tmp_path / "elsewhere.npz")
     capsys.readouterr()
     refused("d.npz, which the model was trained on, is not there", "--data", argv=argv)
