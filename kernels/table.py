@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from .. import ddpm, langevin, noise, predictions, sde, solvers
+from .. import ddpm, guidance, langevin, noise, predictions, sde, solvers
 from ..affine import coefficient_row, operands
 from ..sde import EDM, VE, VP, SubVP
 from .arguments import in_float32
@@ -82,6 +82,7 @@ IN_TIME = {"sde": SDES, "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
 IN_CHAIN = {"i": (0, 100), "n": [100]}
 BETA = {"beta": (1e-4, .02)}
 ALPHA_BARS = {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.)}
+GUIDANCE = {"w": (-1., 8.)}
 
 OPS = {op.name: op for op in (
     Op("normal", white),
@@ -102,6 +103,9 @@ OPS = {op.name: op for op in (
        {"sigma_prev": (10., 20.), "sigma": (1., 10.), "sigma_next": (.1, 1.)}),
     Op("posterior_mean", predictions.posterior_mean,
        {"a": (.1, 1.), "sigma": (.01, 2.)}),
+    Op("guided", guidance.guided, GUIDANCE),
+    Op("guided_reverse_sde", guidance.guided_step(sde.reverse_sde_step),
+       IN_TIME | GUIDANCE),
 )}
 
 

@@ -9,6 +9,7 @@
     solvers          DPM-Solver++(2M), EDM's levels and churn, the corrector's step size
     samplers         the sampling loops; families: each of them from one score
     likelihood       log p(x) by the probability-flow ODE, bits/dim
+    guidance         conditions: labels and classifier-free guidance, known parts
 
 and what carries them:
 
@@ -21,6 +22,6 @@ These need NumPy alone; RK45 needs SciPy. `minidiff.kernels` runs the same steps
 for bit.
 """
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 from . import _rooms  # noqa: E402, F401

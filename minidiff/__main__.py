@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from contextlib import nullcontext
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def ulp(text):
     return value
 
 
+def guidance(text):
+    """A weight of `guidance.guided`."""
+    value = float(text)
+    if not abs(value) < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number below a million, got {text}")
+    return value
+
+
 def evaluations(text):
     """How many network evaluations: a million take hours."""
     value = positive(text)
@@ -102,7 +111,11 @@ def model_options(add):
     add("--model", default="out/model.safetensors",
         help="a model that demo or train wrote (default out/model.safetensors)")
     add("--family", choices=FAMILIES, help="sampler (default ddim)")
-    add("--evaluations", type=evaluations, help="about how many network evaluations")
+    add("--evaluations", type=evaluations,
+        help="about how many network evaluations; guided samples take twice as many")
+    add("--guidance", type=guidance, metavar="W",
+        help="by how much samples follow their class: 0 not at all, 1 as the data do (the "
+             "default), 2 and more beyond that, clearer and less diverse")
 
 
 def kernel_options(add):
@@ -150,6 +163,22 @@ def check_ends(model, saved):
     if saved["ends"] is None:
         raise ValueError(f"{model} was written before models kept the scale of their data, "
                          "so that what it returns has no units: train it again")
+
+
+def conditions_of(args, saved, label=None, **known):
+    """The `Conditions` of a model's samples. ValueError where it knows no classes."""
+    from .conditions import Conditions
+    classes = saved["classes"]
+    if not classes:
+        asked = "--label" if label is not None else "--guidance"
+        if label is not None or args.guidance is not None:
+            raise ValueError(f"{asked}: {args.model} was trained without classes; see "
+                             "train --labels")
+    elif label is not None and label not in classes:
+        raise ValueError(f"--label {label}: {args.model} knows "
+                         f"{', '.join(list(classes)[:20])}")
+    w = 1. if args.guidance is None else args.guidance
+    return Conditions(classes, label, w, **known)
 
 
 def check_trained_on(model, saved):
@@ -201,6 +230,8 @@ def train_options(add):
              "(default denoising)")
     add("--weighting", choices=("edm", "sigma2", "likelihood"),
         help="of the loss over noise levels (default edm; sigma2 for the other objectives)")
+    add("--labels", action="store_true",
+        help="learn each class's score too, of data whose classes are known")
     add("--save-every", type=positive, default=200, metavar="N",
         help="iterations between saves (default 200)")
     add("--resume", nargs="?", const=True, metavar="FILE",
@@ -219,6 +250,9 @@ def run_train(args):
     data = load(args.data, args.seed)
     if args.batch and args.batch > len(data.train):
         raise ValueError(f"--batch {args.batch}: {data.name} has {len(data.train)} samples")
+    if args.labels and data.labels is None:
+        raise ValueError(f"--labels: of {data.name} no classes are known; call them y, one "
+                         "for each sample")
     print(data.about)
     options = where(args)
     processes.open(options["device"])
@@ -228,7 +262,9 @@ def run_train(args):
     with only_run(args.out) if processes.first else nullcontext(Path(args.out)) as out:
         trainer = train.Trainer(data.train, kernels, args.steps, batch=args.batch,
                                 lr=args.lr, levels=data.levels, weighting=args.weighting,
-                                objective=args.objective, processes=processes, **options)
+                                objective=args.objective, processes=processes,
+                                labels=data.labels if args.labels else None,
+                                classes=len(data.classes) if args.labels else 0, **options)
         run = train.metadata(data, trainer) | {
             "batch": trainer.batch, "lr": args.lr, "weighting": trainer.weighting,
             "objective": args.objective}
@@ -257,9 +293,18 @@ def sample_options(add):
         help="a seed for each sample, in place of --n and --seed: the noise of a sample "
              "then follows from its own, in any order and number (--seeds=-1,2 where the "
              "first is negative)")
+    add("--label", metavar="CLASS",
+        help="of this class alone, as the data call it (default: of each as often as in "
+             "the data)")
+    add("--known", metavar="FILE.npz",
+        help="complete samples: x, (n, ...), NaN where nothing is known. Sample i has what "
+             "is known of row i; more than n begin again with the first")
     add("--units", choices=("model", "data"), default="model",
-        help="of x: the network's, [-1, 1], or those of the data (default model)")
-    add("--out", default="samples.npz", help="where to write x (default samples.npz)")
+        help="of x, and of --known: the network's, [-1, 1], or those of the data (default "
+             "model)")
+    add("--out", default="samples.npz",
+        help="where to write x, and y, the classes, where they were asked for (default "
+             "samples.npz)")
 
 
 def samples_file(args):
@@ -297,8 +342,20 @@ def as_written(saved, family, units):
     return finished
 
 
+def what_is_known(args, saved, family):
+    """What --known names, as `Conditions` takes it. ValueError where it cannot be used."""
+    from .conditions import known_parts
+    if family == "pf_ode_adaptive":
+        raise ValueError("--known: the steps of pf_ode_adaptive are the batch's: choose "
+                         "another --family")
+    ends = saved["ends"] if args.units == "data" else (-1., 1.)
+    known, noise_std = known_parts(args.known, saved["shape"], saved["levels"], ends)
+    return {"known": known, "noise_std": noise_std}
+
+
 def run_sample(args):
     """Write x (n, *shape), float32 in [-1, 1], or in the units of the data."""
+    import numpy as np
     import torch
 
     from . import kernels
@@ -309,9 +366,6 @@ def run_sample(args):
     out = samples_file(args) if processes.first else None
     if args.seeds and (args.n or args.seed):
         raise ValueError("--seeds names a sample each: without --n and --seed")
-    n = len(args.seeds) if args.seeds else args.n or 64
-    if n > 1 << 32:
-        raise ValueError(f"--n {n}: a seed has 2^32 samples; others have another --seed")
     options = where(args)
     if args.seeds:
         options |= {"seed": args.seeds}
@@ -322,6 +376,18 @@ def run_sample(args):
         check_ends(args.model, saved)
     family = args.family or "ddim"
     shape = saved["shape"]
+    known = {}
+    if args.known:
+        if args.guidance is not None and args.label is None:
+            raise ValueError("--guidance: with --known it is for a --label, else the class "
+                             "follows from what is known")
+        own = what_is_known(args, saved, family) if processes.first else None
+        known = processes.from_first(own)
+    conditions = conditions_of(args, saved, args.label, **known)
+    n = len(args.seeds or ()) or args.n or len(known.get("known", ())) or 64
+    if n > 1 << 32:
+        raise ValueError(f"--n {n}: a seed has 2^32 samples; others have another --seed")
+    options["conditions"] = conditions
     compile_first(shape, [family], kernels, **options)
     score = NetScore(net)
     start = time.perf_counter()
@@ -330,7 +396,10 @@ def run_sample(args):
     if not processes.first:
         deque(parts)  # the first process gathers what it draws
         return
-    write_samples(out, n, map(as_written(saved, family, args.units), parts))
+    labels = conditions.labels(n, options["seed"])
+    also = {} if labels is None else {"y": np.array(conditions.names)[labels]}
+    parts = conditions.completed(parts)
+    write_samples(out, n, map(as_written(saved, family, args.units), parts), also)
     rate = n / (time.perf_counter() - start)
     evaluations = evaluations_of(score, shape, n, processes)
     terminal.say(f"{out}: {n} samples of {saved['data']}, {family}, {evaluations} "
@@ -379,7 +448,7 @@ def run_eval(args):
     if of_data != of_model:
         raise ValueError(f"--data {data.name}: {of_data}, but the model is of {of_model}")
     evaluate = eval_likelihood if args.likelihood else eval_samples
-    result = evaluate(args, net, data)
+    result = evaluate(args, net, data, saved)
     if args.json:
         write_json(args.json, result)
 
@@ -390,20 +459,22 @@ def require_enough(n, least):
         raise ValueError(f"{n} samples: at least {least} are needed")
 
 
-def eval_likelihood(args, net, data):
+def eval_likelihood(args, net, data, saved):
     """The bits/dim of --n held-out samples, or of all, as a result for --json."""
     from .demo import likelihood
     n = min(args.n, len(data.held))
     require_enough(n, 2)
-    if args.backend != "auto" or args.evaluations or args.family:
-        raise ValueError("--likelihood runs RK45: without --backend, --evaluations and "
-                         "--family")
+    if args.backend != "auto" or args.evaluations or args.family or args.guidance:
+        raise ValueError("--likelihood runs RK45: without --backend, --evaluations, "
+                         "--family and --guidance")
+    if data.classes != tuple(saved["classes"] or ()):
+        data = replace(data, held_labels=None)  # those are of other classes
     mean, error, evaluations = likelihood(net, data, n, args.seed, device(args))
     return {"bits_per_dim": mean, "error": error, "n": n, "evaluations": evaluations,
             "data": data.name}
 
 
-def eval_samples(args, net, data):
+def eval_samples(args, net, data, saved):
     """The quality of --n samples, beside real data's, as a result for --json."""
     from . import kernels
     from .chunks import compile_first
@@ -413,10 +484,11 @@ def eval_samples(args, net, data):
     held = len(data.held)
     require_enough(min(n, held, len(data.train)), 5)
     family = args.family or "ddim"
-    compile_first(data.shape, [family], kernels, **where(args))
+    options = where(args) | {"conditions": conditions_of(args, saved)}
+    compile_first(data.shape, [family], kernels, **options)
     judge = Judge(data, show=True)
     row, *_ = measure(net, judge, family, n, kernels, args.evaluations, show=True,
-                      **where(args))
+                      **options)
     real = judge.of_data(n)
     print(table([row], real, judge.right))
     print(f"{n} samples, {n / row.seconds:.1f} a second; {min(n, held)} compared with as "

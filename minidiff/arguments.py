@@ -11,13 +11,15 @@ _INF = float("inf")
 # of a range, still rounding: EDM's rule in float32 misses its ends by 11 * 2^-24
 SLACK = 2.**-20
 WHOLE = "n", "i", "n_steps", "n_corrector"
-POSITIVE = ("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "dt", "a", "snr",
-            "rho", "rtol", "atol", "t_min")
+POSITIVE = ("eps", "sigma", "sigma_next", "sigma_prev", "sigma_max", "sigma_data", "dt",
+            "a", "snr", "rho", "rtol", "atol", "t_min")
 # parameter -> lowest, highest, whether each end is allowed
 DOMAIN = dict.fromkeys(POSITIVE, (0, _INF, False, False)) | {
     "u": (0, 1, True, True),
     "eta": (0, 1, True, True),
+    "w": (-_INF, _INF, False, False),
     "variance": (0, _INF, True, False),
+    "noise_std": (0, _INF, True, False),
     "s_churn": (0, _INF, True, False),
     "s_noise": (0, _INF, False, False),
     "n": (1, _INF, True, False),

@@ -29,10 +29,13 @@ class NetScore:
         self.net = net
         self.evaluations = 0
 
-    def __call__(self, x, sigma):
+    def __call__(self, x, sigma, label=None):
+        """label: the class of each sample, (B,); None tells none."""
         self.evaluations += 1
         level = torch.full((1,), float(sigma), dtype=x.dtype, device=x.device)
-        return self.net(x, level)
+        if label is not None:
+            label = torch.as_tensor(label, device=x.device)
+        return self.net(x, level, label)
 
 
 def chunk_size(shape):
@@ -61,12 +64,13 @@ def in_chunks(chunk, n, size, processes=ALONE, *, desc="sampling", show=True):
 
 
 def states(score, shape, family, first, rows, kernels, *, evaluations=None, seed=0,
-           device="cpu", backend="auto"):
+           device="cpu", backend="auto", conditions=None):
     """The states of a family's samples, from the id `first` on: tensors (rows, *shape).
 
-    score: s(x, sigma); kernels: minidiff.kernels; evaluations: about how many to make, by
-    default the family's in EVALUATIONS. seed: a number, or a list with one for each sample
-    of all chunks; the last then fills its own up.
+    score: s(x, sigma); kernels: minidiff.kernels; evaluations: about how many steps' worth
+    to make, by default the family's in EVALUATIONS. seed: a number, or a list with one for
+    each sample of all chunks; the last then fills its own up. conditions: what is asked of
+    the samples, a `conditions.Conditions`; score then takes a label too.
     """
     sample = first
     if not isinstance(seed, int):
@@ -75,6 +79,8 @@ def states(score, shape, family, first, rows, kernels, *, evaluations=None, seed
     z = kernels.normal((rows, *shape), device=device, seed=seed, sample=sample,
                        backend=backend)
     engine = kernels.Fused(seed, sample, backend=backend)
+    if conditions:
+        score, engine = conditions(score, engine, first, rows)
     evaluations = evaluations or EVALUATIONS.get(family, 80)
     yield from FAMILIES[family](score, z, evaluations, engine)
 
@@ -83,8 +89,8 @@ def samples(score, shape, family, n, kernels, evaluations=None, *, processes=ALO
             show=True, kept=None, **options):
     """n samples of a family, a chunk after the other: arrays (rows, *shape).
 
-    kept: a list, to which the states of the first sample are added; options: seed, device
-    and backend. The others are as in `states` and `in_chunks`.
+    kept: a list, to which the states of the first sample are added; options: seed, device,
+    backend and conditions. The others are as in `states` and `in_chunks`.
     """
     rows = chunk_size(shape)
 
@@ -110,7 +116,9 @@ def compile_first(shape, families, kernels, seed=0, **options):
     What cannot be compiled is known now, and not minutes later. Two samples of each family
     are made from a score of 0. seed, options: as in `states`.
     """
+    def zero(x, sigma, label=None):
+        return torch.zeros_like(x)
+
     for family in families:
-        for _ in states(lambda x, _: torch.zeros_like(x), shape, family, 0, 2, kernels,
-                        seed=seed, **options):
+        for _ in states(zero, shape, family, 0, 2, kernels, seed=seed, **options):
             pass

@@ -23,7 +23,8 @@ class Data:
     """A data set on the model's scale.
 
     train, held: (n, *shape) float32 arrays.
-    labels: the class of each training sample, whole numbers from 0 on, where it is known.
+    labels: the class of each training sample, whole numbers from 0 on, where it is known;
+        held_labels: those of held-out samples; classes: what the data call them.
     levels: how many grey levels there are, or None for points.
     ends: the two numbers, in the data's own units, that became -1 and 1.
     target: the distribution that it was drawn from, where one is known.
@@ -42,11 +43,18 @@ class Data:
     split: str = npz.BY_HASH
     about: str = ""
     labels: np.ndarray | None = None
+    held_labels: np.ndarray | None = None
+    classes: tuple = ()
 
     @property
     def shape(self):
         """One sample's shape."""
         return self.train.shape[1:]
+
+    def counts(self):
+        """{class: how many training samples are of it}, by what the data call it."""
+        number = np.bincount(self.labels, minlength=len(self.classes))
+        return dict(zip(self.classes, number.tolist()))
 
     def quantize(self, x):
         """Samples of dequantised data, rounded to the grey levels that they fall into.
@@ -217,11 +225,13 @@ def load(name, seed=0, ends=None, levels=None):
     digest = hashlib.sha256(f"{shape}".encode() + keys.tobytes()).hexdigest()
     target = ring() if name == "mixture" else None
     test = source.x if source.test is None else source.test
+    of_test = source.labels if source.test is None else source.test_labels
     labels = None if source.labels is None else source.labels[train]
+    held_labels = None if of_test is None else of_test[held]
     train = _scaled(name, source.x, train, levels, ends)
     held = _scaled(name, test, held, levels, ends)
     return Data(str(name), train, held, levels, ends, target, digest, source.split,
-                printable(about), labels)
+                printable(about), labels, held_labels, source.classes)
 
 
 def _split(source, levels, ends):
@@ -249,7 +259,8 @@ def _source(name, seed):
         return npz.Source(SETS[name](POINTS, seed), f"{POINTS} points")
     if name == "digits":
         images, labels = digits()
-        return npz.Source(images, "8 by 8 pixels, 10 classes", labels=labels)
+        return npz.Source(images, "8 by 8 pixels, 10 classes", labels=labels,
+                          classes=tuple("0123456789"))
     if str(name).endswith(".npz"):
         return npz.source(name)
     raise ValueError(f"{name}: neither digits, {', '.join(SETS)} nor a .npz file")

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from statistics import NormalDist
 from typing import NamedTuple
@@ -18,16 +19,19 @@ from .chunks import (
     evaluations_of,
     in_chunks,
     samples,
+    states,
 )
+from .conditions import Conditions, as_seen, linearized
 from .data import dequantized
 from .families import FAMILIES
+from .guidance import replaced
 from .likelihood import bits_per_dim, log_likelihood, with_trace
 from .predictions import rescaled
-from .quality import CLEAR, Judge, Quality
+from .quality import CLEAR, Judge, Quality, share_of
 from .score_matching import denoising, explicit
 from .sde import VP, prior_std
 from .targets import Gaussian
-from .terminal import say
+from .terminal import printable, say
 from .train import (
     FEW_PIXELS,
     LOG_LEVEL,
@@ -43,8 +47,8 @@ CURVE = 10, 20, 40  # evaluations of the figure, besides the table's
 TRAJECTORY = "reverse_sde_vp"  # the family that the figure follows from noise to data
 QUICK = "dpmpp_2m"  # the family whose samples tell how far a training is
 HALVINGS = 4  # they are measured after 1/16, 1/8 ... of the iterations
-
-
+GUIDANCE = 2.  # of the samples that are shown by class
+CLASSES = 10  # that are shown at most
 FRESH = 1 << 20  # samples from here on are in no training set
 
 
@@ -65,44 +69,26 @@ class Trained(NamedTuple):
     quality: Quality
 
 
-def linearized(score, shape, device):
-    """A score(x, t) of tensors as `likelihood.with_trace` takes it: of (B, D) float64
-    arrays, with its products with a vector from the left."""
-    def tensor(u):
-        return torch.tensor(u, dtype=torch.float32, device=device).reshape(-1, *shape)
-
-    def host(u):
-        return u.flatten(1).double().cpu().numpy()
-
-    def linearize(x, t):
-        s, vjp = torch.func.vjp(lambda x: score(x, t), tensor(x))
-
-        def product(v):
-            gradient, = vjp(tensor(v))
-            return host(gradient)
-
-        return host(s), product
-
-    return linearize
-
-
 def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     """Bits/dim of n held-out samples: of their grey levels, or of the density of points.
 
-    The prior is N(0, std^2 I), the process's own. The trace of the score's Jacobian is
-    exact in up to 4 dimensions; beyond, one Rademacher probe a sample estimates it. RK45's
-    step size is a chunk's own; held-out samples after the n, or the first again, fill the
-    last. Prints the result. Returns (mean, standard error, evaluations a chunk).
+    A network of classes is told those of the samples, where they are known. The prior is
+    N(0, std^2 I), the process's own. The trace of the score's Jacobian is exact in up to 4
+    dimensions; beyond, one Rademacher probe a sample estimates it. RK45's step size is a
+    chunk's own; held-out samples after the n, or the first again, fill the last. Prints the
+    result. Returns (mean, standard error, evaluations a chunk).
     """
     calls = NetScore(net)
-    linearize = linearized(rescaled(calls, sde.marginal), data.shape, device)
+    labels = data.held_labels if net.classes else None
     size = int(np.prod(data.shape))
     rows = chunk_size(data.shape)
     prior = Gaussian(np.zeros(size), prior_std(sde)**2)
 
     def chunk(first):
-        held = data.held[np.arange(first, first + rows) % len(data.held)]
-        x = dequantized(held, data.levels, seed, first)
+        ids = np.arange(first, first + rows) % len(data.held)
+        told = partial(calls, label=None if labels is None else labels[ids])
+        linearize = linearized(rescaled(told, sde.marginal), data.shape, device)
+        x = dequantized(data.held[ids], data.levels, seed, first)
         x = x.reshape(rows, size).astype(float)
         probes = np.eye(size) if size <= 4 else [noise.rademacher(x.shape, seed, first)]
         log_p, *_ = log_likelihood(with_trace(linearize, probes), x, sde, prior.log_density)
@@ -117,7 +103,8 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     if data.levels:
         means = "what the model\nneeds to name a grey level"
         uniform = f"log2({data.levels}) = {np.log2(data.levels):.2f}"
-    print(f"bits/dim {mean:.3f} +- {error:.3f} on {n} held-out samples; "
+    given = "" if labels is None else " given their classes"
+    print(f"bits/dim {mean:.3f} +- {error:.3f} on {n} held-out samples{given}; "
           f"{evaluations} evaluations: {means}. "
           f"Less is better; {uniform} is a uniform guess.")
     return mean, error, evaluations
@@ -159,12 +146,19 @@ def losses_table(rows):
     return "\n".join(lines)
 
 
+def labels_asked(data, n, seed=0, conditions=None, **_):
+    """The classes that n samples were asked to be of, by the data's numbers, or None."""
+    if conditions is None or conditions.names != data.classes:
+        return None
+    return conditions.labels(n, seed)
+
+
 def measure(net, judge, family, n, kernels, evaluations=None, *, show=False, **options):
     """Sample one family and judge its samples.
 
-    judge: a `quality.Judge`; show: whether there is a progress bar; options: seed, device
-    and backend, as in `states`. Returns (Measured, samples, trajectory): arrays (n, *shape)
-    and, of the first sample's states, (k, *shape).
+    judge: a `quality.Judge`; show: whether there is a progress bar; options: seed, device,
+    backend and conditions, as in `states`. Returns (Measured, samples, trajectory): arrays
+    (n, *shape) and, of the first sample's states, (k, *shape).
     """
     data = judge.data
     score = NetScore(net)
@@ -178,7 +172,8 @@ def measure(net, judge, family, n, kernels, evaluations=None, *, show=False, **o
     if not np.isfinite(x).all():
         raise FloatingPointError(f"{family}: samples are not finite")
     evaluations = evaluations_of(score, data.shape, n)
-    row = Measured(family, evaluations, seconds, judge(x))
+    labels = labels_asked(data, n, **options)
+    row = Measured(family, evaluations, seconds, judge(x, labels))
     return row, x, np.stack(trajectory)
 
 
@@ -237,6 +232,49 @@ def learn(trainer, judge, n, kernels, **options):
     return points, time.perf_counter() - start - judging
 
 
+def by_class(data, x, labels):
+    """{title: samples} of the first CLASSES classes, of samples x and their labels."""
+    titles = [f"{printable(name)}, w = {GUIDANCE:g}" for name in data.classes[:CLASSES]]
+    return {title: x[labels == k] for k, title in enumerate(titles)}
+
+
+def complete(net, judge, kernels, **options):
+    """Held-out images that are covered from the middle down, completed in several ways.
+
+    Prints how many a classifier then gives the class of the image that was covered, where
+    classes are known. Returns {what: images (n, *shape)}, NaN where they are covered.
+    options: seed, device and backend, as in `states`.
+    """
+    data = judge.data
+    images = data.held[:chunk_size(data.shape)]
+    known, noise_std = as_seen(images, data.levels)
+    known[..., data.shape[1] // 2:, :] = np.nan
+    labels = data.held_labels
+    shown = {"data": images, "covered": np.where(np.isnan(known), known, images)}
+    counts = data.counts() if net.classes else None
+    of_known = Conditions(counts, known=known, noise_std=noise_std)
+    on_device = torch.tensor(known, dtype=torch.float32, device=options["device"])
+
+    def by_replacement(score, engine, first, rows):
+        return replaced(score, on_device, lambda sigma: (1., sigma), engine), engine
+
+    ways = {"completed": of_known}
+    if net.classes and labels is not None:
+        own = labels[:len(images)]
+        ways["its class told"] = lambda score, *rest: of_known(partial(score, label=own), *rest)
+    ways["by replacement"] = by_replacement
+    for way, conditions in ways.items():
+        *_, x = states(NetScore(net), data.shape, TRAJECTORY, 0, len(images), kernels,
+                       conditions=conditions, **options)
+        x = x.cpu().numpy()
+        shown[way] = data.quantize(np.where(np.isnan(known), x, known))
+        if judge.classify and labels is not None:
+            named, error = share_of(judge.classify(shown[way]).argmax(1)
+                                    == labels[:len(images)])
+            print(f"covered images, {way}: {named:.3f} +- {error:.3f} of the right class")
+    return shown
+
+
 def require_own(out, model, data):
     """ValueError where a folder holds a training run, or a demo's model of other data."""
     if (out / "state.safetensors").exists():
@@ -265,32 +303,48 @@ def keeping(model, data, trainer):
 def demo(data, out, kernels, steps=None, n=360, *, seed=0, device="cpu", backend="auto"):
     """Train, sample, measure and draw. Returns a `Measured` for each family.
 
-    Prints the table. Writes model.safetensors, demo.png and training.png to `out`, a Path;
-    evaluations.png too unless samples are large images, and loss.png where the data's own
-    score is known.
+    Where classes are known the network learns them, and samples are of every class as often
+    as the data are; guided ones are shown class by class. Prints the table. Writes
+    model.safetensors, demo.png and training.png to `out`, a Path; completed.png of images,
+    evaluations.png too unless they are large, and loss.png where the data's own score is
+    known.
     """
-    from .plot import CAPTION, curves, loss_levels, picture, training
+    from .plot import CAPTION, completions, curves, loss_levels, picture, training
     model = out / "model.safetensors"
     require_own(out, model, data)
     print(data.about)
     n = min(n, len(data.held))
     start = time.perf_counter()
-    options = {"seed": seed, "device": device, "backend": backend}
+    where = {"seed": seed, "device": device, "backend": backend}
+    counts = data.counts() if data.classes else None
+    options = where | {"conditions": Conditions(counts)}
+    guided = where | {"conditions": Conditions(counts, w=GUIDANCE)}
     compile_first(data.shape, FAMILIES, kernels, **options)
+    if counts:
+        compile_first(data.shape, [QUICK], kernels, **guided)
     judge = Judge(data)
-    trainer = Trainer(data.train, kernels, steps, levels=data.levels, **options)
+    trainer = Trainer(data.train, kernels, steps, levels=data.levels, labels=data.labels,
+                      classes=len(data.classes), **where)
     net = trainer.average.module
     with keeping(model, data, trainer):
         points, trained = learn(trainer, judge, n, kernels, **options)
     rows, drawn, trajectory = measure_all(net, judge, n, kernels, **options)
     real = judge.of_data(n)
-    print(table(rows, real, judge.right))
+    shown = [*rows]
+    if counts:
+        row, x, _ = measure(net, judge, QUICK, n, kernels, **guided)
+        shown.append(row._replace(family=f"{QUICK}, w = {GUIDANCE:g}"))
+        drawn |= by_class(data, x, labels_asked(data, n, **guided))
+    print(table(shown, real, judge.right))
     likelihood(net, data, n, seed, device)
     points += [Trained(trainer.steps, trained, row.quality) for row in rows
                if row.family == QUICK]
     files = [out / "demo.png", out / "training.png", model]
     picture(files[0], data, drawn, trajectory)
     training(files[1], points, real)
+    if len(data.shape) == 3:
+        files.append(out / "completed.png")
+        completions(files[-1], complete(net, judge, kernels, **where))
     if prod(data.shape[1:]) <= FEW_PIXELS:  # it takes as long again
         fewer = measure_fewer(net, judge, rows, n, kernels, **options)
         files.append(out / "evaluations.png")
@@ -322,12 +376,16 @@ def table(rows, real, right=None):
         text += f"{quality.nearest:>9.2f}"
         if labelled:
             text += f"{quality.clear:>9.3f} +- {quality.clear_error:.3f}"
+        if quality.named is not None:
+            text += f"{quality.named:>9.3f} +- {quality.named_error:.3f}"
         return text
 
     header = (f"{'family':<20}{'evaluations':>12}{'seconds':>9}{'SVM accuracy':>18}"
               f"{'nearest':>9}")
     if labelled:
         header += f"{'clear class':>18}"
+    if rows[0].quality.named is not None:
+        header += f"{'as asked':>18}"
     lines = [header]
     for row in rows:
         cost = f"{row.evaluations}{row.seconds:>9.1f}"
@@ -341,4 +399,7 @@ def table(rows, real, right=None):
         lines.append("clear class: share that a classifier gives one class at probability "
                      f"{CLEAR} or more;\n"
                      f"it was trained on real data, and named {right:.3f} of others right.")
+    if rows[0].quality.named is not None:
+        lines.append("as asked: share that it gives the class that was asked for, or is the "
+                     "right one.")
     return "\n".join(lines)

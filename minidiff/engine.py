@@ -86,6 +86,10 @@ class Engine:
                 f"{name} computes with the whole batch, so that no sample follows from its "
                 "own seed: give the engine a number for seed and for sample")
 
+    def whole(self, s):
+        """The score itself; an engine of `guidance.guide` puts a pair together."""
+        return s
+
     def require_new(self, tags, steps):
         """ValueError where this engine has drawn one of the steps, a range, with a tag."""
         for tag in tags:

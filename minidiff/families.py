@@ -123,7 +123,7 @@ def _adaptive(score, x, sde, times, engine):
         return u.double().cpu().numpy() if hasattr(u, "cpu") else u.astype(np.float64)
 
     def score_in_float64(u, t):
-        return in_float64(score(as_given(u), t))
+        return in_float64(engine.whole(score(as_given(u), t)))
     tolerance = 10**-min(8., (len(times) + 9) / 24)
     states = samplers.pf_ode_adaptive(score_in_float64, in_float64(x), sde, times,
                                       rtol=tolerance, atol=tolerance)

@@ -76,9 +76,10 @@ def write_json(file, rows):
         part.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def write_samples(file, n, parts):
+def write_samples(file, n, parts, also=None):
     """Write n samples as the array x of a .npz file, from successive parts of them.
 
+    also: {name: array} of what goes into the file besides.
     It is whole or not written at all, and memory is that of a part. The parts first go into
     a file without a name: of a process that is killed while they come nothing is left.
     ValueError where the disk has no room for both, once the first part tells the size.
@@ -98,6 +99,10 @@ def write_samples(file, n, parts):
                   archive.open("x.npy", "w", force_zip64=True) as f):
                 npy.write_array_header_1_0(f, header)
                 shutil.copyfileobj(raw, f)
+            with zipfile.ZipFile(part, "a") as archive:
+                for name, array in (also or {}).items():
+                    with archive.open(f"{name}.npy", "w") as f:
+                        npy.write_array(f, array, allow_pickle=False)
 
 
 def _require_room(file, needed):

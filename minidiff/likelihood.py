@@ -9,7 +9,7 @@ carry a sample from the data to the noise, where the density is known, and add u
 The divergence needs the trace of the score's Jacobian: exact for a few dimensions, by
 random probes for many. It is no bound: what is left to err are the score, the integrator,
 the probes, the prior in the place of p_T, and t_min, a little noise in the place of none.
-Next: `families`, every sampler from one score.
+Next: `guidance`, samples of p(x | y).
 
 Points are (B, D) arrays; an image is flattened. `linearize`(x, t) returns what
 torch.func.vjp does: (s, vjp), the score (B, D) and the function v -> v^T grad s, (B, D).

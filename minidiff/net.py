@@ -37,22 +37,30 @@ def per_sample(u, x):
     return u if len(u) == len(x) else u[:1]
 
 
-class NoiseFeatures(nn.Module):
-    """The conditioning vector e: cosines and sines of c_noise, then two small layers."""
+class Condition(nn.Module):
+    """The conditioning vector e: cosines and sines of c_noise, then two small layers.
 
-    def __init__(self, width, n_freq=16):
+    Where samples have classes, a vector for each class is added between the layers. There
+    is one more, for samples whose class is not told.
+    """
+
+    def __init__(self, width, classes=0, n_freq=16):
         super().__init__()
         cycles = torch.logspace(-1, 1, n_freq, base=4.0)
         self.register_buffer("freq", math.pi * cycles)
         self.fc1 = nn.Linear(2 * n_freq, width)
         self.fc2 = nn.Linear(width, width)
+        if classes:
+            self.label = nn.Parameter(torch.zeros(classes + 1, width))
 
-    def forward(self, c_noise):
-        """c_noise: (rows,). Returns e: (rows, width)."""
+    def forward(self, c_noise, label=None):
+        """c_noise: (rows,); label: (rows,), or None without classes. Returns e: (rows,
+        width)."""
         phase = c_noise[:, None] * self.freq
-        e = torch.cat([phase.cos(), phase.sin()], dim=1)
-        e = F.silu(self.fc1(e))
-        return F.silu(self.fc2(e))
+        e = self.fc1(torch.cat([phase.cos(), phase.sin()], dim=1))
+        if label is not None:
+            e = e + self.label[label]
+        return F.silu(self.fc2(F.silu(e)))
 
 
 class DenseBlock(nn.Module):
@@ -75,16 +83,16 @@ class DenseBlock(nn.Module):
 class VectorNet(nn.Module):
     """F_x on vectors: a residual multilayer perceptron."""
 
-    def __init__(self, shape, width=128, depth=3):
+    def __init__(self, shape, classes=0, width=128, depth=3):
         super().__init__()
-        self.embed = NoiseFeatures(width)
+        self.embed = Condition(width, classes)
         self.inp = nn.Linear(shape[0], width)
         self.blocks = nn.ModuleList(DenseBlock(width) for _ in range(depth))
         self.out = nn.Linear(width, shape[0])
 
-    def forward(self, x, c_noise):
-        """x: (B, D), c_noise: (rows,). Returns F_x: (B, D)."""
-        e = self.embed(c_noise)
+    def forward(self, x, *condition):
+        """x: (B, D), condition: as `Condition` takes it. Returns F_x: (B, D)."""
+        e = self.embed(*condition)
         h = self.inp(x)
         for block in self.blocks:
             h = block(h, e)
@@ -162,7 +170,7 @@ class ImageNet(nn.Module):
     padded with zeros, which are cut off at the end.
     """
 
-    def __init__(self, shape):
+    def __init__(self, shape, classes=0):
         super().__init__()
         channels, *sides = shape
         widths = channels_at(*sides)
@@ -171,7 +179,7 @@ class ImageNet(nn.Module):
         halved = [-(-side >> len(pairs)) for side in sides]  # rounded up
         padded = [side << len(pairs) for side in halved]
         self.padding = [more - side for side, more in zip(sides, padded)]
-        self.embed = NoiseFeatures(low)
+        self.embed = Condition(low, classes)
         self.inp = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.place = nn.Parameter(0.1 * torch.randn(1, widths[0], *padded))
         self.enter = nn.ModuleList(ConvBlock(high, low) for high, _ in pairs)
@@ -186,9 +194,10 @@ class ImageNet(nn.Module):
         self.norm = nn.GroupNorm(8, widths[0])
         self.out = nn.Conv2d(widths[0], channels, 3, padding=1)
 
-    def forward(self, x, c_noise):
-        """x: (B, channels, H, W), c_noise: (rows,). Returns F_x, shaped like x."""
-        e = self.embed(c_noise)
+    def forward(self, x, *condition):
+        """x: (B, channels, H, W), condition: as `Condition` takes it. Returns F_x, shaped
+        like x."""
+        e = self.embed(*condition)
         below, right = self.padding
         h = self.inp(F.pad(x, (0, right, 0, below))) + self.place
         kept = []
@@ -212,31 +221,40 @@ class ScoreNet(nn.Module):
     target of unit variance. It returns `predictions.preconditioned`, whose inverse gives
     the score. [EDM eq. 7 and table 1]
 
-    shape is one sample's: (D,) for vectors, (channels, H, W) for images.
+    shape is one sample's: (D,) for vectors, (channels, H, W) for images. With `classes` it
+    knows the score s(x, sigma | y) of each class y = 0 ... classes - 1 besides, and begins
+    with the weights that it has without.
     """
 
-    def __init__(self, shape, sigma_data=.5, **options):
+    def __init__(self, shape, sigma_data=.5, classes=0, **options):
         super().__init__()
         self.sigma_data = sigma_data
+        self.classes = classes
         network = VectorNet if len(shape) == 1 else ImageNet
-        self.F_x = network(shape, **options)
+        self.F_x = network(shape, classes, **options)
         nn.init.zeros_(self.F_x.out.weight)
         nn.init.zeros_(self.F_x.out.bias)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x, sigma):
+    def forward(self, x, sigma, label=None):
         """The score of x, shaped like it.
 
-        x: (B, *shape); sigma: (B,), or (1,) for all, else ValueError. What follows from one
-        sigma alone is computed on EQUAL_ROWS rows: its bits are those of any batch, and its
-        cost is small.
+        x: (B, *shape); sigma: (B,), or (1,) for all; label: the class of each sample, int64
+        (B,), or (1,) for all. The label `classes` and None are those of samples whose class
+        is not told. ValueError for other lengths. What follows from one sigma and label
+        alone is computed on EQUAL_ROWS rows: its bits are those of any batch, and its cost
+        is small.
         """
-        if len(sigma) == 1:
-            sigma = sigma.expand(EQUAL_ROWS)
-        elif len(sigma) != len(x):
-            raise ValueError(f"sigma has {len(sigma)} levels: one, or one for each of the "
-                             f"{len(x)} samples")
+        if self.classes and label is None:
+            label = torch.full((1,), self.classes, device=x.device)
+        given = [u for u in (sigma, label) if u is not None]
+        lengths = {len(u) for u in given}
+        if not lengths <= {1, len(x)}:
+            raise ValueError(f"sigma and label have {sorted(lengths)} rows: one, or one "
+                             f"for each of the {len(x)} samples")
+        rows = EQUAL_ROWS if lengths == {1} else len(x)
+        sigma, *label = [u.expand(rows) for u in given]
         column = per_sample(sigma, x).reshape(-1, *[1] * (x.dim() - 1))
-        F_x = self.F_x(c_in(column, self.sigma_data) * x, sigma.log() / 4)
+        F_x = self.F_x(c_in(column, self.sigma_data) * x, sigma.log() / 4, *label)
         score = inverse(preconditioned)
         return score(x, F_x, a=1., sigma=column, sigma_data=self.sigma_data)

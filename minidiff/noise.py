@@ -58,8 +58,8 @@ CHOICE = 7  # a component of a mixture
 CHURN = 8  # what raises EDM's noise level
 ORDER = 9  # the order of training data
 FORWARD = 10  # a forward process
-KNOWN = 11  # kept for replaced pixels
-LABEL = 12  # kept for dropped labels
+KNOWN = 11  # the noise of known parts
+LABEL = 12  # which labels a training does not tell
 CORRECTOR = 16  # corrector k draws with tag CORRECTOR + k
 TAGS = {tag: name for name, tag in dict(globals()).items()
         if name.isupper()}  # for messages

@@ -53,7 +53,8 @@ class Member(NamedTuple):
 class Source(NamedTuple):
     """Samples in their own units, of which a data set is made, and how it is split.
 
-    labels: the class of each sample of x, from 0 on, where it is known.
+    labels: the class of each sample of x, from 0 on, where it is known, test_labels those
+    of the test array; classes: what the file calls them.
     """
 
     x: np.ndarray
@@ -61,6 +62,8 @@ class Source(NamedTuple):
     split: str = BY_HASH
     test: np.ndarray | None = None
     labels: np.ndarray | None = None
+    classes: tuple = ()
+    test_labels: np.ndarray | None = None
 
     def arrays(self):
         """x, and the test array where there is one."""
@@ -262,18 +265,28 @@ def source(file):
     choice = choose(file, contents(file))
     x = _samples(file, choice.train)
     what = f"{choice.train}, as {_layout(x)}"
+    used = []
+    labels = test_labels = None
+    names = ()
     named = _labels_of(choice)
-    labels = classes(read(file, named)) if named else None
-    if labels is not None:
-        what += f", {labels.max() + 1} classes in {named.name}"
-    unused = [f"{m.name} (labels)" for m in choice.labels if labels is None or m != named]
+    found = named and classes(read(file, named))
+    if found:
+        labels, names = found
+        used.append(named)
+        what += f", {len(names)} classes in {named.name}"
+        beside = _test_labels_of(choice, named)
+        test_labels = beside and numbered(read(file, beside), names)
+    if test_labels is not None:
+        used.append(beside)
+        what += f" and {beside.name}"
+    unused = [f"{m.name} (labels)" for m in choice.labels if m not in used]
     unused += [m.name for m in choice.unused]
     if unused:
         what += f"; not used: {', '.join(unused)}"
     if choice.test is None:
-        return Source(x, what, labels=labels)
+        return Source(x, what, labels=labels, classes=names)
     split = f"in {choice.test.name}"
-    return Source(x, what, split, _samples(file, choice.test), labels)
+    return Source(x, what, split, _samples(file, choice.test), labels, names, test_labels)
 
 
 def _labels_of(choice):
@@ -282,22 +295,31 @@ def _labels_of(choice):
     Where none is called after labels, one of two without names is meant. None unless it is
     one array.
     """
-    n = choice.train.shape[0]
-    fit = [m for m in choice.labels
-           if m.shape[:1] == (n,) and len(m.shape) < 3 and m.dtype.kind in "biufUS"
-           and not _words(m) & (TEST | VALIDATION)]
+    fit = [m for m in _fitting(choice, choice.train)
+           if not _words(m) & (TEST | VALIDATION)]
     named = [m for m in fit if _words(m) & LABELS]
     nameless = [m for m in fit if _words(m) == {"arr"}]  # numpy.savez's own word
     found = named or nameless
     return found[0] if len(found) == 1 else None
 
 
-def classes(labels):
-    """Labels as whole numbers from 0 on, (n,), in sorted order; None where no classes.
+def _test_labels_of(choice, named):
+    """The array beside the test array that is called as `named` is, or None."""
+    if choice.test is None:
+        return None
+    found = [m for m in _fitting(choice, choice.test)
+             if _words(m) & TEST and _words(m) - TEST == _words(named) - TRAIN]
+    return found[0] if len(found) == 1 else None
 
-    labels: (n,) or (n, 1) whole numbers or words, or (n, K) with a 1 in each row's class.
-    Classes are two at least, and have A_CLASS samples on average.
-    """
+
+def _fitting(choice, member):
+    """The arrays of labels that may be those of a member's samples."""
+    return [m for m in choice.labels if m.shape[:1] == member.shape[:1]
+            and len(m.shape) < 3 and m.dtype.kind in "biufUS"]
+
+
+def _values(labels):
+    """Labels as whole numbers or words, (n,), or None where they are no such thing."""
     labels = labels.reshape(len(labels), -1)
     if labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -305,10 +327,34 @@ def classes(labels):
         labels = labels.argmax(1)
     else:
         return None
-    if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
+    if labels.dtype.kind in "SU":
+        return labels.astype(str)
+    whole = np.isfinite(labels) & (labels == np.round(labels))
+    return labels.astype(np.int64) if whole.all() else None
+
+
+def classes(labels):
+    """(numbers, names): labels as whole numbers from 0 on, (n,), and what each was called,
+    in order. None where they are no classes.
+
+    labels: (n,) or (n, 1) whole numbers or words, or (n, K) with a 1 in each row's class.
+    Classes are two at least, and have A_CLASS samples on average.
+    """
+    values = _values(labels)
+    if values is None:
         return None
-    names, found = np.unique(labels, return_inverse=True)
-    return found if 2 <= len(names) <= len(found) // A_CLASS else None
+    names, found = np.unique(values, return_inverse=True)
+    if not 2 <= len(names) <= len(found) // A_CLASS:
+        return None
+    return found, tuple(map(str, names.tolist()))
+
+
+def numbered(labels, names):
+    """Other labels as the places of their names, (n,); None where one is not among them."""
+    values = _values(labels)
+    places = {name: k for k, name in enumerate(names)}
+    found = [places.get(str(v)) for v in ([] if values is None else values.tolist())]
+    return None if None in found or not found else np.array(found)
 
 
 def is_one_hot(rows):

@@ -13,6 +13,7 @@ FLOWS = "ddim", "pf_ode", "heun", "dpmpp_2m", "pf_ode_adaptive"
 OKABE_ITO = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "black"
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=OKABE_ITO)
 MARKERS = "os^Dvp*"
+GREY = plt.get_cmap("gray_r").with_extremes(bad=OKABE_ITO[5])  # bad: NaN, what is covered
 CAPTION = """ddim, pf ode, pf ode adaptive, heun and dpmpp 2m show nearly the same samples:
 all start from one noise and follow the probability flow, a map from noise to data."""
 TICKS = 10, 20, 40, 80  # evaluations
@@ -31,8 +32,9 @@ def _images(axis, x, title):
     gap = (1, 1)
     framed = np.pad(grey, ((0, 0), gap, gap), constant_values=-1.)
     strip = np.concatenate(list(framed), 1)
-    axis.imshow(strip, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-    axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+    axis.imshow(strip, cmap=GREY, vmin=-1, vmax=1, interpolation="nearest")
+    axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9,
+                    parse_math=False)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
@@ -42,7 +44,7 @@ def _points(axis, x, title):
     axis.scatter(x[:, 0], x[:, 1], s=2, color="black", linewidths=0)
     limits = (-1.3, 1.3)
     axis.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title, fontsize=9, parse_math=False)
 
 
 def _name(family):
@@ -50,23 +52,22 @@ def _name(family):
     return family.replace("_", " ")
 
 
-def _image_rows(rows, trajectory, columns):
-    """A figure with a row of images for each name, and one for the trajectory."""
-    rows = {name: x[:columns] for name, x in rows.items()}
-    last = len(trajectory) - 1
-    shown = np.linspace(.3 * last, last, columns)  # before that there is only noise
-    rows["one trajectory"] = trajectory[shown.round().astype(int)]
+def _image_rows(rows, columns):
+    """A figure with a row of images for each name, white where there are too few."""
     figure, axes = plt.subplots(len(rows), 1, figsize=(9, .62 * len(rows)))
     for axis, (name, x) in zip(axes, rows.items()):
-        _images(axis, np.clip(x, -1, 1), _name(name))
+        row = np.full((columns, *x.shape[1:]), -1.)
+        row[:len(x)] = x[:columns]
+        _images(axis, np.clip(row, -1, 1), _name(name))
     return figure
 
 
 def _scatter_plots(rows, trajectory):
     """A figure with a scatter plot for each name, and the trajectory over the data."""
     rows = {**rows, "one trajectory": rows["data"]}
-    across = -(-len(rows) // 3)
-    figure, axes = plt.subplots(3, across, figsize=(2.6 * across, 8))
+    down = 3 if len(rows) < 22 else 4
+    across = -(-len(rows) // down)
+    figure, axes = plt.subplots(down, across, figsize=(2.6 * across, 2.7 * down))
     for axis, (name, x) in zip(axes.flat, rows.items()):
         _points(axis, x, _name(name))
     last = axes.flat[len(rows) - 1]
@@ -79,16 +80,29 @@ def _scatter_plots(rows, trajectory):
 def picture(file, data, samples, trajectory, columns=16):
     """Write a PNG of held-out data, samples and one trajectory from noise to data.
 
-    samples: {family: (n, *shape)}; trajectory: the states of one sample, (k, *shape).
-    CAPTION stands below.
+    samples: {family or class: (n, *shape)}; trajectory: the states of one sample,
+    (k, *shape). CAPTION stands below.
     """
     rows = {"data": data.held, **samples}
     if len(data.shape) == 3:
-        figure = _image_rows(rows, trajectory, columns)
+        last = len(trajectory) - 1
+        moments = np.linspace(.3 * last, last, columns)  # before that there is only noise
+        rows["one trajectory"] = trajectory[moments.round().astype(int)]
+        figure = _image_rows(rows, columns)
     else:
         figure = _scatter_plots(rows, trajectory)
     figure.tight_layout(pad=.4, h_pad=.8)
     figure.supxlabel(CAPTION, y=0, va="top", fontsize=9)
+    _write(file, figure, bbox_inches="tight")
+
+
+def completions(file, rows, columns=16):
+    """Write a PNG of images that are covered, and completed in several ways.
+
+    rows: {what: (n, *shape)}, NaN where an image is covered.
+    """
+    figure = _image_rows(rows, columns)
+    figure.tight_layout(pad=.4, h_pad=.8)
     _write(file, figure, bbox_inches="tight")
 
 

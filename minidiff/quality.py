@@ -66,7 +66,7 @@ def classifier(x, labels):
     x = _flat(x)
     apart = len(x) - len(x) // 10
     seen = min(SEEN, apart)
-    names = np.unique(labels)
+    names = np.arange(labels.max() + 1)
     model = MLPClassifier((256,), random_state=np.random.RandomState(0))  # goes on a pass
     passes = min(PASSES, 10 * SEEN // seen)
     for _ in tqdm(range(passes), "classifier", unit="pass"):
@@ -75,15 +75,10 @@ def classifier(x, labels):
     return lambda x: model.predict_proba(_flat(x)), float(right.mean())
 
 
-def clear_share(probabilities):
-    """(share, its standard error) of samples of a clear class, of probability .9 or more.
-
-    probabilities: (n, classes), as a `classifier` gives them. It is high too where all
-    samples are of one class: the SVM's accuracy sees that.
-    """
-    clear = probabilities.max(1) >= CLEAR
-    share = clear.mean()
-    return float(share), float((share * (1 - share) / len(clear))**.5)
+def share_of(hits):
+    """(share, its standard error) of the true ones, (n,)."""
+    share = hits.mean()
+    return float(share), float((share * (1 - share) / len(hits))**.5)
 
 
 def _flat(x):
@@ -99,12 +94,14 @@ class Quality(NamedTuple):
     nearest: float  # median distance to the closest training sample
     clear: float | None = None  # share that a classifier gives a class at .9, with labels
     clear_error: float | None = None  # that share's standard error
+    named: float | None = None  # share that it gives the class that was asked for
+    named_error: float | None = None  # that share's standard error
 
 
 class Judge:
     """Holds samples against a data set.
 
-    data: train and held, (n, *shape), on one scale, and labels, those of train or None.
+    data: train and held, (n, *shape), on one scale; labels and held_labels, or None.
     show: whether comparisons have progress bars. `right` is the share of real samples that
     the classifier named right, None without labels.
     """
@@ -118,9 +115,12 @@ class Judge:
         if labels is not None and len(np.unique(labels)) > 1:
             self.classify, self.right = classifier(data.train, labels)
 
-    def __call__(self, x):
-        """The `Quality` of samples x, (n, *shape), n of any size from 5 on."""
-        return self._quality(x, x)
+    def __call__(self, x, labels=None):
+        """The `Quality` of samples x, (n, *shape), n of any size from 5 on.
+
+        labels: the class that each was asked to be of, (n,).
+        """
+        return self._quality(x, x, labels)
 
     def of_data(self, n):
         """The `Quality` of real data, which samples can reach.
@@ -128,9 +128,11 @@ class Judge:
         n training samples are compared with held-out ones. The other figures are of the
         held-out ones, because a training sample is its own nearest.
         """
-        return self._quality(self.data.train[:n], self.data.held[:n])
+        labels = self.data.held_labels
+        return self._quality(self.data.train[:n], self.data.held[:n],
+                             None if labels is None else labels[:n])
 
-    def _quality(self, compared, x):
+    def _quality(self, compared, x, labels):
         """The accuracy is of `compared`, beside as many held-out samples; the rest of x."""
         held = self.data.held
         n = min(len(compared), len(held))
@@ -138,4 +140,8 @@ class Judge:
         nearest = nearest_distance(x, self.data.train, show=self.show)
         if self.classify is None:
             return Quality(accuracy, error, nearest)
-        return Quality(accuracy, error, nearest, *clear_share(self.classify(x)))
+        probabilities = self.classify(x)
+        # high too where all samples are of one class: the SVM's accuracy sees that
+        clear = share_of(probabilities.max(1) >= CLEAR)
+        named = () if labels is None else share_of(probabilities.argmax(1) == labels)
+        return Quality(accuracy, error, nearest, *clear, *named)

@@ -25,7 +25,7 @@ Example:
     >>> print(x.std().round(1))
     1.0
 
-Next: `likelihood`; and `families`, which gives every loop its levels.
+Next: `likelihood`; `guidance`; and `families`, which gives every loop its levels.
 """
 
 from operator import index

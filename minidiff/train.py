@@ -28,6 +28,7 @@ from .weights import kinds, read, save
 
 LOG_LEVEL = -1.2, 1.2  # mean and std of ln sigma [EDM table 1]
 SMALL = 8  # pixels along a side: larger images have larger levels
+UNTOLD = .1  # of the labels are not told, so that the network learns p(x) too
 FEW_PIXELS = 256  # images of more are trained in smaller batches
 
 
@@ -130,6 +131,8 @@ class Trainer:
     weighting: see `training_levels`. The default is edm for denoising and sigma2 for the
         others: at large sigma, EDM's sigma^4 suits the small residual of denoising, but not
         the terms of the others.
+    labels: the class of each sample, (n,) whole numbers below `classes`, or None. One in
+        ten is not told in an iteration. [Ho & Salimans 2022]
     processes: those of the run, of which each computes its rows of every batch and has the
         same network. ValueError where the rows are not equally many, or where an objective
         differentiates the network by itself.
@@ -137,10 +140,11 @@ class Trainer:
 
     def __init__(self, x, kernels, steps=None, *, batch=None, lr=2e-3, decay=.995, seed=0,
                  device="cpu", backend="auto", levels=None, weighting=None,
-                 objective="denoising", processes=ALONE):
+                 objective="denoising", labels=None, classes=0, processes=ALONE):
         usual_steps, usual_batch = usual_run(x.shape[1:])
         self.x = x
         self.levels = levels
+        self.labels = labels
         self.steps = steps or usual_steps
         self.batch = min(batch or usual_batch, len(x))
         self.shift = shift_of_levels(x.shape[1:])
@@ -158,7 +162,7 @@ class Trainer:
         self.weighting = weighting or ("edm" if objective == "denoising" else "sigma2")
         torch.manual_seed(seed & (1 << 63) - 1)
         with usual_defaults():
-            self.net = ScoreNet(x.shape[1:]).to(device)
+            self.net = ScoreNet(x.shape[1:], classes=classes).to(device)
             self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.network = processes.parallel(self.net)
         self.adam = torch.optim.Adam(self.net.parameters(), lr=lr, betas=(.9, .99))
@@ -183,20 +187,28 @@ class Trainer:
         weight = weight / x0[0].numel()
         draw |= {"tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
-        level = self._tensor(sigma)
+        condition = self._tensor(sigma), self._told(chosen)
         if self.objective_name != "denoising":
-            value = self._jacobian_objective(x, level, weight)
+            value = self._jacobian_objective(x, condition, weight)
             return value, value.detach(), None
-        s = self.network(x, level)
+        s = self.network(x, *condition)
         of_residual = coefficients(residual, sigma=sigma)
         coef = np.column_stack((of_residual, weight / len(x)))
         value, gradient = self.kernels.dsm_loss(s.detach(), coef, **draw)
         return s, value, gradient
 
-    def _jacobian_objective(self, x, level, weight):
+    def _told(self, chosen):
+        """What the network is told of these samples' classes: a tensor, or None."""
+        if self.labels is None:
+            return None
+        u = noise.uniform(chosen.shape, self.seed, self.rows.start, self.step, noise.LABEL)
+        label = np.where(u < UNTOLD, self.net.classes, self.labels[chosen])
+        return torch.from_numpy(label).to(self.device)
+
+    def _jacobian_objective(self, x, condition, weight):
         """`jacobian_objective` of the network at the perturbed samples x, (B, *shape)."""
         def score(rows):
-            return self.net(rows.reshape(x.shape), level).flatten(1)
+            return self.net(rows.reshape(x.shape), *condition).flatten(1)
 
         rows = x.flatten(1)
         v = noise.rademacher(rows.shape, self.seed, self.rows.start, self.step)
@@ -294,6 +306,7 @@ def metadata(data, trainer):
     """What a model file says of itself."""
     return {"shape": list(data.shape), "data": data.name, "digest": data.digest,
             "split": data.split, "levels": data.levels, "ends": list(data.ends),
+            "classes": data.counts() if trainer.net.classes else None,
             "steps": trainer.steps, "seed": trainer.seed,
             "circumstances": circumstances(trainer.device, trainer.processes)}
 

@@ -141,6 +141,15 @@ def _is_ends(ends):
     return 0 < ends[1] - ends[0] < math.inf
 
 
+def _are_classes(classes):
+    """Whether these are numbers of samples by their class's name; or None."""
+    if classes is None:
+        return True
+    return (isinstance(classes, dict) and 2 <= len(classes) <= WIDEST
+            and all(_is_whole(n, 0, 1 << 62) for n in classes.values())
+            and any(classes.values()))
+
+
 def _is_of_a_model(metadata):
     """Whether metadata has what describes a model, each of its kind."""
     words = ["data"]
@@ -151,6 +160,7 @@ def _is_of_a_model(metadata):
             and _is_shape(metadata.get("shape"))
             and (levels is None or _is_whole(levels, 2, MOST_LEVELS))
             and _is_ends(metadata.get("ends"))
+            and _are_classes(metadata.get("classes"))
             and type(metadata.get("seed")) is int)
 
 
@@ -161,14 +171,16 @@ def load_model(file, device="cpu"):
     ValueError, in one line, for any other file.
     """
     tensors, metadata = read(file)
-    metadata = {"ends": None, "seed": 0, **metadata}  # as before 0.2.0
+    # as before 0.2.0 and before 0.7.0
+    metadata = {"ends": None, "seed": 0, "classes": None, **metadata}
     if "step" in metadata:
         raise ValueError(f"{file} is the state of a training; its model lies beside it, in "
                          "model.safetensors")
     if not _is_of_a_model(metadata):
         raise ValueError(f"{file}: a safetensors file, but not minidiff's")
     with usual_defaults(), torch.device("meta"):  # without memory
-        net = ScoreNet(tuple(metadata["shape"]))
+        classes = metadata["classes"] or {}
+        net = ScoreNet(tuple(metadata["shape"]), classes=len(classes))
     if kinds(tensors) != kinds(net.state_dict()):
         writer = f"minidiff {metadata.get('version', '0.3')!s:.20}"
         raise ValueError(f"{file}: weights of another architecture or dtype, by {writer}; "

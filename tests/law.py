@@ -133,3 +133,35 @@ def excess(x, t, w):
     of_law = np.cumsum(w) - w / 2
     d = (np.log(2 / 1e-6) / (2 * len(x)))**.5
     return abs(of_samples - of_law).max() - d
+
+
+def linear_law(sample, D):
+    """(mean (D,), covariance (D, D)) of the last state of a sampler that is linear in its noise.
+
+    sample(z, engine) runs it from z (B, D), and returns its last state. Of a linear map the
+    mean is its value where all noise is 0, and the covariance follows from its values at the
+    unit vectors. So one batch tells both: in each row one number of one draw is 1. No score
+    needs to lie on a line for that, as it does for `law`.
+    """
+    draws = []
+
+    def noted(shape, k, tag):
+        draws.append((k, tag))
+        return np.zeros(shape)
+
+    sample(np.zeros((1, D)), samplers.Reference(normal=noted))
+    again = iter(range(len(draws)))
+
+    def unit_vectors(shape, k, tag):
+        draw = next(again)
+        assert (k, tag) == draws[draw]
+        first = 1 + D * (1 + draw)
+        z = np.zeros(shape)
+        z[first:first + D] = np.eye(D)
+        return z
+
+    start = np.zeros((1 + D * (1 + len(draws)), D))
+    start[1:1 + D] = np.eye(D)
+    x = sample(start, samplers.Reference(normal=unit_vectors))
+    A = x[1:] - x[0]
+    return x[0], A.T @ A

@@ -202,7 +202,7 @@ def test_the_clipped_and_the_paired_steps_state_no_order():
     # noise, forward and one-level steps: what is not a solver
     assert {name for name, op in kernels.OPS.items() if not hasattr(op.step, "order")} == {
         "normal", "perturb", "langevin", "ddpm_forward", "ddpm_clipped", "forward_sde",
-        "posterior_mean"}
+        "posterior_mean", "guided", "guided_reverse_sde"}
 
 
 @pytest.mark.parametrize("sde", [VP(), SubVP()])

@@ -16,11 +16,12 @@ from minidiff import data, demo, kernels, noise, plot, train, weights
 from minidiff.__main__ import main
 from minidiff.demo import Trained
 from minidiff.quality import (
+    CLEAR,
     Judge,
     Quality,
     classifier,
-    clear_share,
     nearest_distance,
+    share_of,
     svm_accuracy,
 )
 
@@ -91,18 +92,31 @@ def test_the_classifier_knows_digits_and_no_noise():
     assert held.shape == (377, 10) and held.sum(1) == pytest.approx(1)
     last = DIGITS.train[1278:], DIGITS.labels[1278:]  # 142, which it did not see
     assert right == (classify(last[0]).argmax(1) == last[1]).mean() > .93
-    share, error = clear_share(held)
+    share, error = share_of(held.max(1) >= CLEAR)
     assert share > .88 and error == pytest.approx((share * (1 - share) / 377)**.5)
     between = (DIGITS.train[:360] + DIGITS.train[360:720]) / 2
-    assert clear_share(classify(between))[0] < .4
+    assert (classify(between).max(1) >= CLEAR).mean() < .4
     static = np.clip(noise.normal((360, 1, 8, 8)), -1, 1)
-    assert clear_share(classify(static))[0] < .1
+    assert (classify(static).max(1) >= CLEAR).mean() < .1
     _, by_chance = classifier(DIGITS.train, np.roll(DIGITS.labels, 1))
     assert by_chance < .1 + 4.9 * (.09 / 142)**.5
 
 
-def test_a_clear_class_has_nine_tenths():
-    assert clear_share(np.array([[.9, .1], [.89, .11], [.05, .95], [.5, .5]])) == (.5, .25)
+def test_a_share_has_a_binomials_error():
+    assert share_of(np.array([True, False, True, False])) == (.5, .25)
+    assert share_of(np.array([True, True])) == (1, 0)
+
+
+def test_a_clear_class_has_nine_tenths_and_the_one_asked_for_is_the_likeliest():
+    some = SimpleNamespace(train=shifted(50, 5), held=shifted(50, 6), labels=None,
+                           held_labels=None)
+    judge = Judge(some)
+    judge.classify = lambda x: np.array([[.9, .1], [.89, .11], [.05, .95], [.49, .51]] * 2)
+    x = shifted(8, 7)
+    found = judge(x, np.array([0, 0, 0, 1] * 2))
+    assert (found.clear, found.named) == (.5, .75)
+    assert found.named_error == pytest.approx((.75 * .25 / 8)**.5)
+    assert judge(x).clear == .5 and judge(x).named is None
 
 
 def test_a_classifier_of_many_samples_sees_sixty_thousand_ten_times(monkeypatch):
@@ -127,7 +141,8 @@ def test_a_classifier_of_many_samples_sees_sixty_thousand_ten_times(monkeypatch)
 
 def test_a_judge_measures_all_and_compares_as_many_as_are_held_out():
     """The SVM has the first 40 pairs; the other figures are of all 100 samples."""
-    some = SimpleNamespace(train=shifted(300, 5), held=shifted(40, 6), labels=None)
+    some = SimpleNamespace(train=shifted(300, 5), held=shifted(40, 6), labels=None,
+                           held_labels=None)
     x = shifted(100, 7, .5)
     found = Judge(some)(x)
     assert found[:2] == svm_accuracy(x[:40], some.held)
@@ -141,8 +156,13 @@ def test_a_judge_measures_all_and_compares_as_many_as_are_held_out():
 def test_a_judge_with_labels_says_how_many_are_clear():
     judge = Judge(DIGITS)
     best = judge.of_data(100)
-    assert best.clear == clear_share(judge.classify(DIGITS.held[:100]))[0]
-    assert best.clear_error == clear_share(judge.classify(DIGITS.held[:100]))[1]
+    of_held = judge.classify(DIGITS.held[:100])
+    clear = share_of(of_held.max(1) >= CLEAR)
+    right = share_of(of_held.argmax(1) == DIGITS.held_labels[:100])
+    assert best[3:] == (*clear, *right)
+    assert best.named > .9 and judge(DIGITS.held[:100]).named is None
+    of_others = judge(DIGITS.held[:100], np.roll(DIGITS.held_labels[:100], 1))
+    assert of_others.named < .1 + 4.9 * (.09 / 100)**.5
     static = np.clip(noise.normal((100, 1, 8, 8)), -1, 1)
     assert judge(static).clear < .1 < best.clear
     assert judge.right > .93

@@ -17,7 +17,8 @@ FOLDERS = {"minidiff": ROOT / "minidiff", "minidiff.kernels": ROOT / "kernels",
 
 
 MATHEMATICS = ("targets", "score_matching", "predictions", "langevin", "ddpm", "sde", "solvers",
-               "samplers", "engine", "likelihood", "noise", "affine", "arguments", "families")
+               "samplers", "engine", "likelihood", "guidance", "noise", "affine", "arguments",
+               "families")
 
 # where the program meets users' files, terminals, compilers and other processes
 EDGES = "npz", "files", "weights", "terminal", "processes"
