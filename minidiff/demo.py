@@ -261,7 +261,11 @@ def complete(net, judge, kernels, **options):
     ways = {"completed": of_known}
     if net.classes and labels is not None:
         own = labels[:len(images)]
-        ways["its class told"] = lambda score, *rest: of_known(partial(score, label=own), *rest)
+
+        def told(score, *rest):
+            return of_known(partial(score, label=own), *rest)
+
+        ways["its class told"] = told
     ways["by replacement"] = by_replacement
     for way, conditions in ways.items():
         *_, x = states(NetScore(net), data.shape, TRAJECTORY, 0, len(images), kernels,
@@ -400,6 +404,6 @@ def table(rows, real, right=None):
                      f"{CLEAR} or more;\n"
                      f"it was trained on real data, and named {right:.3f} of others right.")
     if rows[0].quality.named is not None:
-        lines.append("as asked: share that it gives the class that was asked for, or is the "
-                     "right one.")
+        lines.append("as asked: share that it gives the class that was asked for; of "
+                     "held-out data their own.")
     return "\n".join(lines)

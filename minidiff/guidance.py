@@ -176,9 +176,9 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
 
         s + grad_x log N(y; H D(x), S),   S = noise_std^2 I + H C H^T
 
-    D = E[x_0 | x], by Tweedie's formula, and C = Cov[x_0 | x] = (sigma^2 / a) grad D, by its
-    second order. For every Gaussian this is exact, because there x_0 given x is normal and
-    C depends on no x; else it is an approximation.
+    D = E[x_0 | x], by Tweedie's formula, and C = Cov[x_0 | x] = (sigma^2 / a) grad D, by
+    its derivative. For every Gaussian this is exact, because there x_0 given x is normal,
+    and C the same at every x; else it is an approximation.
 
     linearize(x, level): as in `likelihood`, the score (B, D) and v -> v^T grad s.
     y: (B, m), NaN where there is no measurement; H: (m, D), None for x_0 itself.
@@ -199,9 +199,14 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
     """
     check_domain(noise_std=noise_std, sigma_data=1. if sigma_data is None else sigma_data)
     known = y == y
+    whole = H is None  # images: no matrix of all their pixels
 
-    def measured(u):
-        return u if H is None else u @ H.T
+    def weights(error, covariance):
+        """S^-1 error, of what is known alone."""
+        both = known[:, :, None] & known[:, None]
+        of_noise = np.where(known, noise_std**2, 1.)[:, None] * np.eye(y.shape[1])
+        S = np.where(both, covariance, 0.) + of_noise
+        return np.linalg.solve(S, error[..., None])[..., 0]
 
     def of_level(x, level):
         a, sigma = map(float, marginal(level))
@@ -211,22 +216,16 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
             """v^T grad D: D is linear in x and s."""
             return posterior_mean(v, vjp(v), a, sigma)
 
-        error = where(known, y - measured(posterior_mean(x, s, a, sigma)), 0.)
-        rows = np.eye(x.shape[1]) if H is None else H
-        if sigma_data is None:
-            gradients = [pulled(np.broadcast_to(row, x.shape)) for row in rows]
-            gradients = np.stack(gradients, 1)  # (B, m, D)
-            covariance = sigma**2 / a * gradients @ rows.T
-            return s + np.einsum("bm,bmd->bd", solved(covariance, error), gradients)
-        r2 = 1 / (sigma_data**-2 + (a / sigma)**2)
-        if H is None:
+        D = posterior_mean(x, s, a, sigma)
+        error = np.where(known, y - (D if whole else D @ H.T), 0.)
+        r2 = sigma_data and 1 / (sigma_data**-2 + (a / sigma)**2)
+        if whole and r2:
             return s + pulled(error / (noise_std**2 + r2))
-        return s + pulled(solved(r2 * rows @ rows.T, error) @ rows)
-
-    def solved(covariance, error):
-        """S^-1 error, of what is known alone."""
-        both = known[:, :, None] & known[:, None]
-        own = np.where(known, noise_std**2, 1.)[:, None] * np.eye(y.shape[1])
-        S = np.where(both, covariance, 0.) + own
-        return np.linalg.solve(S, error[..., None])[..., 0]
+        rows = np.eye(x.shape[1]) if whole else H
+        if r2:
+            covariance = r2 * rows @ rows.T
+        else:
+            gradients = [pulled(np.broadcast_to(row, x.shape)) for row in rows]
+            covariance = sigma**2 / a * np.stack(gradients, 1) @ rows.T  # H C H^T
+        return s + pulled(weights(error, covariance) @ rows)
     return of_level

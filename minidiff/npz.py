@@ -327,9 +327,11 @@ def _values(labels):
         labels = labels.argmax(1)
     else:
         return None
-    if labels.dtype.kind in "SU":
-        return labels.astype(str)
-    whole = np.isfinite(labels) & (labels == np.round(labels))
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf8", "replace")
+    if labels.dtype.kind in "Uiu":
+        return labels
+    whole = (abs(labels) < 2**53) & (labels == np.round(labels))
     return labels.astype(np.int64) if whole.all() else None
 
 

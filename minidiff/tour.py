@@ -18,6 +18,7 @@ from . import ddpm, samplers, score_matching, sde
 from .affine import accepted_by, coefficients, operands
 from .data import moons
 from .files import whole
+from .guidance import guide, guided
 from .langevin import noise_levels
 from .noise import FORWARD, PERTURBATION, PROBE, normal
 from .plot import OKABE_ITO, plt
@@ -28,6 +29,8 @@ from .targets import Mixture
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK = OKABE_ITO
 THREE = Mixture([.5, .3, .2], [[-1., -.7], [1.2, -.4], [.1, 1.2]], .05)
 TWO = Mixture([.2, .8], [[-5., -5.], [5., 5.]], 1.)  # [SMLD sec. 3.2.2]
+ALL = Mixture([.25, .25, .5], [[-1.1, .5], [-.1, -.9], [.8, .5]], .15)
+CLASS = Mixture([.5, .5], ALL.means[:2], .15)  # of which the first two are
 LINE = Mixture([.3, .7], [[-1.4], [1.]], .03)
 
 
@@ -52,6 +55,18 @@ def show_points(axis, x, title, half, color=BLUE):
     axis.set_title(title, fontsize=10)
 
 
+def show_arrows(axis, s, at):
+    """Arrows s at the points `at`, as long as the root of their length."""
+    root = s / np.linalg.norm(s, axis=-1, keepdims=True)**.5
+    axis.quiver(*np.moveaxis(at, -1, 0), *np.moveaxis(root, -1, 0),
+                scale=75, color=BLACK, alpha=.6, width=.004)
+
+
+def score_by_sigma(data):
+    """The score(x, sigma) of a distribution with noise of std sigma."""
+    return lambda x, sigma: data.noised(1, sigma).score(x)
+
+
 def score_field(seed=0):
     """The score is an arrow at every point: where the log density rises fastest. Its length
     is how fast, drawn here as the square root, on one scale. Little noise: steep hills, and
@@ -65,10 +80,7 @@ def score_field(seed=0):
     for axis, sigma in zip(axes, (.1, .4, 1.2)):
         noised = THREE.noised(1, sigma)
         show_density(axis, noised, 3.2)
-        s = noised.score(at)
-        root = s / np.linalg.norm(s, axis=-1, keepdims=True)**.5
-        axis.quiver(*np.moveaxis(at, -1, 0), *np.moveaxis(root, -1, 0),
-                    scale=75, color=BLACK, alpha=.6, width=.004)
+        show_arrows(axis, noised.score(at), at)
         eps = .02 * sigma + .002
         states = samplers.langevin(noised.score, start, 120, Reference(seed), eps=eps)
         path = np.stack([start, *states])
@@ -87,10 +99,8 @@ def langevin_weights(seed=0):
     z = prior((2000, 2), seed=seed)
     *_, plain = samplers.langevin(TWO.score, 8 * z, 300, Reference(seed), eps=.1)
 
-    def at_sigma(x, sigma):
-        return TWO.noised(1, sigma).score(x)
-
-    *_, annealed = samplers.annealed_langevin(at_sigma, 20 * z, noise_levels(40, 20., .1),
+    levels = noise_levels(40, 20., .1)
+    *_, annealed = samplers.annealed_langevin(score_by_sigma(TWO), 20 * z, levels,
                                               Reference(seed), eps=.002, n_steps=30)
     shown = {"start": 8 * z, "Langevin": plain, "annealed Langevin": annealed,
              "data": TWO.sample(2000, seed)}
@@ -336,6 +346,32 @@ def flow(seed=0):
     return animation.FuncAnimation(figure, draw, frames=len(states) + 20, interval=70)
 
 
+def guidance(seed=0):
+    """A class is the two modes on the left; a third mode is of another class. The class's
+    own score leads to p(x | y), and its samples (orange) lie as the class does. The guided
+    score goes beyond it, away from where all the data are: w = 3 keeps samples off the side
+    that the other class has too. They are easier to tell, and less like the data.
+    """
+    w, sigma, half = 3., .5, 2.4
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.7))
+    at = points_of_a_square(half - .2, 13)
+    s, s_y = (data.noised(1, sigma).score(at) for data in (ALL, CLASS))
+    titles = "score of the class", f"guided score, w = {w:g}"
+    for axis, arrows, title in zip(axes, (s_y, guided(s, s_y, w)), titles):
+        show_density(axis, ALL.noised(1, sigma), half)
+        show_arrows(axis, arrows, at)
+        axis.set_title(f"{title}, noise {sigma}", fontsize=10)
+    levels = rho_levels(40, 20., .01)
+    z = 20 * prior((1500, 2), seed=seed)
+    for axis, weight in zip(axes[2:], (1., w)):
+        score, engine = guide(score_by_sigma(ALL), score_by_sigma(CLASS), weight,
+                              Reference(seed))
+        *_, x = samplers.edm(score, z, levels, engine)
+        show_density(axis, ALL, half)
+        show_points(axis, x, f"samples, w = {weight:g}", half, ORANGE)
+    return figure
+
+
 FIGURES = {
     "1-score.png": score_field,
     "2-weights.png": langevin_weights,
@@ -345,6 +381,7 @@ FIGURES = {
     "6-reversal.png": reversal,
     "7-orders.png": orders,
     "8-flow.gif": flow,
+    "9-guidance.png": guidance,
 }
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from law import excess, law, linear_law, moments
 
+from law import excess, law, linear_law, moments
 from minidiff import engine, kernels, noise, samplers, sde
 from minidiff.affine import coefficients, operands
 from minidiff.families import FAMILIES

@@ -37,7 +37,7 @@ def test_every_picture_is_written_with_its_caption(tmp_path, capsys):
             else:
                 assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
         assert " ".join(make.__doc__.split()) in words and name in out
-    assert len(tour.FIGURES) == 8 and "8 pictures in" in out
+    assert len(tour.FIGURES) == 9 and "9 pictures in" in out
 
 
 def statements(f):
@@ -204,6 +204,38 @@ def test_the_flow_ends_in_the_mixture_over_its_own_density():
     weights = np.bincount(nearest, minlength=3) / len(x)
     np.testing.assert_allclose(weights, tour.THREE.weights, atol=.115)
     moving._draw_was_started = True  # it was looked at, frame by frame
+
+
+def test_guided_samples_keep_off_the_other_class():
+    """At w = 1 they are the class: half at either mode, with its variances. Beyond, their mean
+    leaves it, away from the third mode, and they vary less along that line."""
+    at_1, at_3 = (np.asarray(axis.collections[0].get_offsets())
+                  for axis in tour.guidance().axes[2:])
+    for x in (at_1, at_3):
+        assert x.shape == (1500, 2)
+    # 1,500 points: a half is right to 6 sqrt(.25 / 1500) = .077, a mean to 6 std / sqrt(n)
+    nearest = ((at_1[:, None] - tour.ALL.means)**2).sum(-1).argmin(1)
+    assert abs((at_1[:, 0] < -.6).mean() - .5) < .077 and (nearest == 2).mean() < .05
+    away = tour.CLASS.means.mean(0) - tour.ALL.means[2]
+    away /= np.linalg.norm(away)
+    mean, std = at_1.mean(0) @ away, (at_1 @ away).std()
+    exact = tour.CLASS.means @ away
+    assert abs(mean - exact.mean()) < 6 * std / 1500**.5
+    assert abs(std - (.15 + exact.var())**.5) < .1 * std
+    assert at_3.mean(0) @ away > mean + .2 and (at_3 @ away).std() < .9 * std
+    nearest = ((at_3[:, None] - tour.ALL.means)**2).sum(-1).argmin(1)
+    assert (nearest != 2).all()
+
+
+def test_the_guided_arrows_go_on_from_the_classes():
+    """Both pictures have the arrows that they name, at the same points."""
+    of_class, of_guided = (axis.collections[0] for axis in tour.guidance().axes[:2])
+    at = np.stack((of_class.X, of_class.Y), -1)
+    s, s_y = (data.noised(1, .5).score(at) for data in (tour.ALL, tour.CLASS))
+    for arrows, shown in ((of_class, s_y), (of_guided, 3 * s_y - 2 * s)):
+        u = np.stack((arrows.U, arrows.V), -1)
+        length = np.linalg.norm(u, axis=-1, keepdims=True)
+        np.testing.assert_allclose(u * length, shown, rtol=1e-9)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
