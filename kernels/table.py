@@ -104,8 +104,7 @@ OPS = {op.name: op for op in (
     Op("posterior_mean", predictions.posterior_mean,
        {"a": (.1, 1.), "sigma": (.01, 2.)}),
     Op("guided", guidance.guided, GUIDANCE),
-    Op("guided_reverse_sde", guidance.guided_step(sde.reverse_sde_step),
-       IN_TIME | GUIDANCE),
+    Op("guided_reverse_sde", guidance.guided_reverse_sde_step, IN_TIME | GUIDANCE),
 )}
 
 

@@ -66,7 +66,7 @@ def guidance(text):
     """A weight of `guidance.guided`."""
     value = float(text)
     if not abs(value) < 1e6:
-        raise argparse.ArgumentTypeError(f"must be a number below a million, got {text}")
+        raise argparse.ArgumentTypeError(f"must be within a million of 0, got {text}")
     return value
 
 
@@ -177,6 +177,8 @@ def conditions_of(args, saved, label=None, **known):
     elif label is not None and label not in classes:
         raise ValueError(f"--label {label}: {args.model} knows "
                          f"{', '.join(list(classes)[:20])}")
+    elif label is not None and args.guidance == 0:
+        raise ValueError("--guidance 0 forgets the class, and --label asks for one")
     w = 1. if args.guidance is None else args.guidance
     return Conditions(classes, label, w, **known)
 
@@ -355,7 +357,6 @@ def what_is_known(args, saved, family):
 
 def run_sample(args):
     """Write x (n, *shape), float32 in [-1, 1], or in the units of the data."""
-    import numpy as np
     import torch
 
     from . import kernels
@@ -396,8 +397,7 @@ def run_sample(args):
     if not processes.first:
         deque(parts)  # the first process gathers what it draws
         return
-    labels = conditions.labels(n, options["seed"])
-    also = {} if labels is None else {"y": np.array(conditions.names)[labels]}
+    also = {"y": conditions.in_words(n, options["seed"])} if conditions.told else {}
     parts = conditions.completed(parts)
     write_samples(out, n, map(as_written(saved, family, args.units), parts), also)
     rate = n / (time.perf_counter() - start)
@@ -464,7 +464,8 @@ def eval_likelihood(args, net, data, saved):
     from .demo import likelihood
     n = min(args.n, len(data.held))
     require_enough(n, 2)
-    if args.backend != "auto" or args.evaluations or args.family or args.guidance:
+    guided = args.guidance is not None
+    if args.backend != "auto" or args.evaluations or args.family or guided:
         raise ValueError("--likelihood runs RK45: without --backend, --evaluations, "
                          "--family and --guidance")
     if data.classes != tuple(saved["classes"] or ()):

@@ -7,9 +7,12 @@ import numpy as np
 import torch
 
 from . import noise, npz
+from .families import SIGMA_MIN
 from .guidance import Pair, guide, guided, posterior
 from .likelihood import dequantize
 
+LABELS = 1 << 20  # that are named at a time
+FAR = 10.  # from the data, which lie in [-1, 1]
 EXACT = 8  # coordinates of a sample at most, for the covariance of each by itself
 
 
@@ -43,8 +46,8 @@ class Conditions:
     known: what is known of samples, (k, *shape) in the network's units, NaN elsewhere, or
         None. Sample i completes row i mod k. noise_std: how uncertain it is. The network
         is then told no class but `label`: which one it is follows from what is known.
-    sigma_data: the std of the data, of which `guidance.posterior` makes a covariance where
-        a sample has more than EXACT numbers.
+    sigma_data: the network's, of which `guidance.posterior` makes a covariance where a
+        sample has more than EXACT numbers.
     """
 
     def __init__(self, classes=None, label=None, w=1., *, known=None, noise_std=0.,
@@ -68,6 +71,14 @@ class Conditions:
             return None
         u = noise.uniform((rows,), seed, sample, tag=noise.CHOICE)
         return np.searchsorted(self.shares[:-1], u)
+
+    def in_words(self, n, seed):
+        """The names of n samples' classes, in parts; seed: a number, or one a sample."""
+        names = np.array(self.names)
+        for first in range(0, n, LABELS):
+            rows = min(LABELS, n - first)
+            own = (seed, first) if isinstance(seed, int) else (seed[first:first + rows], 0)
+            yield names[self.labels(rows, *own)]
 
     def of_rows(self, first, rows):
         """What is known of the samples from the id `first` on, (rows, *shape)."""
@@ -122,10 +133,11 @@ class Conditions:
 
 def as_seen(x, levels):
     """(y, std): what a network sees of samples x in [-1, 1], a new array, and how uncertain
-    it is. A grey level is the middle of the values that `data.dequantized` makes of it.
+    it is. A grey level is the middle of the values that `data.dequantized` makes of it. A
+    point is as uncertain as the noise that samplers leave.
     """
     if not levels:
-        return x.copy(), 0.
+        return x.copy(), SIGMA_MIN
     k = np.round((x + 1) * (levels - 1) / 2)
     return dequantize(k, .5, levels), 2 / levels / 12**.5
 
@@ -143,8 +155,15 @@ def known_parts(file, shape, levels, ends):
                          f"{', '.join(map(str, shape))})")
     if np.isinf(x).any():
         raise ValueError(f"{file}: {member.name} holds inf")
+    if not np.isnan(x).any():
+        raise ValueError(f"{file}: {member.name} has no NaN, so nothing is unknown")
     x = npz.level_of(x, 2, *ends) * 2 - 1
     if levels and (abs(x) >= levels / (levels - 1)).any():
         raise ValueError(f"{file}: {member.name} has values outside {ends[0]:g} to "
                          f"{ends[1]:g}, those of the model; see --units")
+    if (abs(x) > FAR).any():
+        row = np.argmax((abs(x) > FAR).reshape(len(x), -1).any(1))
+        raise ValueError(f"{file}: row {row} of {member.name} is far outside "
+                         f"{ends[0]:g} to {ends[1]:g}, where the model's data are; see "
+                         "--units")
     return as_seen(x, levels)

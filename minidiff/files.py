@@ -79,7 +79,7 @@ def write_json(file, rows):
 def write_samples(file, n, parts, also=None):
     """Write n samples as the array x of a .npz file, from successive parts of them.
 
-    also: {name: array} of what goes into the file besides.
+    also: {name: parts} of other arrays, (n,), that go into the file.
     It is whole or not written at all, and memory is that of a part. The parts first go into
     a file without a name: of a process that is killed while they come nothing is left.
     ValueError where the disk has no room for both, once the first part tells the size.
@@ -88,8 +88,7 @@ def write_samples(file, n, parts, also=None):
     with tempfile.TemporaryFile(dir=target.parent) as raw:
         for x in parts:
             if raw.tell() == 0:
-                header = {"descr": npy.dtype_to_descr(x.dtype), "fortran_order": False,
-                          "shape": (n, *x.shape[1:])}
+                header = _header(n, x)
                 _require_room(file, 2 * n * x[0].nbytes)
             with untouched(file):
                 raw.write(np.ascontiguousarray(x))
@@ -100,9 +99,23 @@ def write_samples(file, n, parts, also=None):
                 npy.write_array_header_1_0(f, header)
                 shutil.copyfileobj(raw, f)
             with zipfile.ZipFile(part, "a") as archive:
-                for name, array in (also or {}).items():
-                    with archive.open(f"{name}.npy", "w") as f:
-                        npy.write_array(f, array, allow_pickle=False)
+                for name, arrays in (also or {}).items():
+                    _write_parts(archive, name, n, arrays)
+
+
+def _header(n, rows):
+    """The header of an array of n such rows, as NumPy's format has it."""
+    return {"descr": npy.dtype_to_descr(rows.dtype), "fortran_order": False,
+            "shape": (n, *rows.shape[1:])}
+
+
+def _write_parts(archive, name, n, arrays):
+    """Write an array of n rows from successive parts of it."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as f:
+        for k, part in enumerate(arrays):
+            if k == 0:
+                npy.write_array_header_1_0(f, _header(n, part))
+            f.write(part.tobytes())
 
 
 def _require_room(file, needed):

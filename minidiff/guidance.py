@@ -25,7 +25,7 @@ from .affine import operands
 from .arguments import check_domain
 from .noise import KNOWN, PREDICTOR
 from .predictions import posterior_mean
-from .sde import perturb
+from .sde import perturb, reverse_sde_step
 
 
 def guided(s, s_y, /, w):
@@ -59,6 +59,7 @@ def guided_step(step):
     """
     def composite(x, s, s_y, /, *z, w, **parameters):
         return step(x, guided(s, s_y, w), *z, **parameters)
+    # what `affine` reads: operands by their place, then w, then what the step takes
     x, s, *rest = signature(step).parameters.values()
     at = len(operands(step)) - 2
     added = Parameter("w", Parameter.POSITIONAL_OR_KEYWORD)
@@ -67,6 +68,9 @@ def guided_step(step):
     composite.__name__ = f"guided_{step.__name__}"
     composite.__doc__ = f"`guided`, then {step.__doc__}"
     return composite
+
+
+guided_reverse_sde_step = guided_step(reverse_sde_step)
 
 
 def guide(score, score_y, w, engine):
@@ -157,7 +161,7 @@ def replaced(score, y, marginal, engine):
     It is the score given the *noisy* y, which tells less than y does: samples know too
     little of y, however many steps there are. Of two unit normals of correlation .8, one
     known to be 1.5, the other comes out with mean .75 and variance .49 in the place of 1.2
-    and .36. `posterior` has no such bias.
+    and .36. `posterior` is right there.
     """
     known = y == y
     calls = count()
@@ -171,6 +175,15 @@ def replaced(score, y, marginal, engine):
     return of_level
 
 
+def definite(covariance, weakest):
+    """Symmetric matrices, (B, m, m); an eigenvalue that is not positive, but for rounding,
+    is `weakest`."""
+    symmetric = (covariance + covariance.swapaxes(1, 2)) / 2
+    values, vectors = np.linalg.eigh(symmetric)
+    values = np.where(values > 1e-12 * weakest, values, weakest)
+    return (vectors * values[:, None]) @ vectors.swapaxes(1, 2)
+
+
 def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
     """score(x, level) of x given y = H x_0 + noise_std n, n ~ N(0, I).
 
@@ -178,7 +191,9 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
 
     D = E[x_0 | x], by Tweedie's formula, and C = Cov[x_0 | x] = (sigma^2 / a) grad D, by
     its derivative. For every Gaussian this is exact, because there x_0 given x is normal,
-    and C the same at every x; else it is an approximation.
+    and C the same at every x. Else it is an approximation, and keeps a bias too: some
+    samples end where y rules the data out. A learned score may make C indefinite. An
+    eigenvalue that is not positive counts as (sigma / a)^2, the weakest pull.
 
     linearize(x, level): as in `likelihood`, the score (B, D) and v -> v^T grad s.
     y: (B, m), NaN where there is no measurement; H: (m, D), None for x_0 itself.
@@ -227,5 +242,6 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
         else:
             gradients = [pulled(np.broadcast_to(row, x.shape)) for row in rows]
             covariance = sigma**2 / a * np.stack(gradients, 1) @ rows.T  # H C H^T
+            covariance = definite(covariance, (sigma / a)**2)
         return s + pulled(weights(error, covariance) @ rows)
     return of_level

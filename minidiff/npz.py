@@ -328,7 +328,7 @@ def _values(labels):
     else:
         return None
     if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf8", "replace")
+        labels = np.char.decode(labels, "utf8", "backslashreplace")
     if labels.dtype.kind in "Uiu":
         return labels
     whole = (abs(labels) < 2**53) & (labels == np.round(labels))

@@ -4,6 +4,7 @@ Data order, noise levels and noise are functions of (seed, iteration) alone. So 
 was stopped and resumed returns the bits of one that was not.
 """
 
+import hashlib
 import os
 import signal
 import time
@@ -302,11 +303,18 @@ def circumstances(device="cpu", processes=ALONE):
             "device": str(device)}
 
 
+def _digest(labels):
+    """What tells labels from others, or None. They are in the order of their samples' hash,
+    whatever the file's."""
+    return None if labels is None else hashlib.sha256(labels.astype("<i8")).hexdigest()
+
+
 def metadata(data, trainer):
     """What a model file says of itself."""
     return {"shape": list(data.shape), "data": data.name, "digest": data.digest,
             "split": data.split, "levels": data.levels, "ends": list(data.ends),
             "classes": data.counts() if trainer.net.classes else None,
+            "labels": _digest(trainer.labels),
             "steps": trainer.steps, "seed": trainer.seed,
             "circumstances": circumstances(trainer.device, trainer.processes)}
 

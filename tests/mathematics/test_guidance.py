@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 
 from law import excess, law, linear_law, moments
-from minidiff import engine, kernels, noise, samplers, sde
+from minidiff import data, engine, kernels, noise, samplers, sde
 from minidiff.affine import coefficients, operands
 from minidiff.families import FAMILIES
-from minidiff.guidance import Guided, guide, guided, guided_step, posterior, replaced
+from minidiff.guidance import (
+    Guided,
+    definite,
+    guide,
+    guided,
+    guided_step,
+    posterior,
+    replaced,
+)
 from minidiff.samplers import Reference
 from minidiff.solvers import rho_levels
 from minidiff.targets import Gaussian, Mixture
@@ -135,42 +143,37 @@ def test_between_equal_normals_guidance_moves_the_mean(w):
     np.testing.assert_allclose(found, want + scale * (x - want), rtol=0, atol=2e-3)
 
 
-CLASSES = [Mixture([.3, .7], [[-3., 1.], [1., 3.]], .3), Gaussian([2., -2.], .3)]
+ALONG = np.array([.6, .8])
+CLASS = Mixture([.3, .7], [-2.5 * ALONG, 1.5 * ALONG], .3)
+EVERYTHING = Mixture([.12, .28, .6], [*CLASS.means, [2., -2.]], .3)
 
 
 @pytest.mark.parametrize("family", ["reverse_sde", "ddim", "heun"])
-@pytest.mark.parametrize("y", [0, 1])
-def test_samples_at_1_have_the_law_of_their_class(y, family):
-    """The exact law of the loop on p(x | y), and p(x | y) itself to the loop's own error."""
-    u = np.array([.6, .8])
-    both = Mixture([.12, .28, .6], [[-3., 1.], [1., 3.], [2., -2.]], .3)
+def test_samples_at_1_have_the_law_of_their_class(family):
+    """The loop's exact law on p(x | y), a mixture of two modes, along their line; and p(x | y)
+    itself to the loop's own error: the modes' weights, means and variances."""
     vp = sde.VP()
     times = np.linspace(1, 1e-3, 301)
+    alpha_bar = vp.marginal(times[::-1])[0]**2
 
     def of(data):
+        if family == "ddim":
+            return lambda x, i: data.noised(alpha_bar[i]**.5, (1 - alpha_bar[i])**.5).score(x)
         return lambda x, t: data.noised(*vp.marginal(t)).score(x)
 
-    loops = {"reverse_sde": (samplers.reverse_sde, of, (vp, times)),
-             "heun": (samplers.heun, of, (vp, np.linspace(1, 1e-3, 101)))}
-    if family == "ddim":
-        alpha_bar = vp.marginal(times[::-1])[0]**2
-
-        def of(data):  # noqa: F811
-            return lambda x, i: data.noised(alpha_bar[i]**.5, (1 - alpha_bar[i])**.5).score(x)
-        loops["ddim"] = samplers.ddim, of, (alpha_bar,)
-    loop, of, arguments = loops[family]
-    score, engine = guide(of(both), of(CLASSES[y]), 1, Reference(3))
-    z = samplers.prior((20_000, 2))
-    *_, x = loop(score, z, *arguments, engine)
-    if y == 0:  # two modes, apart along u's own axis: the mixture's score is not one of x @ u
-        left = x[:, 0] < -1
-        assert abs(left.mean() - .3) < 4.9 * (.3 * .7 / len(x))**.5
-        return
-    t, w = law(u, loop, score, Gaussian([0., 0.], 1.), arguments)
-    assert excess(x @ u, t, w) < 0
-    mean, variance, _ = moments(t, w)
-    assert mean == pytest.approx(CLASSES[1].means[0] @ u, abs=.02)
-    assert variance == pytest.approx(.3, rel=.05)
+    loop, arguments = {"reverse_sde": (samplers.reverse_sde, (vp, times)),
+                       "heun": (samplers.heun, (vp, times[::3])),
+                       "ddim": (samplers.ddim, (alpha_bar,))}[family]
+    score, engine = guide(of(EVERYTHING), of(CLASS), 1, Reference(3))
+    *_, x = loop(score, samplers.prior((20_000, 2)), *arguments, engine)
+    t, w = law(ALONG, loop, of(CLASS), Gaussian([0., 0.], 1.), arguments)
+    assert excess(x @ ALONG, t, w) < 0
+    left = t < -.5
+    assert w[left].sum() == pytest.approx(.3, abs=.01)
+    for side, at in ((left, -2.5), (~left, 1.5)):
+        mean, variance, _ = moments(t[side], w[side])
+        assert mean == pytest.approx(at, abs=.02)
+        assert variance == pytest.approx(.3, rel=.06)
 
 
 def test_a_pairs_scores_are_held_to_their_shapes():
@@ -242,6 +245,7 @@ def law_of(form, family, n):
     ("replaced", "ancestral_ve", 1, .750, .494), ("replaced", "heun", 2, .520, .600),
     ("exact", "reverse_sde_vp", 1, 1.1969, .3618), ("exact", "ddpm_ancestral", 1, 1.1969, .3618),
     ("exact", "ancestral_ve", 1, 1.1969, .3618), ("exact", "edm_churn", 2, 1.1969, .3618),
+    ("exact", "ddim", 1, 1.1924, .3613), ("PiGDM", "ddim", 1, 1.1335, .3912),
     ("PiGDM", "reverse_sde_vp", 1, 1.141, .382), ("PiGDM", "ddpm_ancestral", 1, 1.141, .382)])
 def test_the_law_of_each_form(form, family, order, mean, variance):
     """The limit of many steps, from two numbers of steps and the order of their errors.
@@ -258,7 +262,8 @@ def test_the_law_of_each_form(form, family, order, mean, variance):
     assert of_variance == pytest.approx(variance, abs=6e-3)
     if form == "exact":
         exact = .8 * 1.5 / 1.0025, 1 - .64 / 1.0025
-        np.testing.assert_allclose([of_mean, of_variance], exact, rtol=0, atol=3e-3)
+        # a flow keeps what its start misses of the mean: N(0, 1) in place of VP's end, .0046
+        np.testing.assert_allclose([of_mean, of_variance], exact, rtol=0, atol=5e-3)
 
 
 def test_replacement_keeps_its_bias_however_many_steps():
@@ -294,6 +299,51 @@ def test_samples_have_that_law(form):
         exact = .8 * 1.5 / 1.0025, 1 - .64 / 1.0025
         assert abs(x[:, 0].mean() - exact[0]) < error_of_mean + abs(mean[0] - exact[0])
         assert abs(variance - exact[1]) < .02 * exact[1]
+
+
+def linearized(data):
+    """`linearize` of a mixture: grad s = sum_k gamma_k (s_k s_k^T - 1 / v_k) - s s^T."""
+    def linearize(x, sigma):
+        noised = data.noised(1, sigma)
+        _, s_k, gamma = noised._components(x)
+        s = noised.score(x)
+
+        def product(v):
+            along = np.einsum("bkd,bd->bk", s_k, v)
+            of_components = np.einsum("bk,bk,bkd->bd", gamma, along, s_k)
+            narrow = np.einsum("bk,kd->bd", gamma, 1 / noised.variances) * v
+            return of_components - narrow - (s * v).sum(-1, keepdims=True) * s
+        return s, product
+    return linearize
+
+
+def test_on_a_mixture_the_posterior_is_an_approximation_and_stays_one():
+    """Two moons, of small normals: where the first coordinate is .65, the second is -.53 or less,
+    but for one in a million and the normals' own std of .03. With its own covariance some 22 in 100 samples
+    end above, however many steps there are."""
+    moons = Mixture(np.ones(200), data.moons(200, 0) * 1.5, .03**2)
+    first, second = moons.means.T
+    odds = np.exp(-((.65 - first) / .03)**2 / 2)
+    above = second[odds > 1e-6 * odds.sum()].max() + 4 * .03
+    assert odds[second > above].sum() < 1e-6 * odds.sum()
+    y = np.full((1000, 2), [.65, np.nan])
+    score = posterior(linearized(moons), y, at_sigma, noise_std=.01)
+    for n in (80, 240):
+        z = samplers.prior((1000, 2)).astype(float)
+        *_, x = FAMILIES["reverse_sde_vp"](score, z, n, Reference(1))
+        # of 1,000 samples a share of .22 is right to 6 errors of .013
+        assert abs((x[:, 1] > above).mean() - .22) < .08
+        assert abs(x[:, 0] - .65).max() < .06  # noise of .01, and that which samplers leave
+
+
+def test_a_covariance_that_is_none_is_the_weakest():
+    """Eigenvalues that are not positive become the one that is given, the others stay."""
+    rotation = np.array([[.6, -.8], [.8, .6]])
+    for values, want in (([2., -1.], [2., 9.]), ([0., 3.], [9., 3.]), ([1., 4.], [1., 4.])):
+        found = definite((rotation * values @ rotation.T)[None], 9.)
+        np.testing.assert_allclose(found[0], rotation * want @ rotation.T, rtol=1e-12)
+    lopsided = definite(np.array([[[2., 1.], [0., 2.]]]), 9.)
+    np.testing.assert_allclose(lopsided[0], [[2., .5], [.5, 2.]])
 
 
 RNG = np.random.default_rng(1)
@@ -368,8 +418,8 @@ def test_what_is_known_is_replaced_by_new_noise_at_every_call():
                                    ((a * y - x) / sigma**2)[[0, 1], [1, 0]], rtol=1e-15)
 
 
-@pytest.mark.parametrize("family", set(FAMILIES) - {"pf_ode_adaptive"})
-def test_a_completed_sample_does_not_depend_on_its_batch(family):
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"pf_ode_adaptive"}))
+def test_a_completed_sample_does_not_depend_on_its_batch_but_for_rounding(family):
     """By either form, in the reference and fused."""
     y = np.array([[np.nan, 1.5], [.5, np.nan], [np.nan, np.nan]])
     z = noise.normal((3, 2))

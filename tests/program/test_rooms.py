@@ -123,14 +123,14 @@ ROOMS = {
 
 
 @pytest.mark.parametrize("room, ceiling", [
-    ("mathematics", 14_000), ("program", 22_700), ("edges", 7_400),
+    ("mathematics", 14_100), ("program", 22_800), ("edges", 7_400),
     ("kernels", 13_800), ("kernels/check", 10_500),
     ("kernels/check/yours", 7_000), ("bench", 23_500)])
 def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     """A ceiling in tokens of code; sentences are free.
 
     That of mathematics was 12,500: what is no number, no shape or no plain array is named there
-    by 300, the loops' keywords, spelled out, take 100, the chapter on conditions 1,100. That of
+    by 300, the loops' keywords, spelled out, take 100, the chapter on conditions 1,200. That of
     kernels was 11,500: a seed a row on five backends and in the operators, runs that are
     claimed, copies and a constant step beside a counter took 800; keywords that are spelled
     out, the operators as functions, what transforms and compilers pass, and coefficients beyond
