@@ -319,8 +319,8 @@ def linearized(data):
 
 def test_on_a_mixture_the_posterior_is_an_approximation_and_stays_one():
     """Two moons, of small normals: where the first coordinate is .65, the second is -.53 or less,
-    but for one in a million and the normals' own std of .03. With its own covariance some 22 in 100 samples
-    end above, however many steps there are."""
+    but for one in a million and the normals' own std of .03. With its own covariance some 22 in
+    100 samples end above, however many steps there are."""
     moons = Mixture(np.ones(200), data.moons(200, 0) * 1.5, .03**2)
     first, second = moons.means.T
     odds = np.exp(-((.65 - first) / .03)**2 / 2)
