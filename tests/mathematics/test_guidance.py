@@ -225,16 +225,19 @@ def correlated(x, sigma):
     return -x @ precision, lambda v: -v @ precision
 
 
+def given(form, z, engine):
+    """The score of samples like z, of which the second number is Y's, in one of three forms."""
+    y = np.broadcast_to(Y, z.shape)
+    if form == "replaced":
+        return replaced(lambda x, sigma: correlated(x, sigma)[0], y, at_sigma, engine)
+    sigma_data = 1. if form == "PiGDM" else None
+    return posterior(correlated, y, at_sigma, noise_std=.05, sigma_data=sigma_data)
+
+
 def law_of(form, family, n):
     """Mean and variance of the unknown number at a family's end, exactly."""
     def sample(z, engine):
-        y = np.broadcast_to(Y, z.shape)
-        if form == "replaced":
-            score = replaced(lambda x, sigma: correlated(x, sigma)[0], y, at_sigma, engine)
-        else:
-            sigma_data = 1. if form == "PiGDM" else None
-            score = posterior(correlated, y, at_sigma, noise_std=.05, sigma_data=sigma_data)
-        *_, x = FAMILIES[family](score, z, n, engine)
+        *_, x = FAMILIES[family](given(form, z, engine), z, n, engine)
         return x
     mean, covariance = linear_law(sample, 2)
     return mean, covariance
@@ -282,13 +285,7 @@ def test_samples_have_that_law(form):
     n = 20_000
     z = samplers.prior((n, 2), seed=5).astype(float)
     reference = Reference(6)
-    y = np.broadcast_to(Y, z.shape)
-    if form == "replaced":
-        score = replaced(lambda x, sigma: correlated(x, sigma)[0], y, at_sigma, reference)
-    else:
-        sigma_data = 1. if form == "PiGDM" else None
-        score = posterior(correlated, y, at_sigma, noise_std=.05, sigma_data=sigma_data)
-    *_, x = FAMILIES["reverse_sde_vp"](score, z, 200, reference)
+    *_, x = FAMILIES["reverse_sde_vp"](given(form, z, reference), z, 200, reference)
     mean, covariance = law_of(form, "reverse_sde_vp", 200)
     variance = covariance[0, 0]
     error_of_mean = 4.9 * (variance / n)**.5
