@@ -33,9 +33,9 @@ class NetScore:
         """label: the class of each sample, (B,); None tells none."""
         self.evaluations += 1
         level = torch.full((1,), float(sigma), dtype=x.dtype, device=x.device)
-        if label is not None:
-            label = torch.as_tensor(label, device=x.device)
-        return self.net(x, level, label)
+        if label is None:
+            return self.net(x, level)
+        return self.net(x, level, torch.as_tensor(label, device=x.device))
 
 
 def chunk_size(shape):

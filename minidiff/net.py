@@ -247,13 +247,14 @@ class ScoreNet(nn.Module):
         """
         if self.classes and label is None:
             label = torch.full((1,), self.classes, device=x.device)
-        given = [u for u in (sigma, label) if u is not None]
-        lengths = {len(u) for u in given}
-        if not lengths <= {1, len(x)}:
-            raise ValueError(f"sigma and label have {sorted(lengths)} rows: one, or one "
-                             f"for each of the {len(x)} samples")
-        rows = EQUAL_ROWS if lengths == {1} else len(x)
-        sigma, *label = [u.expand(rows) for u in given]
+        given = {"sigma": sigma} if label is None else {"sigma": sigma, "label": label}
+        for name, u in given.items():
+            if len(u) not in (1, len(x)):
+                raise ValueError(f"{name} has {len(u)} rows: one, or one for each of the "
+                                 f"{len(x)} samples")
+        several = any(len(u) > 1 for u in given.values())
+        sigma, *label = [u.expand(len(x) if several else EQUAL_ROWS)
+                         for u in given.values()]
         column = per_sample(sigma, x).reshape(-1, *[1] * (x.dim() - 1))
         F_x = self.F_x(c_in(column, self.sigma_data) * x, sigma.log() / 4, *label)
         score = inverse(preconditioned)

@@ -106,7 +106,7 @@ def test_one_noise_levels_conditioning_is_any_batchs(shape):
 
 
 def test_as_many_levels_as_samples_or_one():
-    with pytest.raises(ValueError, match="sigma has 3 levels: one, or one for each of the 5"):
+    with pytest.raises(ValueError, match="sigma has 3 rows: one, or one for each of the 5"):
         network()(torch.randn(5, *IMAGE), torch.ones(3))
 
 
