@@ -188,7 +188,9 @@ class Trainer:
         weight = weight / x0[0].numel()
         draw |= {"tag": noise.PERTURBATION, "backend": self.backend}
         x = self.kernels.apply(perturb, x0, a=1., sigma=sigma, **draw)
-        condition = self._tensor(sigma), self._told(chosen)
+        condition = [self._tensor(sigma)]
+        if self.labels is not None:
+            condition.append(self._told(chosen))
         if self.objective_name != "denoising":
             value = self._jacobian_objective(x, condition, weight)
             return value, value.detach(), None
@@ -199,9 +201,7 @@ class Trainer:
         return s, value, gradient
 
     def _told(self, chosen):
-        """What the network is told of these samples' classes: a tensor, or None."""
-        if self.labels is None:
-            return None
+        """What the network is told of these samples' classes, a tensor."""
         u = noise.uniform(chosen.shape, self.seed, self.rows.start, self.step, noise.LABEL)
         label = np.where(u < UNTOLD, self.net.classes, self.labels[chosen])
         return torch.from_numpy(label).to(self.device)
