@@ -62,9 +62,9 @@ def guided_step(step):
     # what `affine` reads: operands by their place, then w, then what the step takes
     x, s, *rest = signature(step).parameters.values()
     at = len(operands(step)) - 2
-    added = Parameter("w", Parameter.POSITIONAL_OR_KEYWORD)
-    composite.__signature__ = signature(step).replace(
-        parameters=[x, s, s.replace(name="s_y"), *rest[:at], added, *rest[at:]])
+    w = Parameter("w", Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [x, s, s.replace(name="s_y"), *rest[:at], w, *rest[at:]]
+    composite.__signature__ = signature(step).replace(parameters=taken)
     composite.__name__ = f"guided_{step.__name__}"
     composite.__doc__ = f"`guided`, then {step.__doc__}"
     return composite
@@ -96,7 +96,11 @@ def guide(score, score_y, w, engine):
         return score, engine
     if w == 1:
         return score_y, engine
-    return (lambda x, level: Pair(score(x, level), score_y(x, level))), Guided(engine, w)
+
+    def both(x, level):
+        return Pair(score(x, level), score_y(x, level))
+
+    return both, Guided(engine, w)
 
 
 class Pair:
@@ -184,6 +188,15 @@ def definite(covariance, weakest):
     return (vectors * values[:, None]) @ vectors.swapaxes(1, 2)
 
 
+def weights(covariance, error, known, noise_std):
+    """S^-1 error, (B, m), of what is known alone; S = covariance + noise_std^2 I."""
+    both = known[:, :, None] & known[:, None]
+    S = np.where(both, covariance, 0.)
+    variance = np.where(known, noise_std**2, 1.)
+    S = S + variance[:, None] * np.eye(known.shape[1])
+    return np.linalg.solve(S, error[..., None])[..., 0]
+
+
 def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
     """score(x, level) of x given y = H x_0 + noise_std n, n ~ N(0, I).
 
@@ -216,13 +229,6 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
     known = y == y
     whole = H is None  # images: no matrix of all their pixels
 
-    def weights(error, covariance):
-        """S^-1 error, of what is known alone."""
-        both = known[:, :, None] & known[:, None]
-        of_noise = np.where(known, noise_std**2, 1.)[:, None] * np.eye(y.shape[1])
-        S = np.where(both, covariance, 0.) + of_noise
-        return np.linalg.solve(S, error[..., None])[..., 0]
-
     def of_level(x, level):
         a, sigma = map(float, marginal(level))
         s, vjp = linearize(x, level)
@@ -243,5 +249,5 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
             gradients = [pulled(np.broadcast_to(row, x.shape)) for row in rows]
             covariance = sigma**2 / a * np.stack(gradients, 1) @ rows.T  # H C H^T
             covariance = definite(covariance, (sigma / a)**2)
-        return s + pulled(weights(error, covariance) @ rows)
+        return s + pulled(weights(covariance, error, known, noise_std) @ rows)
     return of_level
