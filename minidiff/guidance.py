@@ -173,7 +173,8 @@ def replaced(score, y, marginal, engine):
     def of_level(x, level):
         a, sigma = map(float, marginal(level))
         k = next(calls)
-        noised = engine(perturb, KNOWN, range(k, k + 1), a=a, sigma=sigma)
+        own = range(k, k + 1)
+        noised = engine(perturb, KNOWN, own, a=a, sigma=sigma)
         s = score(where(known, noised(0, y), x), level)
         return where(known, (a * y - x) / sigma**2, s)
     return of_level
@@ -194,7 +195,8 @@ def weights(covariance, error, known, noise_std):
     S = np.where(both, covariance, 0.)
     variance = np.where(known, noise_std**2, 1.)
     S = S + variance[:, None] * np.eye(known.shape[1])
-    return np.linalg.solve(S, error[..., None])[..., 0]
+    found = np.linalg.solve(S, error[..., None])
+    return found[..., 0]
 
 
 def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
@@ -249,5 +251,6 @@ def posterior(linearize, y, marginal, *, H=None, noise_std=0., sigma_data=None):
             gradients = [pulled(np.broadcast_to(row, x.shape)) for row in rows]
             covariance = sigma**2 / a * np.stack(gradients, 1) @ rows.T  # H C H^T
             covariance = definite(covariance, (sigma / a)**2)
-        return s + pulled(weights(covariance, error, known, noise_std) @ rows)
+        pull = weights(covariance, error, known, noise_std)
+        return s + pulled(pull @ rows)
     return of_level
