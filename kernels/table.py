@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import ddpm, guidance, langevin, noise, predictions, sde, solvers
 from ..affine import coefficient_row, operands
-from ..sde import EDM, VE, VP, SubVP
+from ..sde import EDM, VE, VP, FlowMatching, SubVP
 from .arguments import in_float32
 
 
@@ -77,8 +77,8 @@ class Op:
 
 # ---- where each row is tried ----
 
-SDES = [VE(), VP(), SubVP()]
-IN_TIME = {"sde": SDES, "t": (1e-3, 1.), "dt": (1e-4, 1e-2)}
+SDES = [VE(), VP(), SubVP(), FlowMatching()]
+IN_TIME = {"sde": SDES, "t": (1e-3, FlowMatching.T), "dt": (1e-4, 1e-2)}
 IN_CHAIN = {"i": (0, 100), "n": [100]}
 BETA = {"beta": (1e-4, .02)}
 ALPHA_BARS = {"alpha_bar": (1e-4, .5), "alpha_bar_prev": (.5, 1.)}
@@ -98,7 +98,7 @@ OPS = {op.name: op for op in (
     Op("reverse_diffusion", sde.reverse_diffusion_step, {"sde": SDES} | IN_CHAIN),
     Op("ancestral_sde", sde.ancestral_step, {"sde": [VE(), VP()]} | IN_CHAIN),
     Op("pf_ode", sde.pf_ode_step, IN_TIME),
-    Op("heun", sde.heun_step, IN_TIME | {"sde": [EDM(1.), *SDES], "t": (.02, 1.)}),
+    Op("heun", sde.heun_step, IN_TIME | {"sde": [EDM(1.), *SDES], "t": (.02, FlowMatching.T)}),
     Op("dpmpp_2m", solvers.dpmpp_2m_step,
        {"sigma_prev": (10., 20.), "sigma": (1., 10.), "sigma_next": (.1, 1.)}),
     Op("posterior_mean", predictions.posterior_mean,
@@ -124,7 +124,7 @@ def lookup(op, denoise=None):
 
 # ---- coefficients that were seen before ----
 
-NUMBERS = {int, float, np.float64, VE, VP, SubVP, EDM}  # an SDE is what its numbers are
+NUMBERS = {int, float, np.float64, VE, VP, SubVP, EDM, FlowMatching}  # an SDE is what its numbers are
 KEPT = 256
 
 

@@ -230,8 +230,9 @@ def train_options(add):
         default="denoising",
         help="of score matching; the others differentiate the network: for small data "
              "(default denoising)")
-    add("--weighting", choices=("edm", "sigma2", "likelihood"),
-        help="of the loss over noise levels (default edm; sigma2 for the other objectives)")
+    add("--weighting", choices=("edm", "sigma2", "likelihood", "flow"),
+        help="of the loss over noise levels (default edm; sigma2 for the other objectives); "
+             "flow is flow matching's")
     add("--labels", action="store_true",
         help="learn each class's score too, of data whose classes are known")
     add("--save-every", type=positive, default=200, metavar="N",

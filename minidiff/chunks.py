@@ -15,7 +15,7 @@ from .families import FAMILIES
 from .processes import ALONE
 
 EVALUATIONS = {"annealed_langevin": 96, "ddim": 40, "pf_ode": 40, "pf_ode_adaptive": 40,
-               "heun": 39, "dpmpp_2m": 20}
+               "flow_matching": 40, "heun": 39, "dpmpp_2m": 20}
 POINTS = 1024  # a chunk of points
 NUMBERS = 1 << 20  # of these at most, so that fewer are a chunk where they have many axes
 IMAGES = 120  # a chunk of images: three are what the demo measures

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import ddpm, samplers
 from .predictions import rescaled
-from .sde import EDM, VE, VP, SubVP, prior_std
+from .sde import EDM, VE, VP, FlowMatching, SubVP, prior_std
 from .solvers import rho_levels
 
 SIGMA_MIN = .01
@@ -65,6 +65,11 @@ def _by_rule(sde, n):
     times = sde.time(rho_levels(max(2, n), sigma / a, SIGMA_MIN))
     times[0] = sde.T
     return times
+
+
+def _even(sde, n):
+    """n even steps from T to 0, where flow matching begins and ends."""
+    return np.linspace(sde.T, 0, n + 1)
 
 
 def _own_chain(sde, n):
@@ -151,6 +156,7 @@ FAMILIES = {
     "reverse_sde_ve": _in_time(samplers.reverse_sde, VE()),
     "reverse_sde_vp": _in_time(samplers.reverse_sde, VP()),
     "reverse_sde_subvp": _in_time(samplers.reverse_sde, SubVP()),
+    "reverse_sde_flow": _in_time(samplers.reverse_sde, FlowMatching()),
     "reverse_diffusion_ve": _in_time(samplers.reverse_diffusion, VE(), _own_chain),
     "reverse_diffusion_vp": _in_time(samplers.reverse_diffusion, VP(),
                                      partial(_short_steps, _own_chain)),
@@ -160,6 +166,7 @@ FAMILIES = {
     "pc_subvp": _in_time(_corrected, SubVP(), per_step=2),
     "pf_ode": _in_time(samplers.pf_ode, VP()),
     "pf_ode_adaptive": _in_time(_adaptive, VP()),
+    "flow_matching": _in_time(samplers.pf_ode, FlowMatching(), _even, leaves_noise=False),
     "heun": _in_sigma(samplers.edm, per_step=2),
     "edm_churn": _in_sigma(partial(samplers.edm, s_churn=20.), per_step=2),
     "dpmpp_2m": _in_sigma(samplers.dpmpp_2m),

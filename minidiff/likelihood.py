@@ -1,6 +1,6 @@
-"""Exact likelihood: the probability flow as a continuous normalizing flow.
+"""Exact likelihood, by the probability flow; and DDPM's bound, by its chain.
 
-A crowd of points that moves by dx = f~ dt grows denser where f~ converges. Along a point's
+**The flow** is a continuous normalizing flow. A crowd of points that moves by dx = f~ dt grows denser where f~ converges. Along a point's
 path the density changes by the divergence of f~ alone, d log p(x_t) / dt = -div f~. So
 carry a sample from the data to the noise, where the density is known, and add up:
 
@@ -9,6 +9,12 @@ carry a sample from the data to the noise, where the density is known, and add u
 The divergence needs the trace of the score's Jacobian: exact for a few dimensions, by
 random probes for many. It is no bound: what is left to err are the score, the integrator,
 the probes, the prior in the place of p_T, and t_min, a little noise in the place of none.
+
+**A chain** has no such formula: x_0 may have come along any path x_N ... x_1. But each of
+its steps is a normal, whose density is known, `step_log_density`. Compared with the way
+back that knows x_0, q(x_{i-1} | x_i, x_0), the steps bound -log p(x_0) from above,
+`variational_bound`. It is this that DDPM's loss was derived from.
+
 Next: `guidance`, samples of p(x | y).
 
 Points are (B, D) arrays; an image is flattened. `linearize`(x, t) returns what
@@ -17,9 +23,21 @@ torch.func.vjp does: (s, vjp), the score (B, D) and the function v -> v^T grad s
 
 import numpy as np
 
-from .arguments import check_domain, require_shape
+from . import ddpm
+from .affine import coefficients, operands
+from .arguments import check_domain, require_shape, schedule
+from .engine import draws
+from .noise import PERTURBATION
 from .samplers import rk45
-from .sde import flow
+from .score_matching import half_square
+from .sde import flow, perturb
+
+
+def points(x):
+    """x in float64. ValueError unless it is (B, D)."""
+    if np.ndim(x) != 2:
+        raise ValueError(f"x must be (B, D), got {np.shape(x)}")
+    return np.asarray(x, np.float64)
 
 
 def with_trace(linearize, probes):
@@ -69,16 +87,117 @@ def log_likelihood(score_and_trace, x, sde, prior, *, t_min=1e-5, rtol=1e-5, ato
         return np.column_stack((flow(x_t, s, sde, t), divergence))
 
     t_min = check_domain(sde=sde, t=t_min, t_min=t_min)["t_min"]
-    if np.ndim(x) != 2 or t_min == sde.T:
-        raise ValueError("need x of (B, D) and t_min before T, "
-                         f"got {np.shape(x)} and {t_min}")
-    x = np.asarray(x, np.float64)
+    if t_min == sde.T:
+        raise ValueError(f"t_min must be before T, got {t_min}")
+    x = points(x)
     start = np.column_stack((x, np.zeros(len(x))))
     states, evaluations = rk45(velocity, start, t_min, [sde.T], rtol, atol)
     x_T = states[-1, :, :-1]
     integral = states[-1, :, -1]
     log_p_T = require_shape(integral, prior(x_T), "prior")
     return log_p_T + integral, x_T, evaluations
+
+
+def step_log_density(step, x_next, x, *u, **parameters):
+    """log p(x' | x) of a sampler's step, (B,) in nats: how probable this move was.
+
+        x' = mean(x, u) + c z,  log p = -|z|^2 / 2 - D log(c sqrt(2 pi))
+
+    Reinforcement learning on samplers follows its gradient [Black et al. 2023]. step: one
+    that draws noise, such as `ddpm.ancestral_step`; x, u: its operands but for z, and its
+    parameters, numbers. x', x, u: (B, D), arrays or tensors. ValueError where c = 0: such a
+    step has no density.
+
+    Example:
+        >>> from minidiff.langevin import langevin_step
+        >>> x, s = np.array([[1., -1.]]), np.array([[0., 0.]])
+        >>> print(step_log_density(langevin_step, x, x, s, eps=1.).round(4))  # z = 0
+        [-1.8379]
+    """
+    row = coefficients(step, **parameters)
+    names = operands(step)
+    if len(names) != 2 + len(u) and names[-1] == "z":
+        raise TypeError(f"{step.__name__} takes {', '.join(names)}, got {1 + len(u)} and no z")
+    if row.ndim > 1:
+        raise ValueError("parameters must be numbers, those of one step")
+    if not draws(step, row):
+        raise ValueError(f"{step.__name__} adds no noise here, so it has no density")
+    *of_operands, std = map(float, row)
+    for name, v in zip(("x_next", *names[1:]), (x_next, *u)):
+        require_shape(x, v, name)
+    mean = sum(c * v for c, v in zip(of_operands, (x, *u)))
+    z = (x_next - mean) / std
+    return -half_square(z) - x.shape[-1] * np.log(std * (2 * np.pi)**.5)
+
+
+def kl_of_normals(difference, variance, other):
+    """KL(N(m, v I) || N(m', v' I)) in nats, (B,): m - m' (B, D), v and v' numbers.
+
+        D / 2 (v / v' - 1 - log(v / v')) + |m - m'|^2 / (2 v')
+
+    Example:
+        >>> print(kl_of_normals(np.array([[3., 4.]]), 1., 1.))
+        [12.5]
+    """
+    ratio = variance / other
+    of_spread = .5 * difference.shape[-1] * (ratio - 1 - np.log(ratio))
+    return of_spread + half_square(difference) / other
+
+
+def variational_bound(score, x, betas, engine, variances=None):
+    """DDPM's bound of -log p(x), in nats: its terms, (N + 1, B), which add up to it.
+    [DDPM eq. 5; iDDPM sec. 2.1]
+
+        -log p(x_0) <= E [-log p(x_0 | x_1)                     how well the last step ends
+                          + sum_i KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i))
+                          + KL(q(x_N | x_0) || N(0, I))]        what the prior misses
+
+    p is the chain of `samplers.ancestral` with noise in its last step too, not the flow.
+    Terms 0 ... N-1 are estimates, of one draw of x_i each; the last is exact. All normals
+    have a multiple of I as their covariance, so each KL is `kl_of_normals`.
+
+    How near the bound comes depends on N and on the variances: with beta_i, the default, it
+    tends to -log p as the steps become many; with `ddpm.posterior_variances`, for a single
+    point the right ones, some gap is left for data that are spread. Their beta~_0 is 0;
+    index 0 takes index 1's, as in iDDPM.
+
+    score(x, i): x (B, D), as in `samplers.ancestral`; betas (N,); engine: it draws x_i.
+
+    Example:
+        >>> from minidiff.samplers import Reference
+        >>> x = np.ones((5000, 1))
+        >>> score = lambda x, i: -x  # data N(0, 1)
+        >>> terms = variational_bound(score, x, ddpm.linear_betas(), Reference(seed=0))
+        >>> print(terms.sum(0).mean().round(1))  # 1/2 + log(2 pi) / 2
+        1.4
+    """
+    betas = schedule(betas, "betas")
+    alpha_bar = ddpm.alpha_bars(betas)
+    alpha_bar_prev = ddpm.previous(alpha_bar)
+    posterior = ddpm.posterior_variances(betas)
+    variances = np.array(betas if variances is None else variances, np.float64)
+    require_shape(betas, variances, "variances")
+    if variances[0] == 0. and len(betas) > 1:
+        variances[0] = variances[1]
+    if not (variances > 0).all():
+        raise ValueError("variances must be positive, but for the first of several")
+    x = points(x)
+    noised = engine(perturb, PERTURBATION, range(len(betas)),
+                    a=alpha_bar**.5, sigma=(1 - alpha_bar)**.5)
+    terms = []
+    for i, (beta, variance) in enumerate(zip(betas, variances)):
+        x_i = noised(i, x)
+        s = require_shape(x, score(x_i, i))
+        if i == 0:
+            terms.append(-step_log_density(ddpm.ancestral_step, x, x_i, s,
+                                           beta=beta, variance=variance))
+            continue
+        p_mean = ddpm.ancestral_step(x_i, s, 0., beta, variance)
+        q_mean = ddpm.posterior_step(x_i, x, 0., alpha_bar[i], alpha_bar_prev[i], 0.)
+        terms.append(kl_of_normals(q_mean - p_mean, posterior[i], variance))
+    left = perturb(x, 0., alpha_bar[-1]**.5, 0.)
+    terms.append(kl_of_normals(left, 1 - alpha_bar[-1], 1.))
+    return np.stack(terms)
 
 
 def dequantize(k, u, levels):

@@ -2,9 +2,9 @@
 
 Near the data the score is large, about 1 / sigma; a network learns better from targets of
 one size. So papers let it predict the clean data, D = E[x_0 | x], the noise,
-eps = E[z | x], a mixture v of both, or EDM's F. All say the same: at x = a x_0 + sigma z
-each is affine in x and the score s. Here each is written as that function of (x, s), and
-its own coefficients invert it.
+eps = E[z | x], a mixture v of both, their difference, the velocity of a flow, or EDM's F.
+All say the same: at x = a x_0 + sigma z each is affine in x and the score s. Here each is
+written as that function of (x, s), and its own coefficients invert it.
 
 Operands x and s are of one shape; a, sigma > 0 are numbers, or arrays that broadcast to it.
 Next: `langevin`, which draws samples with nothing but a score.
@@ -35,7 +35,7 @@ def noise_prediction(x, s, /, a, sigma):
     return -sigma * s
 
 
-def velocity(x, s, /, a, sigma):
+def v_prediction(x, s, /, a, sigma):
     """v = a eps - sigma D, for a^2 + sigma^2 = 1. [PD app. D]
 
     Along x = cos(phi) x_0 + sin(phi) z it is dx / dphi. At little noise it is about eps, at
@@ -43,12 +43,34 @@ def velocity(x, s, /, a, sigma):
     on, a z - sigma x_0, has variance 1 at every level, for data of variance 1.
 
     Example:
-        >>> print(round(velocity(2., -1., a=.8, sigma=.6), 4))  # eps = .6, D = 2.05
+        >>> print(round(v_prediction(2., -1., a=.8, sigma=.6), 4))  # eps = .6, D = 2.05
         -0.75
     """
     eps = noise_prediction(x, s, a, sigma)
     x0_hat = posterior_mean(x, s, a, sigma)
     return a * eps - sigma * x0_hat
+
+
+def flow_velocity(x, s, /, a, sigma):
+    """E[z - x_0 | x] = eps - D, what a network returns after flow matching.
+    [Lipman et al. 2023, eq. 23; Liu et al. 2023, eq. 1]
+
+    Each x_t = (1 - t) x_0 + t z moves along its own straight line at the velocity z - x_0.
+    Many lines meet at a point. Their mean velocity there moves the points as the
+    probability flow of `sde.FlowMatching` does, where a = 1 - t and sigma = t:
+
+        dx / dt = f - g^2 s / 2 = -(x + t s) / (1 - t) = eps - D
+
+    Both papers let time run from noise to data; for such a network pass
+    lambda x, t: -network(x, 1 - t).
+
+    Example:
+        >>> print(flow_velocity(2., -1., a=.5, sigma=.5))  # eps = .5, D = 3.5
+        -3.0
+    """
+    eps = noise_prediction(x, s, a, sigma)
+    x0_hat = posterior_mean(x, s, a, sigma)
+    return eps - x0_hat
 
 
 def c_in(sigma, sigma_data=.5):
@@ -135,3 +157,24 @@ def rescaled(score, marginal):
         a, sigma = map(float, marginal(level))
         return score(x / a, sigma / a) / a
     return of_level
+
+
+def in_sigma(score, sde):
+    """score(x, sigma) of x_0 + sigma z from an SDE's own score(x, t): undoes `rescaled`.
+
+    So a network that was trained on one process runs on all others, and in every family.
+
+    Example:
+        >>> from minidiff.sde import FlowMatching
+        >>> def velocity(x, t):  # exact, for data N(0, 1)
+        ...     return (2 * t - 1) / (t**2 + (1 - t)**2) * x
+        >>> flow = FlowMatching()
+        >>> score = in_sigma(as_score(velocity, flow_velocity, flow.marginal), flow)
+        >>> print(score(np.array([4.]), 1.).round(12))  # -x / (1 + sigma^2)
+        [-2.]
+    """
+    def of_sigma(x, sigma):
+        t = float(sde.time(sigma))
+        a, _ = map(float, sde.marginal(t))
+        return a * score(a * x, t)
+    return of_sigma

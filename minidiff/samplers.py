@@ -283,7 +283,8 @@ def reverse_diffusion(score, x, sde, times, engine, step=sdes.reverse_diffusion_
     """
     t, _ = _grid(times, sde)
     n = len(t)
-    share = t / sde.T + SLACK  # SLACK, for a time that rounding alone made smaller
+    slack = min(SLACK, .5 / n**2)  # of n even steps the last is 1 / n^2 below index 1
+    share = t / sde.T + slack
     i = np.trunc(share * (n - 1)).astype(int)
     if n < 2 or (i != np.arange(n)[::-1]).any():
         raise ValueError("times must be at least three and fall evenly from T, "

@@ -18,7 +18,7 @@ functions below take dt > 0 and turn the sign.
 So a score turns noise into data in two ways. The second is a map that can be inverted, and
 along it a density changes in a known way: exact likelihoods, see `likelihood`.
 
-In the four processes here f is linear in x, and so x_t = a x_0 + sigma z [SDE eq. 29]. At
+In the five processes here f is linear in x, and so x_t = a x_0 + sigma z [SDE eq. 29]. At
 t = 0 that is the data, in VE the data with noise smin. At T they are lost in noise. In VP
 and sub-VP f = -beta(t) x / 2, where beta rises evenly, by default from .1 to 20; B is its
 integral from 0 to t:
@@ -28,6 +28,7 @@ integral from 0 to t:
     VP        exp(-B / 2)    sqrt(1 - a^2)          N(0, I)          DDPM's limit
     sub-VP    exp(-B / 2)    1 - a^2                N(0, I)          VP with less noise
     EDM       1              t                      N(0, T^2 I)      VE whose time is sigma
+    flow      1 - t          t                      N(0, I)          straight paths
 
 What a process has:
 
@@ -296,10 +297,60 @@ class SubVP(_LinearBeta):
         return 2 * np.arcsinh(np.asarray(ratio, np.float64) / 2)
 
 
+@dataclass(frozen=True)
+class FlowMatching(_SDE):
+    """The process of flow matching and rectified flows: each path is a straight line.
+    [Lipman et al. 2023; Liu et al. 2023]
+
+        x_t = (1 - t) x_0 + t z,  f = -x / (1 - t),  g = sqrt(2 t / (1 - t)),  T = .999
+
+    Given x_0 and z the velocity is z - x_0 at all times. The probability flow has the mean
+    of these, `predictions.flow_velocity`, as its velocity. So it is nearly straight where
+    the data hardly depend on x, and a few steps of Euler's do. Reversed as an SDE, or asked
+    for a likelihood, it is a process like the others. At t = 1, where the data are gone, f
+    is infinite, and so time ends before. Its own chain has no error: x_i is drawn from
+    q(x_i | x_{i-1}) at t_i = (i + 1) T / n.
+
+    Example:
+        >>> print(*FlowMatching().marginal(.25), FlowMatching().diffusion(.5).round(4))
+        0.75 0.25 1.4142
+    """
+
+    T = .999
+    prior_std = T
+
+    def drift(self, x, t):
+        """f = -x / (1 - t)."""
+        return -x / (1 - np.asarray(t, np.float64))
+
+    def diffusion(self, t):
+        """g = sqrt(2 t / (1 - t))."""
+        t = np.asarray(t, np.float64)
+        return (2 * t / (1 - t))**.5
+
+    def marginal(self, t):
+        """(1 - t, t)."""
+        t = np.asarray(t, np.float64)[()]
+        return 1 - t, t
+
+    def time(self, ratio):
+        """ratio / (1 + ratio)."""
+        ratio = np.asarray(ratio, np.float64)[()]
+        return ratio / (1 + ratio)
+
+    def discretize(self, x, i, n):
+        """(f_i, G_i) of q(x_i | x_{i-1}), a normal: from t_{i-1} to t_i = (i + 1) T / n."""
+        a_prev, sigma_prev = self.marginal(np.asarray(i) * self.T / n)
+        a, sigma = self.marginal((np.asarray(i) + 1) * self.T / n)
+        kept = a / a_prev
+        G = (sigma**2 - (kept * sigma_prev)**2)**.5
+        return (kept - 1) * x, G
+
+
 def prior_std(sde):
     """The std of the prior N(0, std^2 I), from which the reverse process starts.
 
-    sigma_max for VE and EDM, 1 for VP and sub-VP. It is not quite p_T, of which the mean is
+    sigma_max for VE and EDM, 1 for VP and sub-VP, T for flow matching. It is not quite p_T, of which the mean is
     a E[x_0] and the variance a^2 Var[x_0] + sigma^2: with VE and EDM, where a = 1, the
     data's own, small beside sigma_max.
 

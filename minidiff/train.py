@@ -20,10 +20,10 @@ from . import __version__, noise, score_matching
 from .affine import coefficients
 from .data import dequantized, permuted
 from .net import ScoreNet, usual_defaults
-from .predictions import c_in
+from .predictions import c_in, flow_velocity
 from .processes import ALONE
 from .score_matching import residual
-from .sde import VP, importance_times, perturb
+from .sde import VP, FlowMatching, importance_times, perturb
 from .terminal import say
 from .weights import kinds, read, save
 
@@ -77,6 +77,8 @@ def training_levels(n, seed, step, weighting="edm", *, sde=VP(), sample=0,  # no
 
     edm: ln sigma ~ N(shift - 1.2, 1.2^2), lambda = `edm_weight`. [EDM table 1]
     sigma2: the same levels, lambda = sigma^2. [SMLD eq. 6]
+    flow: t is uniform, sigma = t / (1 - t), and the loss is that of the velocity,
+        |v - (z - x_0)|^2 / 2, whatever the image's size. [Lipman et al. 2023]
     likelihood: lambda = g^2 of the sde, by importance sampling of t, for x / a. [ScoreFlow]
     """
     draw = {"seed": seed, "sample": sample, "step": step, "tag": noise.TIME}
@@ -85,6 +87,12 @@ def training_levels(n, seed, step, weighting="edm", *, sde=VP(), sample=0,  # no
         t, Z = importance_times(sde, u)
         a, sigma = sde.marginal(t)
         return sigma / a, Z * (sigma / a)**2
+    if weighting == "flow":
+        flow = FlowMatching()
+        u = noise.uniform((n,), **draw).astype(float)
+        a, sigma = flow.marginal(flow.T * u)
+        per_score = flow_velocity(0., 1., 1., sigma / a)  # of x / a
+        return sigma / a, per_score**2
     z = noise.normal((n,), **draw).astype(float)
     mean, std = LOG_LEVEL
     sigma = np.exp(shift + mean + std * z)
@@ -154,6 +162,9 @@ class Trainer:
         if processes.size > 1 and objective != "denoising":
             raise ValueError(f"--objective {objective} differentiates the network itself, "
                              "in one process alone")
+        if weighting == "flow" and objective != "denoising":
+            raise ValueError("--weighting flow is of the velocity's square, which is "
+                             "--objective denoising")
         self.lr = lr
         self.seed = seed
         self.kernels = kernels

@@ -116,7 +116,7 @@ def test_rows_move_gaussians_as_they_should():
     assert math.isclose(after(ddpm.posterior_step, 1 - a, alpha_bar=a, alpha_bar_prev=b,
                               variance=(1 - b) / (1 - a) * (1 - a / b)), 1 - b)
     dt, t, v0 = 1e-4, .4, 2.
-    for model in (sde.VE(), sde.VP(), sde.SubVP()):
+    for model in (sde.VE(), sde.VP(), sde.SubVP(), sde.FlowMatching()):
         def variance(t, model=model):
             scale, sigma = model.marginal(t)
             return scale**2 * v0 + sigma**2

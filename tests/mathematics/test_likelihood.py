@@ -14,10 +14,10 @@ from minidiff.likelihood import (
 )
 from minidiff.net import ScoreNet
 from minidiff.samplers import pf_ode_adaptive
-from minidiff.sde import EDM, VE, VP, SubVP, prior_std
+from minidiff.sde import EDM, VE, VP, FlowMatching, SubVP, prior_std
 from minidiff.targets import Gaussian, Mixture
 
-SDES = pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), EDM()],
+SDES = pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), EDM(), FlowMatching()],
                                ids=lambda sde: type(sde).__name__)
 DIMENSIONS = pytest.mark.parametrize("d", [2, 10])
 
@@ -89,7 +89,8 @@ def test_a_gaussian_in_eight_dimensions_costs_44_evaluations_and_8e_5_nats():
     assert round(errors[20], 6) == 7.2e-5
 
 
-@pytest.mark.parametrize("sde", [VE(), VP(), SubVP()], ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), FlowMatching()],
+                         ids=lambda sde: type(sde).__name__)
 def test_a_density_of_one_dimension_integrates_to_one(sde):
     p, x = Mixture([.3, .7], [[-1.], [1.5]], [.1, .3]), np.linspace(-6, 6, 1201)[:, None]
     log_p, _, _ = log_likelihood(exact(p, sde), x, sde,
@@ -220,7 +221,7 @@ def test_dequantised_data_are_uniform_within_their_level_and_fresh_each_step():
     ((2, 3), {"rtol": 0.}), ((2, 3), {"atol": -1.})], ids=str)
 def test_arguments_out_of_range(shape, kw):
     x = np.ones(shape)
-    with pytest.raises(ValueError, match="t_min|t must|rtol|atol"):
+    with pytest.raises(ValueError, match="x must|t_min|t must|rtol|atol"):
         log_likelihood(lambda x, t: (x, x[:, 0]), x, VP(), lambda x: x[:, 0], **kw)
 
 

@@ -104,13 +104,26 @@ def test_an_objective_trains_a_network_towards_the_score(name):
     assert explicit(s, score) < explicit(0 * s, score) / 20
 
 
-@pytest.mark.parametrize("weighting", ["edm", "sigma2", "likelihood"])
+@pytest.mark.parametrize("weighting", ["edm", "sigma2", "likelihood", "flow"])
 def test_training_levels_weigh_as_they_say(weighting):
     """In the network's variable x0 + sigma z the likelihood's g^2 ... is Z sigma^2 with ln sigma
-    uniform between the ends of VP; sigma^2 is SMLD's; EDM's is that of |D - x0|^2."""
+    uniform between the ends of VP; flow matching's is that of |v - (z - x0)|^2 at uniform times;
+    sigma^2 is SMLD's; EDM's is that of |D - x0|^2."""
     sigma, weight = training_levels(2**14, 1, 0, weighting)
     ends = np.log([1e-3, 152.1])
-    if weighting == "likelihood":  # KS distance of ln sigma from the uniform, alpha 1e-6
+    if weighting == "flow":  # KS distance of t / T from the uniform, alpha 1e-6
+        t = sigma / (1 + sigma)
+        u = np.sort(t / .999)
+        assert np.abs(u - (np.arange(2**14) + .5) / 2**14).max() < (np.log(2e6) / 2**15)**.5
+        rng = np.random.default_rng(1)
+        x0, z, s = rng.standard_normal((3, 2**14))  # any s at all is a model's
+        x_t = (1 - t) * x0 + t * z
+        v = -(x_t + t * s) / (1 - t)
+        # s is the score of x_t, and (1 - t) s that of x_t / (1 - t) = x0 + sigma z
+        loss = weight * ((1 - t) * s + z / sigma)**2
+        # rounding of two terms that cancel, both of the size of z / (1 - t)
+        np.testing.assert_allclose(loss, (v - (z - x0))**2, rtol=1e-9, atol=1e-9)
+    elif weighting == "likelihood":  # KS distance of ln sigma from the uniform, alpha 1e-6
         u = np.sort((np.log(sigma) - ends[0]) / (ends[1] - ends[0]))
         assert np.abs(u - (np.arange(2**14) + .5) / 2**14).max() < (np.log(2e6) / 2**15)**.5 + 1e-3
         np.testing.assert_allclose(weight / sigma**2, 2 * (ends[1] - ends[0]), rtol=1e-4)

@@ -240,6 +240,7 @@ VP, TWO = sde.VP(np.float32(.1), np.float32(20.)), np.array([.3, .7], np.float32
     (sde.EDM().marginal, (TWO,)), (sde.EDM().time, (TWO,)), (sde.EDM().diffusion, (TWO,)),
     (lambda *p: sde.VP(*p).marginal(.3), (.13, 19.)), (sde.VP().marginal, (TWO,)),
     (lambda *p: sde.SubVP(*p).marginal(.3), (.13, 19.)), (sde.SubVP().time, (TWO,)),
+    (sde.FlowMatching().marginal, (TWO,)), (sde.FlowMatching().time, (TWO,)),
     (lambda *p: targets.Gaussian([0.], 1.).noised(*p).variances, (.3, .7))], ids=str)
 def test_functions_of_numbers_compute_in_float64(f, arguments):
     given = [np.float32(v) if np.ndim(v) == 0 else v for v in arguments]
@@ -294,14 +295,22 @@ def test_a_process_takes_its_own_levels():
                 assert np.isfinite(x).all(), process
 
 
-@pytest.mark.parametrize("process", [sde.VE(), sde.VP(), sde.SubVP()], ids=str)
+@pytest.mark.parametrize("process", [sde.VE(), sde.VP(), sde.SubVP(), sde.FlowMatching()],
+                         ids=str)
 def test_a_chains_times_may_be_rounded(process):
     """An index is the whole number that its time is, but for rounding."""
-    exact = np.linspace(1, 0, 201)
-    chains = exact, exact.astype(np.float32), exact * (1 - 1e-16), np.append(1 - 1e-16, exact[1:])
+    exact = np.linspace(process.T, 0, 201)
+    chains = (exact, exact.astype(np.float32), exact * (1 - 1e-16),
+              np.append(process.T * (1 - 1e-16), exact[1:]))
     states = [list(samplers.reverse_diffusion(lambda x, t: -x, np.ones((1, 2)), process, times,
                                             samplers.Reference()))[-1] for times in chains]
     assert all(np.array_equal(states[0], other) for other in states[1:])
+    for n in (1024, 1025, 5000):  # 1 / n and SLACK are then of one size
+        last = process.T / n
+        for times in (n, np.append(np.linspace(process.T, last, n), 0.),
+                      np.append(np.linspace(process.T, last, n), 0.).astype(np.float32)):
+            next(samplers.reverse_diffusion(lambda x, t: -x, np.ones((1, 2)), process, times,
+                                            samplers.Reference()))
     with pytest.raises(ValueError, match="one an index"):
         list(samplers.reverse_diffusion(lambda x, t: -x, np.ones((1, 2)), process, exact * .9998,
                                       samplers.Reference()))
@@ -309,7 +318,8 @@ def test_a_chains_times_may_be_rounded(process):
 
 def test_a_number_in_is_a_number_out():
     """So that a marginal meets tensors, and an SDE is a key."""
-    for process in (sde.VE(), sde.VP(), sde.SubVP(), sde.EDM(np.array(10.))):
+    for process in (sde.VE(), sde.VP(), sde.SubVP(), sde.EDM(np.array(10.)),
+                    sde.FlowMatching()):
         assert hash(process)
         a, sigma = process.marginal(.5)
         assert np.ndim(process.time(.5)) == 0
@@ -319,7 +329,8 @@ def test_a_number_in_is_a_number_out():
             sde.VE(*bad)
 
 
-@pytest.mark.parametrize("process", [sde.VE(), sde.VP(), sde.SubVP(), sde.EDM(80.)], ids=str)
+@pytest.mark.parametrize("process", [sde.VE(), sde.VP(), sde.SubVP(), sde.EDM(80.),
+                                     sde.FlowMatching()], ids=str)
 def test_rounding_beyond_an_end_is_the_end(process):
     T, step = process.T, sde.reverse_sde_step
     at = lambda t: coefficients(step, sde=process, t=t, dt=.01)

@@ -10,15 +10,17 @@ import torch
 from minidiff import ddpm, noise, samplers, solvers
 from minidiff.predictions import (
     as_score,
+    flow_velocity,
+    in_sigma,
     inverse,
     noise_prediction,
     posterior_mean,
     preconditioned,
     rescaled,
-    velocity,
+    v_prediction,
 )
 from minidiff.score_matching import denoising, explicit, implicit, sliced, sliced_vr
-from minidiff.sde import EDM, VE, VP, SubVP, importance_times
+from minidiff.sde import EDM, VE, VP, FlowMatching, SubVP, importance_times
 from minidiff.targets import Gaussian, Mixture
 
 PLANE = Mixture([.3, .7], [[-1., .5], [1.5, -.5]], [.5, .8])
@@ -238,7 +240,7 @@ def test_posterior_mean_is_the_mixture_one_by_quadrature(a, sigma):
 # ---- what a network may predict ----
 
 PREDICTIONS = pytest.mark.parametrize("prediction", [
-    posterior_mean, noise_prediction, velocity, preconditioned], ids=lambda f: f.__name__)
+    posterior_mean, noise_prediction, v_prediction, flow_velocity, preconditioned], ids=lambda f: f.__name__)
 MARGINALS = pytest.mark.parametrize("a, sigma", [(1., .5), (.6, .8), (.999, .002), (1., 80.),
                                                  (.0065, 1.)])
 
@@ -265,7 +267,7 @@ def test_predictions_are_what_they_are_called_of_x0_and_z(a, sigma):
     scale = (np.abs(x) + sigma * np.abs(z)) / a
     np.testing.assert_allclose(noise_prediction(x, s, a, sigma), z, rtol=1e-15)
     assert (np.abs(posterior_mean(x, s, a, sigma) - x0) <= 1e-15 * scale).all()
-    assert (np.abs(velocity(x, s, a, sigma) - (a * z - sigma * x0))
+    assert (np.abs(v_prediction(x, s, a, sigma) - (a * z - sigma * x0))
             <= 1e-15 * (1 + sigma) * scale).all()
     # EDM's table 1, in its variable x / a at sigma / a: D = c_skip x + c_out F
     level, sd = sigma / a, .5
@@ -306,7 +308,7 @@ def test_every_parametrisation_gives_one_trajectory(loop):
     score = lambda x, level: PLANE.noised(*marginal(level)).score(x)
     x = scale * noise.normal((16, 2), seed=3).astype(np.float64)
     own = list(run(score, x, samplers.Reference(seed=4)))
-    for prediction in (posterior_mean, noise_prediction, velocity, preconditioned):
+    for prediction in (posterior_mean, noise_prediction, v_prediction, flow_velocity, preconditioned):
         network = lambda x, level, f=prediction: f(x, score(x, level), *marginal(level))
         states = run(as_score(network, prediction, marginal), x, samplers.Reference(seed=4))
         for got, want in zip(states, own, strict=True):
@@ -328,7 +330,8 @@ def test_vp_and_ve_are_one_trajectory_in_two_forms():
 
 # ---- times by importance ----
 
-@pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), EDM()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), EDM(), FlowMatching()],
+                         ids=lambda s: type(s).__name__)
 def test_importance_times_have_density_g2_over_sigma2(sde):
     """t(u) falls in [t_min, T], and dt/du = Z sigma^2 / g^2: the density is g^2 / (Z sigma^2).
     Central differences of h = 1e-5: h^2 / 6 times a third derivative below (ln 5e4)^3 of t."""

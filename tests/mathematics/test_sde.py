@@ -10,9 +10,10 @@ import torch
 from minidiff import ddpm, kernels, langevin, samplers, solvers
 from minidiff import sde as sdes
 from minidiff.affine import coefficients, operands
-from minidiff.sde import VE, VP, SubVP
+from minidiff.sde import VE, VP, FlowMatching, SubVP
 
-SDES = pytest.mark.parametrize("sde", [VE(), VP(), SubVP()], ids=lambda s: type(s).__name__)
+SDES = pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), FlowMatching()],
+                               ids=lambda s: type(s).__name__)
 STEPS = 256, 512, 1024, 2048
 
 
@@ -68,7 +69,7 @@ def test_the_vp_and_sub_vp_std_keeps_its_digits_at_small_times():
 
 
 @SDES
-@pytest.mark.parametrize("end", [.5, 1.])
+@pytest.mark.parametrize("end", [.5, .9])
 def test_forward_moments_tend_to_the_marginal_at_first_order(sde, end):
     a, sigma = sde.marginal(end)
     means, variances = [], []
@@ -79,15 +80,15 @@ def test_forward_moments_tend_to_the_marginal_at_first_order(sde, end):
         means.append(mean - a)
         variances.append(variance - sigma**2)
     assert order(variances) == pytest.approx(1, abs=.06)
-    if sde == VE():
-        assert means == [0] * 4
+    if sde in (VE(), FlowMatching()):  # straight in t, so that Euler's step is exact
+        assert np.abs(means).max() < 1e-14
     else:
         assert order(means) == pytest.approx(1, abs=.06)
 
 
 @SDES
 def test_simulated_paths_have_those_moments(sde):
-    n, times = 2**14, np.linspace(0, 1, 51)**2  # uneven: each step has its own dt
+    n, times = 2**14, sde.T * np.linspace(0, 1, 51)**2  # uneven: each step has its own dt
     x = np.full((n, 1), 3.)
     *_, x = samplers.forward_sde(x, sde, times, samplers.Reference(seed=2))
     table = coefficients(sdes.forward_sde_step, sde=sde, t=times[:-1], dt=np.diff(times))
@@ -111,14 +112,14 @@ def test_sub_vp_has_less_variance_than_vp_at_every_time():
 
 @SDES
 def test_the_prior_is_the_last_marginal(sde):
-    # sigma(1) misses 1 by what is left of the data, a^2 = 4.3e-5
+    # sigma(T) misses 1 by what is left of the data, a^2 = 4.3e-5
     assert sde.marginal(sde.T)[1] == pytest.approx(sdes.prior_std(sde), rel=4.4e-5)
 
 
 @SDES
 def test_time_is_where_the_marginal_has_that_ratio(sde):
     # VE's t is a ratio of logarithms, right to eps of 1; the others' to eps of t itself
-    t = np.concatenate((np.geomspace(1e-6, .1, 20), np.linspace(.1, 1, 20)))
+    t = np.concatenate((np.geomspace(1e-6, .1, 20), np.linspace(.1, sde.T, 20)))
     a, sigma = sde.marginal(t)
     np.testing.assert_allclose(sde.time(sigma / a), t, rtol=2e-15, atol=1e-15 * (sde == VE()))
 
@@ -183,9 +184,9 @@ def test_reverse_diffusion_tends_to_euler_maruyama(sde):
     # a step's mean a - 1 and b, and its variance c^2, a unit of time
     gap = []
     for n in STEPS:
-        i = np.arange(n // 2, n)
+        i = np.arange(n // 2, 7 * n // 8)
         one = coefficients(sdes.reverse_diffusion_step, sde=sde, i=i, n=n)
-        other = coefficients(sdes.reverse_sde_step, sde=sde, t=i / (n - 1), dt=1 / n)
+        other = coefficients(sdes.reverse_sde_step, sde=sde, t=sde.T * i / (n - 1), dt=sde.T / n)
         rates = [np.stack((n * (u[:, 0] - 1), n * u[:, 1], n * u[:, 2]**2)) for u in (one, other)]
         gap.append(np.abs(rates[0] - rates[1]).max())
     if sde == SubVP():
@@ -195,7 +196,7 @@ def test_reverse_diffusion_tends_to_euler_maruyama(sde):
 
 
 def test_the_flow_is_the_reverse_step_with_half_the_score_and_no_noise():
-    for sde in (VE(), VP(), SubVP()):
+    for sde in (VE(), VP(), SubVP(), FlowMatching()):
         a, b, _ = coefficients(sdes.reverse_sde_step, sde=sde, t=.4, dt=.01)
         np.testing.assert_allclose(coefficients(sdes.pf_ode_step, sde=sde, t=.4, dt=.01),
                                    [a, b / 2], rtol=1e-15)

@@ -29,10 +29,11 @@ def test_every_family_reaches_an_exact_mixture(family):
 # evaluations as the README's table has them; how much the std of an end is off .1, the data's
 DEMO = {"annealed_langevin": (97, .2441), "ddpm_ancestral": (80, -.0965), "ddim": (40, -.0956),
         "reverse_sde_ve": (80, -.0055), "reverse_sde_vp": (80, .0421),
-        "reverse_sde_subvp": (80, .018), "reverse_diffusion_ve": (80, .0468),
+        "reverse_sde_subvp": (80, .018), "reverse_sde_flow": (80, .0447),
+        "reverse_diffusion_ve": (80, .0468),
         "reverse_diffusion_vp": (80, .2072), "ancestral_ve": (79, -.0563), "pc_ve": (79, -.0044),
-        "pc_vp": (79, .082), "pc_subvp": (79, .0376), "pf_ode": (40, .0245), "heun": (39, .0553),
-        "edm_churn": (79, .0354), "dpmpp_2m": (20, .0329)}
+        "pc_vp": (79, .082), "pc_subvp": (79, .0376), "pf_ode": (40, .0245),
+        "flow_matching": (40, -.106), "heun": (39, .0553), "edm_churn": (79, .0354), "dpmpp_2m": (20, .0329)}
 
 
 @pytest.mark.parametrize("family", DEMO)
