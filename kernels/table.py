@@ -98,7 +98,8 @@ OPS = {op.name: op for op in (
     Op("reverse_diffusion", sde.reverse_diffusion_step, {"sde": SDES} | IN_CHAIN),
     Op("ancestral_sde", sde.ancestral_step, {"sde": [VE(), VP()]} | IN_CHAIN),
     Op("pf_ode", sde.pf_ode_step, IN_TIME),
-    Op("heun", sde.heun_step, IN_TIME | {"sde": [EDM(1.), *SDES], "t": (.02, FlowMatching.T)}),
+    Op("heun", sde.heun_step,
+       IN_TIME | {"sde": [EDM(1.), *SDES], "t": (.02, FlowMatching.T)}),
     Op("dpmpp_2m", solvers.dpmpp_2m_step,
        {"sigma_prev": (10., 20.), "sigma": (1., 10.), "sigma_next": (.1, 1.)}),
     Op("posterior_mean", predictions.posterior_mean,
@@ -124,7 +125,8 @@ def lookup(op, denoise=None):
 
 # ---- coefficients that were seen before ----
 
-NUMBERS = {int, float, np.float64, VE, VP, SubVP, EDM, FlowMatching}  # an SDE is what its numbers are
+# an SDE is what its numbers are
+NUMBERS = {int, float, np.float64, VE, VP, SubVP, EDM, FlowMatching}
 KEPT = 256
 
 

@@ -231,8 +231,8 @@ def train_options(add):
         help="of score matching; the others differentiate the network: for small data "
              "(default denoising)")
     add("--weighting", choices=("edm", "sigma2", "likelihood", "flow"),
-        help="of the loss over noise levels (default edm; sigma2 for the other objectives); "
-             "flow is flow matching's")
+        help="of the loss over noise levels, flow for flow matching (default edm; sigma2 "
+             "for the other objectives)")
     add("--labels", action="store_true",
         help="learn each class's score too, of data whose classes are known")
     add("--save-every", type=positive, default=200, metavar="N",
@@ -416,7 +416,8 @@ def eval_options(add):
     add("--samples", "--n", dest="n", type=positive, default=360, metavar="N",
         help="how many (default 360); of them the SVM and the likelihood take as many as "
              "are held out")
-    add("--likelihood", action="store_true", help="bits/dim by the probability flow")
+    add("--likelihood", action="store_true",
+        help="bits/dim by the probability flow, and DDPM's bound")
     add("--data", help="a data set, which is scaled as the model's was (default: the one "
                        "it was trained on)")
 
@@ -462,7 +463,7 @@ def require_enough(n, least):
 
 def eval_likelihood(args, net, data, saved):
     """The bits/dim of --n held-out samples, or of all, as a result for --json."""
-    from .demo import likelihood
+    from .demo import bound, likelihood
     n = min(args.n, len(data.held))
     require_enough(n, 2)
     guided = args.guidance is not None
@@ -471,9 +472,12 @@ def eval_likelihood(args, net, data, saved):
                          "--family and --guidance")
     if data.classes != tuple(saved["classes"] or ()):
         data = replace(data, held_labels=None)  # those are of other classes
-    mean, error, evaluations = likelihood(net, data, n, args.seed, device(args))
-    return {"bits_per_dim": mean, "error": error, "n": n, "evaluations": evaluations,
-            "data": data.name}
+    of_samples = net, data, n, args.seed, device(args)
+    mean, error, evaluations = likelihood(*of_samples)
+    highest, error_of_bound, steps = bound(*of_samples)
+    return {"bits_per_dim": mean, "error": error, "evaluations": evaluations,
+            "bound": highest, "bound_error": error_of_bound, "bound_evaluations": steps,
+            "n": n, "data": data.name}
 
 
 def eval_samples(args, net, data, saved):

@@ -16,23 +16,32 @@ FAR = 10.  # from the data, which lie in [-1, 1]
 EXACT = 8  # coordinates of a sample at most, for the covariance of each by itself
 
 
+def as_tensor(u, shape, device):
+    """(B, D) numbers as a float32 tensor (B, *shape)."""
+    return torch.tensor(u, dtype=torch.float32, device=device).reshape(-1, *shape)
+
+
+def as_points(u):
+    """A tensor (B, *shape) as a float64 array (B, D)."""
+    return u.flatten(1).double().cpu().numpy()
+
+
+def of_points(score, shape, device):
+    """A score(x, t) of tensors as one of (B, D) float64 arrays."""
+    return lambda x, t: as_points(score(as_tensor(x, shape, device), t))
+
+
 def linearized(score, shape, device):
     """A score(x, t) of tensors as `likelihood.with_trace` takes it: of (B, D) float64
     arrays, with its products with a vector from the left."""
-    def tensor(u):
-        return torch.tensor(u, dtype=torch.float32, device=device).reshape(-1, *shape)
-
-    def host(u):
-        return u.flatten(1).double().cpu().numpy()
-
     def linearize(x, t):
-        s, vjp = torch.func.vjp(lambda x: score(x, t), tensor(x))
+        s, vjp = torch.func.vjp(lambda x: score(x, t), as_tensor(x, shape, device))
 
         def product(v):
-            gradient, = vjp(tensor(v))
-            return host(gradient)
+            gradient, = vjp(as_tensor(v, shape, device))
+            return as_points(gradient)
 
-        return host(s), product
+        return as_points(s), product
 
     return linearize
 

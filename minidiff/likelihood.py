@@ -1,8 +1,9 @@
 """Exact likelihood, by the probability flow; and DDPM's bound, by its chain.
 
-**The flow** is a continuous normalizing flow. A crowd of points that moves by dx = f~ dt grows denser where f~ converges. Along a point's
-path the density changes by the divergence of f~ alone, d log p(x_t) / dt = -div f~. So
-carry a sample from the data to the noise, where the density is known, and add up:
+**The flow** is a continuous normalizing flow. A crowd of points that moves by dx = f~ dt
+grows denser where f~ converges. Along a point's path the density changes by the divergence
+of f~ alone, d log p(x_t) / dt = -div f~. So carry a sample from the data to the noise,
+where the density is known, and add up:
 
     log p_0(x_0) = log p_T(x_T) + int_0^T div f~(x_t, t) dt                     [SDE eq. 39]
 
@@ -117,7 +118,8 @@ def step_log_density(step, x_next, x, *u, **parameters):
     row = coefficients(step, **parameters)
     names = operands(step)
     if len(names) != 2 + len(u) and names[-1] == "z":
-        raise TypeError(f"{step.__name__} takes {', '.join(names)}, got {1 + len(u)} and no z")
+        raise TypeError(f"{step.__name__} takes {', '.join(names)}, "
+                        f"got {1 + len(u)} and no z")
     if row.ndim > 1:
         raise ValueError("parameters must be numbers, those of one step")
     if not draws(step, row):

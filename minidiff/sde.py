@@ -304,12 +304,12 @@ class FlowMatching(_SDE):
 
         x_t = (1 - t) x_0 + t z,  f = -x / (1 - t),  g = sqrt(2 t / (1 - t)),  T = .999
 
-    Given x_0 and z the velocity is z - x_0 at all times. The probability flow has the mean
-    of these, `predictions.flow_velocity`, as its velocity. So it is nearly straight where
-    the data hardly depend on x, and a few steps of Euler's do. Reversed as an SDE, or asked
-    for a likelihood, it is a process like the others. At t = 1, where the data are gone, f
-    is infinite, and so time ends before. Its own chain has no error: x_i is drawn from
-    q(x_i | x_{i-1}) at t_i = (i + 1) T / n.
+    Given x_0 and z the velocity is z - x_0 at all times. The velocity of the probability
+    flow is the mean of these at x, `predictions.flow_velocity`, so that its paths are
+    straighter than VP's, but bend. Reversed as an SDE, or asked for a likelihood, it is a
+    process like the others. At t = 1, where the data are gone, f is infinite, and so time
+    ends before. Its own chain is exact forwards: x_i is drawn from q(x_i | x_{i-1}) at
+    t_i = (i + 1) T / n.
 
     Example:
         >>> print(*FlowMatching().marginal(.25), FlowMatching().diffusion(.5).round(4))
@@ -350,9 +350,9 @@ class FlowMatching(_SDE):
 def prior_std(sde):
     """The std of the prior N(0, std^2 I), from which the reverse process starts.
 
-    sigma_max for VE and EDM, 1 for VP and sub-VP, T for flow matching. It is not quite p_T, of which the mean is
-    a E[x_0] and the variance a^2 Var[x_0] + sigma^2: with VE and EDM, where a = 1, the
-    data's own, small beside sigma_max.
+    sigma_max for VE and EDM, 1 for VP and sub-VP, T for flow matching. It is not quite p_T,
+    of which the mean is a E[x_0] and the variance a^2 Var[x_0] + sigma^2: with VE and EDM,
+    where a = 1, the data's own, small beside sigma_max.
 
     Example:
         >>> print(prior_std(VE()), prior_std(VP()))

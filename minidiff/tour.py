@@ -67,6 +67,26 @@ def score_by_sigma(data):
     return lambda x, sigma: data.noised(1, sigma).score(x)
 
 
+def score_by_time(data, process):
+    """The score(x, t) of a distribution that a process has carried to t."""
+    return lambda x, t: data.noised(*process.marginal(t)).score(x)
+
+
+def show_times(axis, data, process, times, half=3.):
+    """p_t(x) of data on a line in shades of blue, each time scaled to its own peak."""
+    height = np.linspace(-half, half, 300)
+    p = [np.exp(data.noised(*process.marginal(t)).log_density(height[:, None]))
+         for t in times]
+    shade = (np.transpose(p) / np.max(p, axis=1))**.6
+    axis.pcolormesh(times, height, shade, cmap="Blues", vmax=1.25, rasterized=True)
+    axis.set(xlim=(1, -.01), ylim=(-half, half), xlabel="t: noise at 1, data at 0")
+
+
+def show_paths(axis, times, states):
+    """Paths of points of a line, from noise to data, each up to its dot."""
+    axis.plot(times, states[..., 0], "o-", markevery=[-1], color=ORANGE, mec="white", lw=.9)
+
+
 def score_field(seed=0):
     """The score is an arrow at every point: where the log density rises fastest. Its length
     is how fast, drawn here as the square root, on one scale. Little noise: steep hills, and
@@ -184,14 +204,16 @@ def ddpm_there_and_back(seed=0):
 
 
 def processes():
-    """Three ways to drown data: x_t = a x_0 + sigma z. VE leaves the data where it is and
+    """Four ways to drown data: x_t = a x_0 + sigma z. VE leaves the data where it is and
     piles noise on it. VP lets the data fade, so that data of std 1 keep it. Sub-VP adds
-    less noise on the way. At equal sigma / a all three are one distribution, scaled.
+    less noise on the way. Flow matching leads from data to noise in straight lines. At
+    equal sigma / a all four are one distribution, scaled.
     """
-    t = np.linspace(0, 1, 400)
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.6))
     titles = "mean: a", "spread: sigma", "std, data of std 1", "noise over signal"
-    for kind, style in ((sde.VE(), "-"), (sde.VP(), "-"), (sde.SubVP(), "--")):
+    kinds = sde.VE(), sde.VP(), sde.SubVP(), sde.FlowMatching()
+    for kind, style in zip(kinds, ("-", "-", "--", "-")):
+        t = np.linspace(0, kind.T, 400)
         a, sigma = kind.marginal(t)
         curves = a, sigma, (a**2 + sigma**2)**.5, sigma / a
         for axis, curve, title in zip(axes, curves, titles):
@@ -213,22 +235,14 @@ def reversal(seed=0):
     vp = sde.VP()
     times = np.linspace(1, 1e-3, 601)
     z = prior((8, 1), seed=seed)
-
-    def score(x, t):
-        return LINE.noised(*vp.marginal(t)).score(x)
-
+    score = score_by_time(LINE, vp)
     runs = {"reverse SDE": samplers.reverse_sde(score, z, vp, times, Reference(seed)),
             "probability flow": samplers.pf_ode(score, z, vp, times, Reference(seed))}
-    height = np.linspace(-3, 3, 300)
-    p = [np.exp(LINE.noised(*vp.marginal(t)).log_density(height[:, None])) for t in times]
-    shade = (np.transpose(p) / np.max(p, axis=1))**.6
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.3), sharey=True)
     for axis, (name, states) in zip(axes, runs.items()):
-        axis.pcolormesh(times, height, shade, cmap="Blues", vmax=1.25, rasterized=True)
-        path = np.stack([z, *states])[..., 0]
-        axis.plot(times, path, "o-", markevery=[-1], color=ORANGE, mec="white", lw=.9)
-        axis.set(title=name, xlim=(1, -.01), ylim=(-3, 3),
-                 xlabel="t: noise at 1, data at 0")
+        show_times(axis, LINE, vp, times)
+        show_paths(axis, times, np.stack([z, *states]))
+        axis.set_title(name)
     axes[0].set_ylabel("x")
     return figure
 
@@ -331,9 +345,7 @@ def flow(seed=0):
     times = np.linspace(1, 0, 61)**2  # most of it happens late
     z = prior((700, 2), seed=seed)
 
-    def score(x, t):
-        return THREE.noised(*vp.marginal(t)).score(x)
-
+    score = score_by_time(THREE, vp)
     states = [z, *samplers.heun(score, z, vp, times, Reference(seed))]
     figure, axis = plt.subplots(figsize=(4, 4), dpi=80)
 
@@ -372,6 +384,52 @@ def guidance(seed=0):
     return figure
 
 
+def even_errors(process, steps, z, end):
+    """How far from the flow's end, on average, n even steps of Euler's lead, for each n."""
+    score = score_by_time(LINE, process)
+    x = process.prior_std * z
+    errors = []
+    for n in steps:
+        *_, found = samplers.pf_ode(score, x, process, n, Reference())
+        errors.append(abs(found - end).mean())
+    return errors
+
+
+def straight_and_curved(seed=0):
+    """Black: x_t of pairs of a sample and its noise, on curved paths in VP, on straight
+    ones in flow matching. Such paths cross. The probability flow (orange) moves at the mean
+    velocity of all that pass, so that its own never cross, and must bend as well: flow
+    matching's are straighter, not straight. Right: how far even steps of Euler's end from
+    where the flow leads. Of four steps the straighter paths halve that; of more they do
+    not.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.1))
+    x0, z = LINE.sample(7, seed), prior((7, 1), seed=seed)
+    many = prior((2000, 1), seed=seed).astype(float)
+    levels = rho_levels(400, 150., .002)
+    *_, end = samplers.edm(score_by_sigma(LINE), 150. * many, levels, Reference())
+    steps = np.array([4, 8, 16, 32, 64, 128])
+    names = {"VP": sde.VP(), "flow matching": sde.FlowMatching()}
+    for axis, (name, process), color in zip(axes, names.items(), (SKY, ORANGE)):
+        times = process.T * np.linspace(1, 0, 401)
+        a, sigma = process.marginal(times[:, None])
+        score = score_by_time(LINE, process)
+        x = process.prior_std * z
+        flow = samplers.pf_ode(score, x, process, times, Reference())
+        show_times(axis, LINE, process, times)
+        axis.plot(times, sde.perturb(x0.T, z.T, a, sigma), color=BLACK, lw=.8)
+        show_paths(axis, times, np.stack([x, *flow]))
+        axis.set(title=name, ylabel="x")
+        errors = even_errors(process, steps, many, end)
+        axes[2].plot(steps, errors, "o-", color=color, label=name)
+    axes[2].set(xscale="log", yscale="log", xlabel="even steps of Euler's",
+                title="mean distance from the flow's end")
+    axes[2].set_xticks(steps, map(str, steps))
+    axes[2].minorticks_off()
+    axes[2].legend()
+    return figure
+
+
 FIGURES = {
     "1-score.png": score_field,
     "2-weights.png": langevin_weights,
@@ -382,6 +440,7 @@ FIGURES = {
     "7-orders.png": orders,
     "8-flow.gif": flow,
     "9-guidance.png": guidance,
+    "10-paths.png": straight_and_curved,
 }
 
 

@@ -11,7 +11,6 @@ from minidiff import ddpm, noise, samplers, solvers
 from minidiff.predictions import (
     as_score,
     flow_velocity,
-    in_sigma,
     inverse,
     noise_prediction,
     posterior_mean,
@@ -240,7 +239,8 @@ def test_posterior_mean_is_the_mixture_one_by_quadrature(a, sigma):
 # ---- what a network may predict ----
 
 PREDICTIONS = pytest.mark.parametrize("prediction", [
-    posterior_mean, noise_prediction, v_prediction, flow_velocity, preconditioned], ids=lambda f: f.__name__)
+    posterior_mean, noise_prediction, v_prediction, flow_velocity, preconditioned],
+    ids=lambda f: f.__name__)
 MARGINALS = pytest.mark.parametrize("a, sigma", [(1., .5), (.6, .8), (.999, .002), (1., 80.),
                                                  (.0065, 1.)])
 
@@ -267,6 +267,7 @@ def test_predictions_are_what_they_are_called_of_x0_and_z(a, sigma):
     scale = (np.abs(x) + sigma * np.abs(z)) / a
     np.testing.assert_allclose(noise_prediction(x, s, a, sigma), z, rtol=1e-15)
     assert (np.abs(posterior_mean(x, s, a, sigma) - x0) <= 1e-15 * scale).all()
+    assert (np.abs(flow_velocity(x, s, a, sigma) - (z - x0)) <= 1e-15 * (scale + 1)).all()
     assert (np.abs(v_prediction(x, s, a, sigma) - (a * z - sigma * x0))
             <= 1e-15 * (1 + sigma) * scale).all()
     # EDM's table 1, in its variable x / a at sigma / a: D = c_skip x + c_out F
@@ -277,7 +278,8 @@ def test_predictions_are_what_they_are_called_of_x0_and_z(a, sigma):
 
 
 @pytest.mark.parametrize("loop", ["pf_ode", "heun", "ddim", "dpmpp_2m", "reverse_sde", "edm",
-                                  "ancestral", "clipped", "annealed_langevin", "corrected"])
+                                  "ancestral", "clipped", "annealed_langevin", "corrected", "flow",
+                                  "flow_sde"])
 def test_every_parametrisation_gives_one_trajectory(loop):
     """Any sampler on any network: the states of each differ from the score's own by rounding,
     below 1e-10 of float64 states of moduli up to 80."""
@@ -302,13 +304,18 @@ def test_every_parametrisation_gives_one_trajectory(loop):
         "ddim": (lambda s, x, engine: samplers.ddim(s, x, alpha_bar, engine, eta=.5), index, 1.),
         "reverse_sde": (lambda s, x, engine: samplers.reverse_sde(s, x, VE(), times, engine),
                         VE().marginal, 50.),
+        "flow": (lambda s, x, engine: samplers.pf_ode(s, x, FlowMatching(), 40, engine),
+                 FlowMatching().marginal, 1.),
+        "flow_sde": (lambda s, x, engine: samplers.reverse_sde(
+            s, x, FlowMatching(), .999 * times, engine), FlowMatching().marginal, 1.),
         "dpmpp_2m": (lambda s, x, engine: samplers.dpmpp_2m(s, x, sigmas, engine),
                      EDM().marginal, 80.),
     }[loop]
     score = lambda x, level: PLANE.noised(*marginal(level)).score(x)
     x = scale * noise.normal((16, 2), seed=3).astype(np.float64)
     own = list(run(score, x, samplers.Reference(seed=4)))
-    for prediction in (posterior_mean, noise_prediction, v_prediction, flow_velocity, preconditioned):
+    for prediction in (posterior_mean, noise_prediction, v_prediction, flow_velocity,
+                       preconditioned):
         network = lambda x, level, f=prediction: f(x, score(x, level), *marginal(level))
         states = run(as_score(network, prediction, marginal), x, samplers.Reference(seed=4))
         for got, want in zip(states, own, strict=True):

@@ -33,7 +33,8 @@ DEMO = {"annealed_langevin": (97, .2441), "ddpm_ancestral": (80, -.0965), "ddim"
         "reverse_diffusion_ve": (80, .0468),
         "reverse_diffusion_vp": (80, .2072), "ancestral_ve": (79, -.0563), "pc_ve": (79, -.0044),
         "pc_vp": (79, .082), "pc_subvp": (79, .0376), "pf_ode": (40, .0245),
-        "flow_matching": (40, -.106), "heun": (39, .0553), "edm_churn": (79, .0354), "dpmpp_2m": (20, .0329)}
+        "flow_matching": (40, -.106), "heun": (39, .0553), "edm_churn": (79, .0354),
+        "dpmpp_2m": (20, .0329)}
 
 
 @pytest.mark.parametrize("family", DEMO)

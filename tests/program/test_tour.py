@@ -37,7 +37,7 @@ def test_every_picture_is_written_with_its_caption(tmp_path, capsys):
             else:
                 assert picture.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
         assert " ".join(make.__doc__.split()) in words and name in out
-    assert len(tour.FIGURES) == 9 and "9 pictures in" in out
+    assert len(tour.FIGURES) == 10 and "10 pictures in" in out
 
 
 def statements(f):
@@ -138,8 +138,9 @@ def test_the_processes_are_one_distribution_at_equal_noise_over_signal():
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["mean: a", "spread: sigma", "std, data of std 1", "noise over signal"]
     a, sigma, std, ratio = (lines(axis) for axis in figure.axes)
-    assert list(a) == ["VE", "VP", "SubVP"]
-    for name, kind in (("VE", sde.VE()), ("VP", sde.VP()), ("SubVP", sde.SubVP())):
+    assert list(a) == ["VE", "VP", "SubVP", "FlowMatching"]
+    for kind in (sde.VE(), sde.VP(), sde.SubVP(), sde.FlowMatching()):
+        name = type(kind).__name__
         t = a[name][:, 0]
         np.testing.assert_array_equal(a[name][:, 1], kind.marginal(t)[0])
         np.testing.assert_array_equal(sigma[name][:, 1], kind.marginal(t)[1])
@@ -236,6 +237,43 @@ def test_the_guided_arrows_go_on_from_the_classes():
         u = np.stack((arrows.U, arrows.V), -1)
         length = np.linalg.norm(u, axis=-1, keepdims=True)
         np.testing.assert_allclose(u * length, shown, rtol=1e-9)
+
+
+def test_paths_of_pairs_are_straight_in_flow_matching_and_curved_in_vp():
+    """Seven black paths of pairs, seven orange ones of the flow, from the same starts. Flow
+    matching's bend less than VP's, and are not straight; none cross another, as pairs do."""
+    *panels, _ = tour.straight_and_curved().axes
+    bends = {}
+    for axis in panels:
+        t = axis.lines[0].get_xdata()
+        assert len(axis.lines) == 14
+        for name, own in (("pair", axis.lines[:7]), ("flow", axis.lines[7:])):
+            x = np.array([line.get_ydata() for line in own])
+            chord = x[:, :1] + (x[:, -1:] - x[:, :1]) * (t - t[0]) / (t[-1] - t[0])
+            bends[axis.get_title(), name] = abs(x - chord).max(1)
+            order = np.argsort(x[:, 0])
+            crossed = (np.diff(x[order], axis=0) < 0).any()
+            assert crossed == (name == "pair")
+        # a flow starts as its pair does, but for the share of x0 that is left
+        pairs, flows = ([line.get_ydata()[0] for line in own]
+                        for own in (axis.lines[:7], axis.lines[7:]))
+        np.testing.assert_allclose(flows, pairs, rtol=0, atol=.02)
+    assert bends["flow matching", "pair"].max() < 1e-12 < .1 < bends["VP", "pair"].min()
+    assert (bends["flow matching", "flow"] > .02).all()
+    assert bends["flow matching", "flow"].mean() < bends["VP", "flow"].mean()
+
+
+def test_few_even_steps_end_nearer_on_straighter_paths():
+    """As the caption says: half as far off with four steps, no nearer with 16. Both errors are
+    distances from the one flow's end, and fall as 1 / steps."""
+    axis = tour.straight_and_curved().axes[2]
+    far = lines(axis)
+    vp, flow = far["VP"], far["flow matching"]
+    assert list(vp[:, 0]) == [4, 8, 16, 32, 64, 128]
+    assert flow[0, 1] < .6 * vp[0, 1]
+    assert (abs(np.log(flow[1:, 1] / vp[1:, 1])) < .2).all()
+    for errors in (vp, flow):
+        assert errors[-1, 1] < errors[2, 1] / 5 and errors[-1, 1] < .006
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
