@@ -27,7 +27,7 @@ else:
 os.makedirs(".build", exist_ok=True)
 setup(
     name="minidiff",
-    version="0.7.0",
+    version="0.8.0",
     description="Score-based generative modelling from scratch, with kernels that return "
                 "NumPy's bits",
     python_requires=">=3.11",

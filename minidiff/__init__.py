@@ -22,6 +22,6 @@ These need NumPy alone; RK45 needs SciPy. `minidiff.kernels` runs the same steps
 for bit.
 """
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 from . import _rooms  # noqa: E402, F401

@@ -305,9 +305,9 @@ class FlowMatching(_SDE):
         x_t = (1 - t) x_0 + t z,  f = -x / (1 - t),  g = sqrt(2 t / (1 - t)),  T = .999
 
     Given x_0 and z the velocity is z - x_0 at all times. The velocity of the probability
-    flow is the mean of these at x, `predictions.flow_velocity`, so that its paths are
-    straighter than VP's, but bend. Reversed as an SDE, or asked for a likelihood, it is a
-    process like the others. At t = 1, where the data are gone, f is infinite, and so time
+    flow is the mean of these at x, `predictions.flow_velocity`, so that its own paths bend,
+    but at a steadier velocity than VP's. Reversed as an SDE, or asked for a likelihood, it
+    is a process like the others. At t = 1, where the data are gone, f is infinite, and so time
     ends before. Its own chain is exact forwards: x_i is drawn from q(x_i | x_{i-1}) at
     t_i = (i + 1) T / n.
 

@@ -398,10 +398,10 @@ def even_errors(process, steps, z, end):
 def straight_and_curved(seed=0):
     """Black: x_t of pairs of a sample and its noise, on curved paths in VP, on straight
     ones in flow matching. Such paths cross. The probability flow (orange) moves at the mean
-    velocity of all that pass, so that its own never cross, and must bend as well: flow
-    matching's are straighter, not straight. Right: how far even steps of Euler's end from
-    where the flow leads. Of four steps the straighter paths halve that; of more they do
-    not.
+    velocity of all that pass, so that its own never cross, and bend in both: with flow
+    matching at a steadier velocity, while VP's turn late and at once. Right: how far even
+    steps of Euler's end from where the flow leads. Of four steps flow matching halves that;
+    of more it does not.
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.1))
     x0, z = LINE.sample(7, seed), prior((7, 1), seed=seed)
