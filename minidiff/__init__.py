@@ -5,10 +5,10 @@
     predictions      what a network may return instead of the score
     langevin         Langevin dynamics and its annealed form (SMLD)
     ddpm             denoising diffusion: forward, ancestral and implicit (DDIM) steps
-    sde              VE, VP and sub-VP SDEs, their reversal and probability-flow ODE
+    sde              VE, VP, sub-VP and flow matching, their reversal and probability flow
     solvers          DPM-Solver++(2M), EDM's levels and churn, the corrector's step size
     samplers         the sampling loops; families: each of them from one score
-    likelihood       log p(x) by the probability-flow ODE, bits/dim
+    likelihood       log p(x) by the probability flow, DDPM's bound, bits/dim
     guidance         conditions: labels and classifier-free guidance, known parts
 
 and what carries them:

@@ -14,8 +14,8 @@ OKABE_ITO = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "b
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=OKABE_ITO)
 MARKERS = "os^Dvp*"
 GREY = plt.get_cmap("gray_r").with_extremes(bad=OKABE_ITO[5])  # bad: NaN, what is covered
-CAPTION = """ddim, pf ode, pf ode adaptive, flow matching, heun and dpmpp 2m show nearly the same
-samples: all start from one noise and follow the probability flow, a map from noise to data."""
+CAPTION = """ddim, pf ode, pf ode adaptive, flow matching, heun and dpmpp 2m show nearly
+the same samples: all follow the probability flow from one noise, a map from noise to data."""
 TICKS = 10, 20, 40, 80  # evaluations
 
 

@@ -307,8 +307,8 @@ class FlowMatching(_SDE):
     Given x_0 and z the velocity is z - x_0 at all times. The velocity of the probability
     flow is the mean of these at x, `predictions.flow_velocity`, so that its own paths bend,
     but at a steadier velocity than VP's. Reversed as an SDE, or asked for a likelihood, it
-    is a process like the others. At t = 1, where the data are gone, f is infinite, and so time
-    ends before. Its own chain is exact forwards: x_i is drawn from q(x_i | x_{i-1}) at
+    is a process like the others. At t = 1, where the data are gone, f is infinite, and so
+    time ends before. Its own chain is exact forwards: x_i is drawn from q(x_i | x_{i-1}) at
     t_i = (i + 1) T / n.
 
     Example:
