@@ -15,7 +15,7 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(color=OKABE_ITO)
 MARKERS = "os^Dvp*"
 GREY = plt.get_cmap("gray_r").with_extremes(bad=OKABE_ITO[5])  # bad: NaN, what is covered
 CAPTION = """ddim, pf ode, pf ode adaptive, flow matching, heun and dpmpp 2m show nearly
-the same samples: all follow the probability flow from one noise, a map from noise to data."""
+the same samples: from one noise all follow one map to the data, the probability flow."""
 TICKS = 10, 20, 40, 80  # evaluations
 
 
