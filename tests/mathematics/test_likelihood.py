@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from minidiff import data, noise
+from minidiff import chunks, data, ddpm, noise
 from minidiff.data import dequantized
-from minidiff.demo import likelihood
+from minidiff.demo import bound, likelihood
 from minidiff.likelihood import (
     bits_per_dim,
     dequantize,
     log_likelihood,
+    variational_bound,
     with_trace,
 )
 from minidiff.net import ScoreNet
-from minidiff.samplers import pf_ode_adaptive
+from minidiff.samplers import Reference, pf_ode_adaptive
 from minidiff.sde import EDM, VE, VP, FlowMatching, SubVP, prior_std
 from minidiff.targets import Gaussian, Mixture
 
@@ -238,3 +239,19 @@ def test_bits_per_dim_of_digits_under_a_gaussian_network():
     bits = -log_p / np.log(2) / 64 + np.log2(17 / 2)  # the grey levels are 2 / 17 apart
     assert mean == pytest.approx(bits.mean(), abs=1e-3)
     assert error == pytest.approx(bits.std(ddof=1) / 32**.5, rel=1e-3)
+
+
+def test_the_bound_of_digits_under_a_gaussian_network(monkeypatch):
+    """The same network's chain, beside NumPy's on the exact score and the same noise: float32
+    scores, of which 1,000 steps add up some 1e-4 bits."""
+    monkeypatch.setattr(chunks, "IMAGES", 16)
+    digits, betas = data.load("digits"), ddpm.linear_betas()
+    mean, error, evaluations = bound(ScoreNet((1, 8, 8)).requires_grad_(False), digits, 16, 3)
+    x = dequantized(digits.held[:16], 17, 3).reshape(16, 64)
+    alpha_bar = ddpm.alpha_bars(betas)
+    terms = variational_bound(lambda x, i: -x / (alpha_bar[i] / 4 + 1 - alpha_bar[i]), x, betas,
+                              Reference(3))
+    bits = bits_per_dim(-terms.sum(0), 64, 17)
+    assert evaluations == 1000
+    assert mean == pytest.approx(bits.mean(), abs=1e-3)
+    assert error == pytest.approx(bits.std(ddof=1) / 4, rel=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from untrained import IMAGE, network
 
-from minidiff import chunks, data, demo, files, kernels, noise
+from minidiff import chunks, data, ddpm, demo, files, kernels, noise
 from minidiff.__main__ import main
 from minidiff.chunks import NetScore, chunk_size, in_chunks, samples
 from minidiff.families import FAMILIES
@@ -131,7 +131,8 @@ def test_evaluations_are_a_chunks():
     assert score.evaluations == 10 and chunks.evaluations_of(score, IMAGE, 130) == 5
 
 
-def test_a_held_out_samples_likelihood_is_its_own_chunks(monkeypatch):
+@pytest.mark.parametrize("of_samples", [demo.likelihood, demo.bound])
+def test_a_held_out_samples_likelihood_is_its_own_chunks(of_samples, monkeypatch):
     """However many are measured; what fills the last chunk is not counted."""
     found = []
 
@@ -140,16 +141,18 @@ def test_a_held_out_samples_likelihood_is_its_own_chunks(monkeypatch):
         return log_p
     monkeypatch.setattr(demo, "bits_per_dim", bits)
     monkeypatch.setattr(chunks, "POINTS", 4)
+    betas = ddpm.linear_betas(20)
+    monkeypatch.setattr(ddpm, "linear_betas", lambda: betas)
     moons = data.load("moons")
     for n in (2, 5, 9):
-        demo.likelihood(network((2,)), moons, n)
+        of_samples(network((2,)), moons, n)
     two, five, nine = found
     assert (len(two), len(five), len(nine)) == (2, 5, 9)
     assert (two == nine[:2]).all() and (five == nine[:5]).all()
     few, again = (replace(moons, held=held) for held in (
         moons.held[:6], moons.held[[*range(6), 0, 1]]))
     for of in few, again:
-        demo.likelihood(network((2,)), of, 6)
+        of_samples(network((2,)), of, 6)
     assert (found[-2] == found[-1]).all()
 
 

@@ -142,9 +142,13 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     capsys.readouterr()
     assert main(["eval", "--likelihood", "--model", model, "--n", "64", "--out", str(out)]) == 0
     assert re.search(r"^bits/dim -?[.\d]+ \+- [.\d]+ on 64 held-out samples; \d+ evaluations: "
-                     r".*\ndensity, a coordinate\. Less is better; 1 is a uniform guess\.$",
+                     r".*\ndensity, a coordinate\. Less is better; 1 is a uniform guess\.\n"
+                     r"at most -?[.\d]+ \+- [.\d]+ by DDPM's chain .*\n1000 evaluations\. ",
                      capsys.readouterr().out, re.M)
     found = json.loads(out.read_text())
+    assert found["bound_evaluations"] == 1000 and found["n"] == 64
+    # of one network they are two models: apart by its own faults, and by one draw a step
+    assert abs(found["bound"] - found["bits_per_dim"]) < 4.9 * found["bound_error"]
     exact = -data.ring().log_density(data.load("mixture").held[:64].astype(float)) / (2 * np.log(2))
     gap = found["bits_per_dim"] - exact.mean()
     # along the ring the data are one of 8 modes and a normal of std .05, the ring is even
@@ -263,6 +267,16 @@ def test_no_option_takes_an_empty_word(command, option, capsys):
 def test_a_device_is_a_cpu_or_a_gpu(name, refused):
     refused(f"--device must be cpu, cuda or cuda:N, got '{name}'",
             argv=["info", "--device", name])
+
+
+def test_flow_matching_is_a_regression_and_no_other_objectives_weight(tmp_path, capsys, refused):
+    argv = ["train", "--data", "moons", "--steps", "2", "--weighting", "flow", "--out",
+            str(tmp_path / "a")]
+    assert main(argv) == 0
+    assert "denoising score matching, weighting flow" in capsys.readouterr().out
+    for objective in "implicit", "sliced", "sliced_vr":
+        refused("--weighting flow", "--objective denoising", argv=[
+            *argv[:-1], str(tmp_path / "b"), "--objective", objective])
 
 
 def test_training_says_what_it_chose(tmp_path, capsys):
