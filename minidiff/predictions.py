@@ -163,6 +163,8 @@ def in_sigma(score, sde):
     """score(x, sigma) of x_0 + sigma z from an SDE's own score(x, t): undoes `rescaled`.
 
     So a network that was trained on one process runs on all others, and in every family.
+    Levels beyond the process's own ask it at times outside [0, T], which it may never have
+    seen: VE's end at 50, VP's at 152, flow matching's at 999.
 
     Example:
         >>> from minidiff.sde import FlowMatching
