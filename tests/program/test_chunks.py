@@ -176,6 +176,18 @@ def test_a_likelihoods_noise_is_that_of_the_whole(monkeypatch):
     assert same(found["rademacher"], noise.rademacher((10, 64), 5))
 
 
+def test_a_bounds_noise_is_that_of_the_whole(monkeypatch):
+    """A sample's draws follow from its own id: chunks of 4 and of 12 give one bound, but for
+    rounding of the network in another batch, some 1e-6 of a term."""
+    betas = ddpm.linear_betas(20)
+    monkeypatch.setattr(ddpm, "linear_betas", lambda: betas)
+    moons, found = data.load("moons"), []
+    for size in (4, 12):
+        monkeypatch.setattr(chunks, "POINTS", size)
+        found.append(demo.bound(network((2,)), moons, 12, seed=5)[:2])
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
 # ---- the file ----
 
 def test_a_file_in_parts_is_numpys(tmp_path):
