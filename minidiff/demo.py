@@ -70,6 +70,11 @@ class Trained(NamedTuple):
     quality: Quality
 
 
+def labels_of(net, data):
+    """The classes of held-out samples where network and data know them, or None."""
+    return data.held_labels if net.classes else None
+
+
 def bits_of(log_density, net, data, n, seed, desc):
     """(mean, standard error, evaluations a chunk) of bits/dim of n held-out samples.
 
@@ -79,7 +84,7 @@ def bits_of(log_density, net, data, n, seed, desc):
     again, fill the last chunk.
     """
     calls = NetScore(net)
-    labels = data.held_labels if net.classes else None
+    labels = labels_of(net, data)
     rows = chunk_size(data.shape)
 
     def chunk(first):
@@ -115,8 +120,7 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     if data.levels:
         means = "what the model\nneeds to name a grey level"
         uniform = f"log2({data.levels}) = {np.log2(data.levels):.2f}"
-    labelled = net.classes and data.held_labels is not None
-    given = " given their classes" if labelled else ""
+    given = "" if labels_of(net, data) is None else " given their classes"
     print(f"bits/dim {mean:.3f} +- {error:.3f} on {n} held-out samples{given}; "
           f"{evaluations} evaluations: {means}. "
           f"Less is better; {uniform} is a uniform guess.")
@@ -124,9 +128,10 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
 
 
 def bound(net, data, n, seed=0, device="cpu"):
-    """DDPM's variational bound of that, in bits/dim: of its chain of 1000 steps.
+    """Bits/dim of n held-out samples by DDPM's chain of 1000 steps: its variational bound.
 
-    Prints the result. Returns what `bits_of` does.
+    The chain is another model than the probability flow of the same network. Prints the
+    result. Returns what `bits_of` does.
     """
     betas = ddpm.linear_betas()
     alpha_bar = ddpm.alpha_bars(betas)
@@ -140,9 +145,10 @@ def bound(net, data, n, seed=0, device="cpu"):
         return -terms.sum(0)
 
     mean, error, evaluations = bits_of(log_density, net, data, n, seed, "bound")
-    print(f"at most {mean:.3f} +- {error:.3f} by DDPM's chain with the same network, its "
-          f"variational bound;\n{evaluations} evaluations. The chain is another model than "
-          "the flow, and with an exact score the same.")
+    given = "" if labels_of(net, data) is None else " given their classes"
+    print(f"DDPM's chain of {len(betas)} steps, another model of the same network: at most "
+          f"{mean:.3f} +- {error:.3f}\nbits/dim{given}, by its variational bound; "
+          f"{evaluations} evaluations.")
     return mean, error, evaluations
 
 

@@ -8,7 +8,8 @@ chapters end. Next: `noise` and `affine`, what carries them, and the kernels' ow
 A family is a generator f(score, z, n, engine) of its process's states, the last one
 denoised. The start is z ~ N(0, I) before it is scaled to the prior, n is about the number
 of score evaluations, and an engine is as in minidiff.samplers. Noise levels lie by EDM's
-rule in sigma / a, from a process's end down to SIGMA_MIN, for data in [-1, 1].
+rule in sigma / a, from a process's end down to SIGMA_MIN, for data in [-1, 1]; those of
+flow_matching are even in t, down to 0.
 """
 
 from functools import partial
@@ -81,7 +82,7 @@ def _own_chain(sde, n):
     # sigma_i is VE's at i / (steps - 1), alpha_bar_i VP's at (i + 1) / steps
     low = 1e-5 if isinstance(sde, VE) else 1 / steps
     _, G = sde.discretize(0., 0, steps)
-    return np.append(np.linspace(1, low, steps), sde.time(G))
+    return np.append(sde.T * np.linspace(1, low, steps), sde.time(G))
 
 
 def _short_steps(grid, sde, n):

@@ -22,6 +22,8 @@ Points are (B, D) arrays; an image is flattened. `linearize`(x, t) returns what
 torch.func.vjp does: (s, vjp), the score (B, D) and the function v -> v^T grad s, (B, D).
 """
 
+from math import prod
+
 import numpy as np
 
 from . import ddpm
@@ -106,8 +108,9 @@ def step_log_density(step, x_next, x, *u, **parameters):
 
     Reinforcement learning on samplers follows its gradient [Black et al. 2023]. step: one
     that draws noise, such as `ddpm.ancestral_step`; x, u: its operands but for z, and its
-    parameters, numbers. x', x, u: (B, D), arrays or tensors. ValueError where c = 0: such a
-    step has no density.
+    parameters, numbers. x', x, u: arrays or tensors of one shape, (B, D) or images
+    (B, ...), of D numbers each; not of 16 bits, in which the sum would be too coarse.
+    ValueError where c = 0: such a step has no density.
 
     Example:
         >>> from minidiff.langevin import langevin_step
@@ -117,9 +120,9 @@ def step_log_density(step, x_next, x, *u, **parameters):
     """
     row = coefficients(step, **parameters)
     names = operands(step)
-    if len(names) != 2 + len(u) and names[-1] == "z":
-        raise TypeError(f"{step.__name__} takes {', '.join(names)}, "
-                        f"got {1 + len(u)} and no z")
+    if names[-1] == "z" and len(names) != 2 + len(u):
+        raise TypeError(f"{step.__name__} takes {', '.join(names)}: pass all but z, "
+                        f"got {1 + len(u)}")
     if row.ndim > 1:
         raise ValueError("parameters must be numbers, those of one step")
     if not draws(step, row):
@@ -128,8 +131,9 @@ def step_log_density(step, x_next, x, *u, **parameters):
     for name, v in zip(("x_next", *names[1:]), (x_next, *u)):
         require_shape(x, v, name)
     mean = sum(c * v for c, v in zip(of_operands, (x, *u)))
-    z = (x_next - mean) / std
-    return -half_square(z) - x.shape[-1] * np.log(std * (2 * np.pi)**.5)
+    size = prod(x.shape[1:])
+    z = ((x_next - mean) / std).reshape(-1, size)
+    return -half_square(z) - size * np.log(std * (2 * np.pi)**.5)
 
 
 def kl_of_normals(difference, variance, other):
@@ -163,7 +167,8 @@ def variational_bound(score, x, betas, engine, variances=None):
     point the right ones, some gap is left for data that are spread. Their beta~_0 is 0;
     index 0 takes index 1's, as in iDDPM.
 
-    score(x, i): x (B, D), as in `samplers.ancestral`; betas (N,); engine: it draws x_i.
+    score(x, i): of arrays (B, D), as in `samplers.ancestral`; betas, variances: (N,);
+    engine: a `samplers.Reference`, which draws x_i.
 
     Example:
         >>> from minidiff.samplers import Reference
@@ -177,7 +182,7 @@ def variational_bound(score, x, betas, engine, variances=None):
     alpha_bar = ddpm.alpha_bars(betas)
     alpha_bar_prev = ddpm.previous(alpha_bar)
     posterior = ddpm.posterior_variances(betas)
-    variances = np.array(betas if variances is None else variances, np.float64)
+    variances = schedule(betas if variances is None else variances, "variances").copy()
     require_shape(betas, variances, "variances")
     if variances[0] == 0. and len(betas) > 1:
         variances[0] = variances[1]

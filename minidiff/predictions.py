@@ -10,6 +10,8 @@ Operands x and s are of one shape; a, sigma > 0 are numbers, or arrays that broa
 Next: `langevin`, which draws samples with nothing but a score.
 """
 
+from .arguments import check_domain
+
 
 def posterior_mean(x, s, /, a, sigma):
     """D = E[x_0 | x] = (x + sigma^2 s) / a, Tweedie's formula. [Efron 2011]
@@ -162,9 +164,10 @@ def rescaled(score, marginal):
 def in_sigma(score, sde):
     """score(x, sigma) of x_0 + sigma z from an SDE's own score(x, t): undoes `rescaled`.
 
-    So a network that was trained on one process runs on all others, and in every family.
-    Levels beyond the process's own ask it at times outside [0, T], which it may never have
-    seen: VE's end at 50, VP's at 152, flow matching's at 999.
+    So a network that was trained on one process runs on all others, and in every family. It
+    is asked at times in [0, T] alone. Where there is more noise than at T, D is that at T
+    of x, shrunk as the noise is: off by some v / sigma_T, v the variance of the data. Below
+    VE's smallest level the score is that of this level. ValueError unless sigma > 0.
 
     Example:
         >>> from minidiff.sde import FlowMatching
@@ -176,7 +179,15 @@ def in_sigma(score, sde):
         [-2.]
     """
     def of_sigma(x, sigma):
-        t = float(sde.time(sigma))
+        sigma = float(check_domain(sigma=sigma)["sigma"])
+        a, noise = map(float, sde.marginal(sde.T))
+        within = min(sigma, noise / a)
+        t = min(max(0., float(sde.time(within))), sde.T)
         a, _ = map(float, sde.marginal(t))
-        return a * score(a * x, t)
+        x_within = within / sigma * x
+        s = a * score(a * x_within, t)
+        if within == sigma:
+            return s
+        D = posterior_mean(x_within, s, 1., within)
+        return inverse(posterior_mean)(x, D, a=1., sigma=sigma)
     return of_sigma

@@ -283,7 +283,7 @@ def reverse_diffusion(score, x, sde, times, engine, step=sdes.reverse_diffusion_
     """
     t, _ = _grid(times, sde)
     n = len(t)
-    slack = min(SLACK, .5 / n**2)  # of n even steps the last is 1 / n^2 below index 1
+    slack = min(SLACK, .5 / n**2)  # the last of n even steps is at 1 - 1 / n
     share = t / sde.T + slack
     i = np.trunc(share * (n - 1)).astype(int)
     if n < 2 or (i != np.arange(n)[::-1]).any():

@@ -384,10 +384,12 @@ def guidance(seed=0):
     return figure
 
 
-def even_errors(process, steps, z, end):
+def even_errors(process, steps, z):
     """How far from the flow's end, on average, n even steps of Euler's lead, for each n."""
     score = score_by_time(LINE, process)
     x = process.prior_std * z
+    fine = process.T * np.linspace(1, 0, 801)**2
+    *_, end = samplers.heun(score, x, process, fine, Reference())
     errors = []
     for n in steps:
         *_, found = samplers.pf_ode(score, x, process, n, Reference())
@@ -398,19 +400,17 @@ def even_errors(process, steps, z, end):
 def straight_and_curved(seed=0):
     """Black: x_t of pairs of a sample and its noise, on curved paths in VP, on straight
     ones in flow matching. Such paths cross. The probability flow (orange) moves at the mean
-    velocity of all that pass, so that its own never cross, and bend in both: with flow
-    matching at a steadier velocity, while VP's turn late and at once. Right: how far even
-    steps of Euler's end from where the flow leads. Of four steps flow matching halves that;
-    of more it does not.
+    velocity of all that pass, so that its own paths never cross, and bend in both: in flow
+    matching at a steadier velocity; in VP most of it happens near the data. Right: how far
+    Euler's method, with even steps, ends from where the flow leads. With four steps flow
+    matching is half as far off; with more it is not.
     """
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.1))
     x0, z = LINE.sample(7, seed), prior((7, 1), seed=seed)
     many = prior((2000, 1), seed=seed).astype(float)
-    levels = rho_levels(400, 150., .002)
-    *_, end = samplers.edm(score_by_sigma(LINE), 150. * many, levels, Reference())
     steps = np.array([4, 8, 16, 32, 64, 128])
     names = {"VP": sde.VP(), "flow matching": sde.FlowMatching()}
-    for axis, (name, process), color in zip(axes, names.items(), (SKY, ORANGE)):
+    for axis, (name, process), color in zip(axes, names.items(), (SKY, GREEN)):
         times = process.T * np.linspace(1, 0, 401)
         a, sigma = process.marginal(times[:, None])
         score = score_by_time(LINE, process)
@@ -420,9 +420,9 @@ def straight_and_curved(seed=0):
         axis.plot(times, sde.perturb(x0.T, z.T, a, sigma), color=BLACK, lw=.8)
         show_paths(axis, times, np.stack([x, *flow]))
         axis.set(title=name, ylabel="x")
-        errors = even_errors(process, steps, many, end)
+        errors = even_errors(process, steps, many)
         axes[2].plot(steps, errors, "o-", color=color, label=name)
-    axes[2].set(xscale="log", yscale="log", xlabel="even steps of Euler's",
+    axes[2].set(xscale="log", yscale="log", xlabel="even steps of Euler's method",
                 title="mean distance from the flow's end")
     axes[2].set_xticks(steps, map(str, steps))
     axes[2].minorticks_off()

@@ -163,8 +163,8 @@ class Trainer:
             raise ValueError(f"--objective {objective} differentiates the network itself, "
                              "in one process alone")
         if weighting == "flow" and objective != "denoising":
-            raise ValueError("--weighting flow is of the velocity's square, which is "
-                             "--objective denoising")
+            raise ValueError("--weighting flow needs --objective denoising, "
+                             f"not {objective}")
         self.lr = lr
         self.seed = seed
         self.kernels = kernels

@@ -68,6 +68,19 @@ def test_k_diffusion_makes_a_sample_again_alone_and_in_any_batch(sampling, name)
     assert (own[0] != own[1]).any()
 
 
+def test_steps_that_are_the_batchs_are_not_a_samples_own(sampling):
+    """sample_dpm_fast has the same steps for all; sample_dpm_adaptive's follow from the batch."""
+    def end(loop, seeds, **steps):
+        x = 10 * latents(SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32),
+                         (3, 4), seeds)
+        return loop(model, x, .02, 10., **steps, eta=1., disable=True,
+                    noise_sampler=NoiseSampler(x, seeds))
+    whole, alone = (end(sampling.sample_dpm_fast, seeds, n=12) for seeds in (SEEDS, SEEDS[:1]))
+    assert (whole[:1] == alone).all()
+    whole, alone = (end(sampling.sample_dpm_adaptive, seeds) for seeds in (SEEDS, SEEDS[:1]))
+    assert not (whole[:1] == alone).all()
+
+
 def test_its_ancestral_samples_have_the_datas_law(sampling):
     """4,096 seeds of a mixture: weight, means and deviations of its modes, as our families."""
     seeds = list(range(4096))
@@ -103,16 +116,34 @@ def test_an_object_serves_one_run():
     draw = NoiseSampler(torch.zeros(1, 2), [3])
     draw(2., 1.)
     draw(1., .5)
-    with pytest.raises(ValueError, match="sigma rises from 1 to 2: another run takes a NoiseS"):
+    with pytest.raises(ValueError, match="sigma rises to 2.0: each run takes its own object"):
         draw(torch.tensor(2.), torch.tensor(1.))
     assert draw.calls == 2
 
 
 def test_seeds_that_are_not_one_a_sample_are_refused():
-    with pytest.raises(ValueError, match="seed"):
+    """Of one number the rows would be its ids, so that no row could be drawn alone."""
+    pipe = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"seed has shape \(2,\), not \(3,\)"):
         NoiseSampler(torch.zeros(3, 2), [1, 2])(2., 1.)
-    with pytest.raises(TypeError, match="seed"):
-        NoiseSampler(torch.zeros(2, 2), [1, .5])(2., 1.)
+    for one in 7, np.int64(7), torch.tensor(7):
+        with pytest.raises(TypeError, match="seeds must be a list, a seed a sample, got"):
+            NoiseSampler(torch.zeros(2, 2), one)
+        with pytest.raises(TypeError, match="seeds must be a list, a seed a sample, got"):
+            latents(pipe, (2,), one)
+    with pytest.raises(TypeError, match="seeds must be an integer"):
+        NoiseSampler(torch.zeros(2, 2), [1, .5])
+
+
+def test_seeds_are_kept_as_they_were():
+    seeds = [1, 2]
+    draw = NoiseSampler(torch.zeros(2, 2), seeds)
+    before = draw(2., 1.)
+    seeds[0] = 9
+    assert (NoiseSampler(torch.zeros(2, 2), [1, 2])(2., 1.) == before).all()
+    again = NoiseSampler(torch.zeros(2, 2), torch.tensor([1, 2]))
+    again(2., 1.)
+    assert (again(1., .5) == draw(1., .5)).all()
 
 
 # ---- diffusers ----

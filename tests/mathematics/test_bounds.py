@@ -156,7 +156,8 @@ def test_each_sample_follows_from_its_own_seed_and_id():
     ({"variances": [.1]}, r"variances has shape \(1,\), not \(2,\)"),
     ({"variances": [.1, 0.]}, "variances must be positive"),
     ({"variances": [-1., .1]}, "variances must be positive"),
-    ({"variances": [np.nan, .1]}, "variances must be positive"),
+    ({"variances": [np.nan, .1]}, "variances must be finite"),
+    ({"variances": [np.inf, .1]}, "variances must be finite"),
     ({"betas": [.1], "variances": [0.]}, "variances must be positive"),
     ({"score": lambda x, i: x[:1]}, r"score has shape \(1, 2\), not \(3, 2\)")], ids=str)
 def test_arguments_that_no_bound_has(bad, message):
@@ -248,8 +249,23 @@ def test_operands_that_are_too_few_or_of_another_shape_are_refused():
         step_log_density(ddpm.ancestral_step, x[0], x, x, **p)
     with pytest.raises(ValueError, match=r"s has shape \(1, 2\), not \(3, 2\)"):
         step_log_density(ddpm.ancestral_step, x, x, x[:1], **p)
-    with pytest.raises(TypeError, match="ancestral_step takes x, s, z, got 1"):
+    with pytest.raises(TypeError, match="ancestral_step takes x, s, z: pass all but z, got 1"):
         step_log_density(ddpm.ancestral_step, x, x, **p)
+    with pytest.raises(TypeError, match="pass all but z, got 3"):
+        step_log_density(ddpm.ancestral_step, x, x, x, x, **p)
+
+
+def test_of_an_image_it_is_of_all_its_numbers():
+    """(B, C, H, W) and (B, D) are one; numbers alone, (B,), are samples of one number."""
+    x, s, x_next = np.random.default_rng(1).standard_normal((3, 4, 2, 3, 5))
+    p = {"beta": .3, "variance": .2}
+    flat = [u.reshape(4, 30) for u in (x_next, x, s)]
+    want = step_log_density(ddpm.ancestral_step, *flat, **p)
+    got = step_log_density(ddpm.ancestral_step, x_next, x, s, **p)
+    assert got.shape == (4,)
+    np.testing.assert_allclose(got, want, rtol=1e-13)
+    alone = step_log_density(ddpm.ancestral_step, x_next.ravel(), x.ravel(), s.ravel(), **p)
+    np.testing.assert_allclose(alone.reshape(4, 30).sum(1), want, rtol=1e-13)
 
 
 def test_the_divergence_of_two_normals():

@@ -93,6 +93,39 @@ def test_a_score_in_sigma_undoes_a_rescaled_one(sde):
         np.testing.assert_allclose(rescaled(by_sigma, sde.marginal)(x, t), own(x, t), rtol=1e-11)
 
 
+@pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), EDM(), FLOW], ids=str)
+@pytest.mark.parametrize("family", ["ddim", "reverse_sde_flow", "flow_matching", "heun",
+                                    "pf_ode"])
+def test_a_network_is_asked_at_its_own_times_alone(sde, family):
+    """Families begin at up to sigma 999, VE's network knows 50: beyond, D is off by v |u| / 50 at
+    x = sigma u, v the data's variance along their line, .39. That is 1e-4 of x itself, so that
+    the noise that a flow brings to 50 is off by 1e-4 of it: measured, 1e-3 at its end."""
+    def own(x, t):
+        assert 0 <= t <= sde.T
+        return score_of(SMALL, sde)(x, t)
+    z = noise.normal((16, 2), seed=3).astype(np.float64)
+    exact = lambda x, sigma: SMALL.noised(1., sigma).score(x)
+    *_, want = FAMILIES[family](exact, z, 40, samplers.Reference(seed=4))
+    *_, got = FAMILIES[family](in_sigma(own, sde), z, 40, samplers.Reference(seed=4))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-3)
+
+
+def test_beyond_its_levels_the_clean_data_are_those_of_the_end():
+    """E[x0 | x] at sigma 999 by VE's network, which ends at 50; below .01 the score of .01."""
+    own = score_of(SMALL, VE())
+    by_sigma = in_sigma(own, VE())
+    x = noise.normal((64, 2), seed=1).astype(float)
+    for sigma in (60., 999.):
+        D = posterior_mean(sigma * x, by_sigma(sigma * x, sigma), 1., sigma)
+        want = posterior_mean(sigma * x, SMALL.noised(1., sigma).score(sigma * x), 1., sigma)
+        # v |x| / sigma and v |x| / 50, of |x| below 4
+        assert np.abs(D - want).max() < .39 * 4 / 50
+    np.testing.assert_allclose(by_sigma(.01 * x, 1e-3), own(.01 * x, 0.), rtol=1e-12)
+    for bad in (0., -1., np.nan):
+        with pytest.raises(ValueError, match="sigma must be in"):
+            by_sigma(x, bad)
+
+
 def test_a_tensors_dtype_is_kept():
     torch = pytest.importorskip("torch")
     x = torch.ones(2, 3)

@@ -15,6 +15,7 @@ from minidiff.sde import VE, VP, FlowMatching, SubVP
 SDES = pytest.mark.parametrize("sde", [VE(), VP(), SubVP(), FlowMatching()],
                                ids=lambda s: type(s).__name__)
 STEPS = 256, 512, 1024, 2048
+LATEST = {FlowMatching(): .9}  # its f is 1,000 at T, where steps of 1 / 256 tell no order
 
 
 def order(errors):
@@ -69,8 +70,9 @@ def test_the_vp_and_sub_vp_std_keeps_its_digits_at_small_times():
 
 
 @SDES
-@pytest.mark.parametrize("end", [.5, .9])
+@pytest.mark.parametrize("end", [.5, 1.])
 def test_forward_moments_tend_to_the_marginal_at_first_order(sde, end):
+    end = min(end, LATEST.get(sde, 1.))
     a, sigma = sde.marginal(end)
     means, variances = [], []
     for n in STEPS:
@@ -184,7 +186,7 @@ def test_reverse_diffusion_tends_to_euler_maruyama(sde):
     # a step's mean a - 1 and b, and its variance c^2, a unit of time
     gap = []
     for n in STEPS:
-        i = np.arange(n // 2, 7 * n // 8)
+        i = np.arange(n // 2, int(LATEST.get(sde, 1.) * n))
         one = coefficients(sdes.reverse_diffusion_step, sde=sde, i=i, n=n)
         other = coefficients(sdes.reverse_sde_step, sde=sde, t=sde.T * i / (n - 1), dt=sde.T / n)
         rates = [np.stack((n * (u[:, 0] - 1), n * u[:, 1], n * u[:, 2]**2)) for u in (one, other)]

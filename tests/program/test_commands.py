@@ -143,7 +143,8 @@ def test_eval_measures_the_likelihood_and_samples(tmp_path, capsys, refused):
     assert main(["eval", "--likelihood", "--model", model, "--n", "64", "--out", str(out)]) == 0
     assert re.search(r"^bits/dim -?[.\d]+ \+- [.\d]+ on 64 held-out samples; \d+ evaluations: "
                      r".*\ndensity, a coordinate\. Less is better; 1 is a uniform guess\.\n"
-                     r"at most -?[.\d]+ \+- [.\d]+ by DDPM's chain .*\n1000 evaluations\. ",
+                     r"DDPM's chain of 1000 steps, .*: at most -?[.\d]+ \+- [.\d]+\n"
+                     r"bits/dim, by its variational bound; 1000 evaluations\.$",
                      capsys.readouterr().out, re.M)
     found = json.loads(out.read_text())
     assert found["bound_evaluations"] == 1000 and found["n"] == 64
