@@ -71,6 +71,16 @@ def alpha_bars(betas):
     return np.cumprod(1 - betas)
 
 
+def marginal(alpha_bar):
+    """(a, sigma) of x_i = a x_0 + sigma z, whose squares add up to 1. [DDPM eq. 4]
+
+    Example:
+        >>> print(marginal(.36))
+        (0.6, 0.8)
+    """
+    return alpha_bar**.5, (1 - alpha_bar)**.5
+
+
 def previous(alpha_bar):
     """alpha_bar_{i-1} of each alpha_bar_i: (N,) to (N,), with alpha_bar_{-1} = 1, the data.
 
@@ -153,7 +163,7 @@ def predicted_x0(x, s, /, alpha_bar):
         >>> print(round(predicted_x0(1., -1., alpha_bar=.25), 4))
         0.5
     """
-    return posterior_mean(x, s, alpha_bar**.5, (1 - alpha_bar)**.5)
+    return posterior_mean(x, s, *marginal(alpha_bar))
 
 
 def posterior_step(x, x0, z, /, alpha_bar, alpha_bar_prev, variance):
@@ -219,7 +229,7 @@ def ddim_step(x, s, z, /, alpha_bar, alpha_bar_prev, eta):
         >>> print(ddim_step(1., 0., 0., alpha_bar=.25, alpha_bar_prev=1., eta=0.))
         2.0
     """
-    eps = noise_prediction(x, s, alpha_bar**.5, (1 - alpha_bar)**.5)
+    eps = noise_prediction(x, s, *marginal(alpha_bar))
     x0_hat = predicted_x0(x, s, alpha_bar)
     beta = beta_between(alpha_bar, alpha_bar_prev)
     sigma = eta * posterior_variance(alpha_bar, alpha_bar_prev, beta)**.5

@@ -75,6 +75,11 @@ def labels_of(net, data):
     return data.held_labels if net.classes else None
 
 
+def given(net, data):
+    """What the printed lines say of them."""
+    return "" if labels_of(net, data) is None else " given their classes"
+
+
 def bits_of(log_density, net, data, n, seed, desc):
     """(mean, standard error, evaluations a chunk) of bits/dim of n held-out samples.
 
@@ -120,8 +125,7 @@ def likelihood(net, data, n, seed=0, device="cpu", sde=VP()):  # noqa: B008
     if data.levels:
         means = "what the model\nneeds to name a grey level"
         uniform = f"log2({data.levels}) = {np.log2(data.levels):.2f}"
-    given = "" if labels_of(net, data) is None else " given their classes"
-    print(f"bits/dim {mean:.3f} +- {error:.3f} on {n} held-out samples{given}; "
+    print(f"bits/dim {mean:.3f} +- {error:.3f} on {n} held-out samples{given(net, data)}; "
           f"{evaluations} evaluations: {means}. "
           f"Less is better; {uniform} is a uniform guess.")
     return mean, error, evaluations
@@ -136,19 +140,16 @@ def bound(net, data, n, seed=0, device="cpu"):
     betas = ddpm.linear_betas()
     alpha_bar = ddpm.alpha_bars(betas)
 
-    def marginal(i):
-        return alpha_bar[i]**.5, (1 - alpha_bar[i])**.5
-
     def log_density(score, x, first):
-        of_chain = of_points(rescaled(score, marginal), data.shape, device)
+        score_i = rescaled(score, lambda i: ddpm.marginal(alpha_bar[i]))
+        of_chain = of_points(score_i, data.shape, device)
         terms = variational_bound(of_chain, x, betas, Reference(seed, first))
         return -terms.sum(0)
 
     mean, error, evaluations = bits_of(log_density, net, data, n, seed, "bound")
-    given = "" if labels_of(net, data) is None else " given their classes"
     print(f"DDPM's chain of {len(betas)} steps, another model of the same network: at most "
-          f"{mean:.3f} +- {error:.3f}\nbits/dim{given}, by its variational bound; "
-          f"{evaluations} evaluations.")
+          f"{mean:.3f} +- {error:.3f}\nbits/dim{given(net, data)}, by its variational "
+          f"bound; {evaluations} evaluations.")
     return mean, error, evaluations
 
 

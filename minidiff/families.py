@@ -46,10 +46,8 @@ def _discrete(loop):
         start = ((1 - last) / last)**.5
         levels = rho_levels(max(2, n), start, SIGMA_MIN)
         alpha_bar = 1 / (1 + levels[::-1]**2)
-
-        def marginal(i):
-            return alpha_bar[i]**.5, (1 - alpha_bar[i])**.5
-        return loop(rescaled(score, marginal), z, alpha_bar, engine)
+        score_i = rescaled(score, lambda i: ddpm.marginal(alpha_bar[i]))
+        return loop(score_i, z, alpha_bar, engine)
     return family
 
 

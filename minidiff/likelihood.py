@@ -189,8 +189,8 @@ def variational_bound(score, x, betas, engine, variances=None):
     if not (variances > 0).all():
         raise ValueError("variances must be positive, but for the first of several")
     x = points(x)
-    noised = engine(perturb, PERTURBATION, range(len(betas)),
-                    a=alpha_bar**.5, sigma=(1 - alpha_bar)**.5)
+    a, sigma = ddpm.marginal(alpha_bar)
+    noised = engine(perturb, PERTURBATION, range(len(betas)), a=a, sigma=sigma)
     terms = []
     for i, (beta, variance) in enumerate(zip(betas, variances)):
         x_i = noised(i, x)
@@ -202,8 +202,7 @@ def variational_bound(score, x, betas, engine, variances=None):
         p_mean = ddpm.ancestral_step(x_i, s, 0., beta, variance)
         q_mean = ddpm.posterior_step(x_i, x, 0., alpha_bar[i], alpha_bar_prev[i], 0.)
         terms.append(kl_of_normals(q_mean - p_mean, posterior[i], variance))
-    left = perturb(x, 0., alpha_bar[-1]**.5, 0.)
-    terms.append(kl_of_normals(left, 1 - alpha_bar[-1], 1.))
+    terms.append(kl_of_normals(a[-1] * x, sigma[-1]**2, 1.))
     return np.stack(terms)
 
 
