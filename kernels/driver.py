@@ -6,7 +6,7 @@ takes the host 30 microseconds. Here a call packs only the arguments that change
 
 import ctypes
 import sys
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 
@@ -23,13 +23,8 @@ class Kernel(NamedTuple):
 
 @cache
 def _library():
-    """The driver, its functions' arguments as C takes them; each returns an error."""
-    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    pointer, number = ctypes.c_void_p, ctypes.c_uint
-    library.cuCtxPushCurrent_v2.argtypes = [pointer]
-    library.cuCtxPopCurrent_v2.argtypes = [pointer]
-    library.cuLaunchKernel.argtypes = [pointer, *[number] * 7, *[pointer] * 3]
-    return library
+    """The driver. Its functions are given C's own numbers; each returns an error."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _call(name, *arguments):
@@ -69,13 +64,13 @@ def load(device, cubin, name, threads, shared):
 
 
 def packed(argument):
-    """An argument as C takes it: a tensor's address, null for None, or an int, of which the
-    driver reads the bytes that the parameter has."""
+    """An argument as a number of 64 bits, of which the driver reads as many as the
+    parameter has: a tensor's address, 0 for None, an int."""
     if argument is None:
-        return ctypes.c_void_p()
+        return 0
     if hasattr(argument, "data_ptr"):
-        return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_int64(argument)
+        return argument.data_ptr()
+    return argument
 
 
 def prepare(device, kernel, blocks, arguments, first_step=0):
@@ -89,25 +84,30 @@ def prepare(device, kernel, blocks, arguments, first_step=0):
     library = _library()
     index = device.index
     context = _context(index)
-    address = ctypes.c_void_p()
-    number = ctypes.c_uint32()
-    values = [*map(packed, arguments), address, number]
-    values += [ctypes.c_void_p()] * 2  # Triton's own two, null
-    places = [ctypes.addressof(value) for value in values]
-    pointers = (ctypes.c_void_p * len(places))(*places)
+    counter = len(arguments)
+    number = counter + 1
+    values = [*map(packed, arguments), 0, 0, 0, 0]  # the last are Triton's own two, null
+    held = (ctypes.c_uint64 * len(values))(*values)
+    first = ctypes.addressof(held)
+    end = first + ctypes.sizeof(held)
+    pointers = (ctypes.c_void_p * len(values))(*range(first, end, 8))
     shape = blocks, 1, 1, kernel.threads, 1, 1, kernel.shared
+    stream = ctypes.c_void_p()
+    start = partial(  # C's numbers, made once: a call that makes them takes twice as long
+        library.cuLaunchKernel, ctypes.c_void_p(kernel.function),
+        *map(ctypes.c_uint, shape), stream, pointers, None)
     before = ctypes.byref(ctypes.c_void_p())
     current_stream = torch._C._cuda_getCurrentRawStream  # as Triton asks; no object is made
 
     def launch(step=0):
         counted = not isinstance(step, int)
-        address.value = step.data_ptr() if counted else None
-        number.value = first_step if counted else step
-        stream = current_stream(index)
+        held[counter] = step.data_ptr() if counted else 0
+        held[number] = first_step if counted else step
+        stream.value = current_stream(index)
         _check("cuCtxPushCurrent", library.cuCtxPushCurrent_v2(context))
-        error = library.cuLaunchKernel(kernel.function, *shape, stream, pointers, None)
+        error = start()
         library.cuCtxPopCurrent_v2(before)
         if error:
             _check("cuLaunchKernel", error)
-    launch.holds = values, arguments
+    launch.holds = held, arguments
     return launch

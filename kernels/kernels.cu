@@ -288,7 +288,10 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
     if (SUMS) {  // a row's threads are neighbours: a warp adds up before it touches memory
         int lanes = columns < 5 ? 1 << columns : 32;
         for (int d = lanes / 2; d; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
-        if (b < batch && threadIdx.x % lanes == 0) atomicAdd(sums + b, squares);
+        if (b < batch && threadIdx.x % lanes == 0) {
+            if (column_tiles == 1 && columns <= 5) sums[b] = squares;  // a warp has the row
+            else atomicAdd(sums + b, squares);
+        }
     }
 }
 

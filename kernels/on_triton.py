@@ -7,6 +7,7 @@ bits in one instruction; a quad's four normals are joined so that a thread store
 
 import os
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 try:
     import torch
@@ -256,31 +257,23 @@ def loaded(device, found):
     return driver.load(device, found.asm["cubin"], of.name, threads_a_block, of.shared)
 
 
-def kind(argument):
-    """What Triton tells apart: a tensor's dtype and alignment, whether a number is long."""
-    if hasattr(argument, "data_ptr"):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    return argument != noise.signed(argument, 32)
+class Plan(NamedTuple):
+    """A launch as Triton takes it.
+
+    blocks: programs. arguments: the kernel's, up to the counter and the step. options: its
+    constants and the compiler's, up to COUNTED. sums: float64 (batch, column tiles), or
+    None.
+    """
+
+    blocks: int
+    arguments: list
+    options: dict
+    sums: Any
 
 
-kept = {}
-
-
-def compiled(device, arguments, options):
-    """The kernel for such arguments, kept by all that Triton makes a difference of."""
-    *others, counter, _ = arguments
-    key = device, *map(kind, others), counter.dtype, *options.values()
-    if key not in kept:
-        with torch.cuda.device(device if device.type == "cuda" else -1):
-            kept[key] = loaded(device, kernel.warmup(*arguments, grid=(1,), **options))
-    return kept[key]
-
-
-def prepare(launch):
-    """run(step) of a `launch.Launch`: its kernel is kept, its arguments are packed."""
+def planned(launch):
+    """The Plan of a `launch.Launch`."""
     out, operands, coef = launch.out, launch.operands, launch.coef
-    if INTERPRET and out.dtype == torch.bfloat16:
-        return partial(rounded, launch)
     batch, size = out.shape
     v = 4 // out.element_size()
     keyed = launch.keys is not None
@@ -291,7 +284,6 @@ def prepare(launch):
     rows, columns, tiles = tile(size, v, quads)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
-    blocks = -(-batch // rows) * tiles
     sums = None
     if launch.result:
         sums = out.new_empty((batch, tiles), dtype=torch.float64)
@@ -301,7 +293,6 @@ def prepare(launch):
     numbers += [noise.signed(word, 32) for word in (
         launch.seed, launch.seed >> 32, launch.sample, launch.tag)]
     tables = [coef if table is None else table for table in (sums, coef, launch.keys)]
-    arguments = [*u, *tables, *numbers]
     options = {
         "OPERANDS": len(operands),
         "DRAWS": int(launch.draws),
@@ -316,30 +307,81 @@ def prepare(launch):
         "num_warps": WARPS,
         "enable_fp_fusion": False,
     }
+    return Plan(-(-batch // rows) * tiles, [*u, *tables, *numbers], options, sums)
+
+
+def kind(argument):
+    """What Triton tells apart: a tensor's dtype and alignment, whether a number is long."""
+    if isinstance(argument, int):
+        return argument >> 31 not in (0, -1)
+    return argument.dtype, argument.data_ptr() % 16
+
+
+kept = {}
+
+
+def warmed_up(plan, counter):
+    """What Triton makes of a Plan; with a counter, a tensor, another than with None."""
+    last = counter, 0
+    if counter is None:
+        last = plan.arguments[0], 0  # a tensor stands for the counter that there is not
+    return kernel.warmup(*plan.arguments, *last, grid=(1,), COUNTED=counter is not None,
+                         **plan.options)
+
+
+def compiled(device, plan, counter):
+    """The kernel of a Plan, kept by all that Triton makes a difference of."""
+    kinds = map(kind, plan.arguments)
+    key = device, counter is not None, *kinds, *plan.options.values()
+    if key not in kept:
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            found = warmed_up(plan, counter)
+        kept[key] = loaded(device, found)
+    return kept[key]
+
+
+def prepare(launch):
+    """run(step) of a `launch.Launch`: its kernel is kept, its arguments are packed."""
+    device, first_step = launch.out.device, launch.first_step
+    if INTERPRET:
+        return partial(interpreted, launch)
+    plan = planned(launch)
     launches = {}
+
+    def prepared(counter):
+        """The launch with a counter, or with a number for its step."""
+        found = compiled(device, plan, counter)
+        return driver.prepare(device, found, plan.blocks, plan.arguments, first_step)
 
     def run(step):
         counted = not isinstance(step, int)
-        last = step, noise.signed(launch.first_step, 32)
-        if not counted:
-            last = coef, noise.signed(step, 32)  # coef stands for none
-        if INTERPRET:
-            kernel[blocks,](*arguments, *last, COUNTED=counted, **options)
-        elif counted not in launches:  # a number's kernel is another than a counter's
-            how = options | {"COUNTED": counted}
-            found = compiled(out.device, [*arguments, *last], how)
-            launches[counted] = driver.prepare(out.device, found, blocks, arguments,
-                                               launch.first_step)
-        if not INTERPRET:
-            launches[counted](step)
-        return sums.sum(1) if launch.result else None
+        if counted not in launches:
+            launches[counted] = prepared(step if counted else None)
+        launches[counted](step)
+        return total(plan.sums)
     return run
 
 
-def rounded(launch, step):
+def total(sums):
+    """What the tiles of each row add up to, or None."""
+    if sums is None:
+        return None
+    return sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+
+
+def interpreted(launch, step):
     """In the interpreter, which has no bfloat16 of its own: float32, rounded by torch."""
-    operands = [u.float() for u in launch.operands]
-    wide = launch._replace(out=launch.out.float(), operands=operands)
-    sums = prepare(wide)(step)
-    launch.out.copy_(wide.out)
-    return sums
+    out = launch.out
+    if out.dtype == torch.bfloat16:
+        operands = [u.float() for u in launch.operands]
+        wide = launch._replace(out=out.float(), operands=operands)
+        sums = interpreted(wide, step)
+        out.copy_(wide.out)
+        return sums
+    plan = planned(launch)
+    counted = not isinstance(step, int)
+    last = step, noise.signed(launch.first_step, 32)
+    if not counted:
+        last = out, noise.signed(step, 32)  # out stands for none
+    kernel[plan.blocks,](*plan.arguments, *last, COUNTED=counted, **plan.options)
+    return total(plan.sums)

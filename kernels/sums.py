@@ -18,7 +18,14 @@ LOSS = {2: (True, False)}  # noise, and a weight
 
 def _one(like):
     """The coefficient 1, made where `like` is: nothing is copied there, nothing waits."""
-    return like.new_ones((1, 1)).float()
+    import torch
+    return like.new_ones((1, 1), dtype=torch.float32)
+
+
+def _roots(squares):
+    """Their roots in float64, rounded to float32: one launch on a GPU."""
+    import torch
+    return torch.sqrt(squares, out=squares.new_empty(len(squares), dtype=torch.float32))
 
 
 @not_compiled
@@ -35,7 +42,7 @@ def norms(x, *, backend="auto"):
     (u,), prepare = accept([x], ["x"], backend)
     rows = Rows(_one(u), "all", draws=False)
     run = launched(prepare, u, [u], rows, (0, 0, 0, 0), Result.SQUARES)
-    return as_given(x, run(0).sqrt().float())
+    return as_given(x, _roots(run(0)))
 
 
 @not_compiled
@@ -59,7 +66,7 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
     run = launched(prepare, tensors[-1], [], rows, (seed, sample, tag, 0), result)
     squares = run(noise_step(step, tensors[0]))
     tell_autograd(out)
-    return as_given(like, squares.sqrt().float())
+    return as_given(like, _roots(squares))
 
 
 @not_compiled
@@ -86,6 +93,6 @@ def dsm_loss(s, coef, *, seed=0, sample=0, step=0, tag=PERTURBATION, backend="au
     step = noise_step(step, u)
     rows = rows_of(coef, 1, LOSS, u)
     run = launched(prepare, gradient, [u], rows, (seed, sample, tag, 0), Result.GRADIENT)
-    w = rows.coef[:, 2].double()
-    value = (w * run(step)).sum().float()
+    w = rows.coef[:, 2]
+    value = (w * run(step)).sum().float()  # w becomes float64 in the product
     return as_given(s, value)[()], as_given(s, gradient)

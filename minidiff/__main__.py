@@ -650,13 +650,22 @@ def info_options(add):
     from .kernels import BACKENDS
     json_option(add)
     add("--backend", action="append", choices=BACKENDS, help="only this one (repeatable)")
+    add("--kernels", nargs="?", const="here", metavar="GPU",
+        help="compile each row for a GPU, which need not be here, and predict its time: "
+             "A100, H100, H200, B200 or RTX5090 (default the one here)")
 
 
 def run_info(args):
-    """Versions, devices, backends."""
+    """Versions, devices, backends; or what is predicted of a GPU's kernels."""
     from .files import write_json
     from .kernels import BACKENDS, on_host, why_not
     from .machine import machine
+    if args.kernels:
+        from .bench.device.predicted import predictions
+        rows = predictions(args.kernels, args.backend)
+        if args.json:
+            write_json(args.json, rows)
+        return
     found = machine() | {"device": device(args)}
     for name in args.backend or BACKENDS:
         found[name] = why_not(name) or "runs"

@@ -1,10 +1,11 @@
 """The claim that a CPU cannot prove: Triton and CuPy on a device return NumPy's bits.
 
-    python -m minidiff.bench.device [PART ...] [--json FILE.json]
+    python -m minidiff.bench.device [PART or CALL ...] [--json FILE.json]
 
-It is meant for six minutes of one GPU. Each part prints a line: what it did, and passed,
-FAILED, or why it could not run. Exit 1 on a failure. The JSON is written anew after every
-part.
+A part prints a line: what it did, and passed, FAILED, or why it could not run. Exit 1 on a
+failure. The JSON is written anew after every part. A call is what fits into six minutes of
+one GPU: `bits`, what is right, `speed`, how fast, `more`, what takes long or could leave
+the GPU in a bad state.
 """
 
 import argparse
@@ -34,13 +35,15 @@ def device():
             "cuda": torch.version.cuda, "nvidia_smi": smi.splitlines()}
 
 
-# what could leave the device in a bad state comes last; rows have processes of their own,
-# and leave what they compiled to those that follow
-PARTS = {part.__name__: part for part in (
-    device, correct.words, correct.square_root, correct.all_stages, correct.rows,
-    speed.rates, speed.launches, speed.keys, speed.timing, correct.counters, correct.side_stream,
-    correct.threads, correct.graph_replay, correct.corrector_replay, speed.whole_samplers,
-    correct.training, correct.large, correct.sanitizer)}
+# rows have processes of their own, and leave what they compiled to those that follow
+CALLS = {
+    "bits": (device, correct.words, correct.square_root, correct.rows, correct.counters,
+             correct.side_stream, correct.threads, correct.graph_replay,
+             correct.corrector_replay, correct.training, speed.launches),
+    "speed": (speed.rates, speed.in_graphs, speed.timing),
+    "more": (speed.keys, correct.all_stages, speed.whole_samplers, correct.large,
+             correct.sanitizer)}
+PARTS = {part.__name__: part for parts in CALLS.values() for part in parts}
 NEEDS = {"device": (), "rates": (), "square_root": ("cupy",)}  # the others both backends
 
 
@@ -56,17 +59,27 @@ def run(name):
     return result | {"seconds": round(time.perf_counter() - start, 2)}
 
 
+def chosen(names):
+    """The parts of these names, those of a call among them, once; all where none is named."""
+    found = []
+    for name in names or CALLS:
+        found += [part.__name__ for part in CALLS[name]] if name in CALLS else [name]
+    return list(dict.fromkeys(found))
+
+
 def main():
     """Run every part, print a line each, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", "--out", metavar="FILE.json", help="where to write what was "
                         "found, such as bench/results/device/DATE-GPU.json")
-    parser.add_argument("parts", nargs="*", metavar="PART",
-                        help=f"some of {', '.join(PARTS)} (default: all)")
+    calls = "; ".join(f"{call}: {', '.join(part.__name__ for part in parts)}"
+                      for call, parts in CALLS.items())
+    parser.add_argument("parts", nargs="*", metavar="PART or CALL",
+                        help=f"some of these, or all of a call (default: all). {calls}")
     args = parser.parse_args()
     for name in args.parts:
-        if name not in PARTS:
-            parser.error(f"{name!r} is none of {', '.join(PARTS)}")
+        if name not in (*PARTS, *CALLS):
+            parser.error(f"{name!r} is none of {', '.join((*PARTS, *CALLS))}")
     if args.json:
         try:
             check_file("--json", args.json)
@@ -76,7 +89,7 @@ def main():
     results = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "parts": parts}
     for key, value in results["machine"].items():
         print(f"{key:<14}{value}")
-    for name in args.parts or PARTS:
+    for name in chosen(args.parts):
         result = parts[name] = run(name)
         more = {k: v for k, v in result.items() if k not in ("passed", "rows", "seconds")}
         print(f"{name:<18}{VERDICTS[result['passed']]:<9}{result['seconds']:>7.1f} s  {more}",

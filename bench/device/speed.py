@@ -14,12 +14,14 @@ from ...kernels import Fused, bind, normal, on_cupy, why_not
 from ...kernels.check.compare import oracle
 from ...kernels.check.words import raw
 from ...net import ScoreNet
-from ..speed.clock import once
+from ..speed.clock import once, waiter
 from ..speed.rows import MAIN_OP
-from ..speed.run import bench, call, case, kernels_of, show
+from ..speed.run import bench, call, case, kernels_of, race_of, show
 from ..speed.run import why_not as lacks
 from ..speed.sums import SUMS
-from .here import DEVICE, NAMES, SEED, captured, same, seconds, verdict
+from .compiled import why_not as unread
+from .here import CUDA, DEVICE, NAMES, SEED, captured, same, seconds, verdict
+from .predicted import CARDS, predicted
 
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
 ROUNDS = 5  # of a form and its other, in turn
@@ -58,13 +60,14 @@ def rates():
     return {"passed": True, **found}
 
 
-def timing(limit=150):
+def timing(limit=240):
     """Kinds of update and sums against the peers, gate first; what is not begun within
     `limit` seconds is named. The largest arrays come last: NumPy takes seconds for each."""
     main, found, left = ["normal", MAIN_OP.name], [], []
-    rest = [name for name in (*kernels_of(), *SUMS) if name not in main]
-    work = [(op, dtype, elements)
-            for ops, sizes in ((main, [1 << 20, 1 << 26]), (rest, [1 << 26]), (main, [1 << 28]))
+    rest = [name for name in kernels_of() if name not in main]
+    sizes_of = ((main, [1 << 20, 1 << 26]), (SUMS, [1 << 26]), (rest, [1 << 26]),
+                ((*main, *SUMS), [1 << 28]))
+    work = [(op, dtype, elements) for ops, sizes in sizes_of
             for dtype in ("float32", "bfloat16") for op in ops for elements in sizes]
     end = time.perf_counter() + limit
     for op, dtype, elements in work:
@@ -105,20 +108,46 @@ def keys(elements=1 << 26):
 
 def launches(calls=20):
     """A small update, 2^20 elements: microseconds of the host to launch it, and of the
-    device in a graph of many."""
-    found = {}
+    device in a graph of many. All take turns: who is first, while the processor wakes up,
+    would seem the slowest."""
+    functions = {}
     for name in (*NAMES, *PEERS):
-        work, coef, _ = case(MAIN_OP, 1 << 20, "float32", "cuda")
-        f = call(name, work, coef)
-        for _ in range(3):
-            f()
-        torch.cuda.synchronize()
-        host = once(f, lambda: None, 200) * 1e6
-        torch.cuda.synchronize()
-        there = seconds(captured(f, calls)) / calls * 1e6
-        found[name] = {"host_us": host, "device_us": there}
-        print(f"{name:<16}{host:>8.1f} us of the host{there:>8.1f} us of the device")
+        work, coef, _ = case(MAIN_OP, 1 << 20, "float32", DEVICE)
+        functions[name] = call(name, work, coef)
+    host = {name: [] for name in functions}
+    for _ in range(ROUNDS + 1):  # of the first nothing is kept
+        for name, f in functions.items():
+            host[name].append(once(f, lambda: None, 200) * 1e6)
+            waiter(DEVICE)()
+    found = {name: {"host_us": median(times[1:]),
+                    "device_us": seconds(captured(functions[name], calls)) / calls * 1e6}
+             for name, times in host.items()}
+    for name, took in found.items():
+        print(f"{name:<16}{took['host_us']:>8.1f} us of the host"
+              f"{took['device_us']:>8.1f} us of the device")
     return {"passed": True, **found}
+
+
+def in_graphs(elements=1 << 28, ops=("normal", "perturb", MAIN_OP.name, *SUMS)):
+    """Each in a CUDA graph, where the host does not count, beside its prediction: seconds,
+    and its share of a copy's rate."""
+    here = torch.cuda.get_device_name() if CUDA else None
+    card = next((card for card in CARDS.values() if card.device == here), None)
+    rows = []
+    for op, dtype in product(ops, ("float32", "bfloat16")):
+        race = race_of(op, NAMES, elements, dtype=dtype, device=DEVICE)
+        out = race.out
+        copied = seconds(captured(partial(out.copy_, out.clone())))
+        for (name, _), entrant in race.entrants.items():
+            took = seconds(captured(entrant.call))
+            row = {"op": op, "dtype": dtype, "backend": name, "elements": elements,
+                   "seconds": took, "of_copy": entrant.bytes / took / (2 * out.nbytes / copied)}
+            if card and not unread(name):
+                row["predicted"] = predicted(card, op, dtype, name, elements)["seconds"]
+            print(" ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()),
+                  flush=True)
+            rows.append(row)
+    return {"passed": True, "rows": rows}
 
 
 def whole_samplers(shape=(1, 8, 8)):

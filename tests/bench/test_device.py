@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from minidiff import kernels, noise
+from minidiff.bench.device import __main__ as main
 from minidiff.bench.device import correct, here, speed
+from minidiff.bench.speed.clock import once
 from minidiff.bench.speed.run import bench
+from minidiff.families import FAMILIES
 from minidiff.kernels.check.compare import normals_at, oracle
 
 
@@ -22,9 +25,9 @@ def test_with_no_gpu_each_part_says_so(tmp_path):
                          text=True, capture_output=True)
     assert run.returncode == 0, run.stdout + run.stderr
     parts = json.loads(out.read_text())["parts"]
-    assert len(parts) == 18
+    assert len(parts) == 19
     assert all(p["passed"] is None and p["reason"] == "no CUDA device" for p in parts.values())
-    assert run.stdout.endswith("0 passed, 0 FAILED, 18 not run\n")
+    assert run.stdout.endswith("0 passed, 0 FAILED, 19 not run\n")
 
 
 def test_one_backend_does_not_pass_for_the_other(monkeypatch):
@@ -108,10 +111,82 @@ def test_keys_are_timed_beside_numbers_and_held_to_numpy(no_gpu, monkeypatch):
     assert not speed.keys(1 << 13)["passed"]
 
 
+def test_the_largest_sizes_are_timed_last(no_gpu, monkeypatch):
+    """What is left of `timing` where time ends before it begins, in order."""
+    left = speed.timing(-1.)["left"]
+    sizes = [elements for _, _, elements in left]
+    assert sizes.count(1 << 28) == 12 and set(sizes[-12:]) == {1 << 28}
+    assert {"dsm_loss", "corrector", "norms"} < {op for op, _, n in left if n == 1 << 28}
+
+
+@pytest.fixture
+def no_gpu_of_speed(no_gpu, monkeypatch):
+    """The parts that measure, on a CPU: its clock, its backends."""
+    for name, value in (("DEVICE", "cpu"), ("NAMES", correct.NAMES),
+                        ("captured", lambda f, calls=1: f),
+                        ("seconds", lambda f, repeats=1: once(f, lambda: None))):
+        monkeypatch.setattr(speed, name, value)
+
+
+def test_launches_are_timed_in_turns(no_gpu_of_speed, monkeypatch):
+    monkeypatch.setattr(speed, "PEERS", ("torch_eager",))
+    order = []
+    monkeypatch.setattr(speed, "once", lambda f, wait, calls: order.append(f) or 1e-6 * len(order))
+    found = speed.launches()
+    names = [*correct.NAMES, "torch_eager"]
+    turns = speed.ROUNDS + 1
+    assert found.pop("passed") and list(found) == names
+    assert len(order) == turns * len(names) and order == order[:len(names)] * turns
+    # the first turn is not kept: the median of turns 2 to 6 is the fourth's
+    assert [of["host_us"] for of in found.values()] == [
+        3 * len(names) + n + 1 for n in range(len(names))]
+
+
+def test_what_takes_part_in_graphs_is_predicted(no_gpu_of_speed, monkeypatch):
+    """Every update and sum, on the CPU; what is predicted stands beside it."""
+    monkeypatch.setattr(speed, "predicted", lambda card, op, dtype, name, n: {"seconds": n * 1e-9})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    for name, value in (("CUDA", True), ("unread", lambda name: None)):
+        monkeypatch.setattr(speed, name, value)
+    rows = speed.in_graphs(1 << 12)["rows"]
+    assert {row["op"] for row in rows} == {
+        "normal", "perturb", "langevin", "norms", "noise_norms", "dsm_loss", "corrector"}
+    assert len(rows) == 14 * len(correct.NAMES)
+    assert all(row["seconds"] > 0 and row["predicted"] == 4.096e-6 for row in rows)
+    assert all((row["of_copy"] > 0) == (row["op"] != "noise_norms") for row in rows)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_whole_samplers_are_held_to_their_loops(no_gpu_of_speed, monkeypatch, wrong):
+    """Every family but the adaptive one; a graph that returns other samples is seen."""
+    monkeypatch.setattr(speed, "EVALUATIONS", dict.fromkeys(FAMILIES, 8))
+    monkeypatch.setattr(speed, "chunk_size", lambda shape: 2)
+    if wrong:
+        runs = []
+        monkeypatch.setattr(speed, "same", lambda a, b: runs.append(a) or len(runs) != 3)
+    found = speed.whole_samplers((1, 4, 4))
+    assert len(found["times"]) == len(FAMILIES) - 1
+    assert found["passed"] is not wrong and len(found["failures"]) == wrong
+    assert all(row["ms"] > 0 and row["graph_ms"] > 0 for row in found["times"].values())
+
+
+def test_what_the_sanitizer_runs_runs():
+    names = repr(tuple(name for name in ("host", "torch") if not kernels.why_not(name)))
+    text = correct.SANITIZED.replace('"cuda"', '"cpu"').replace('("triton", "cupy")', names)
+    assert text.count('"cpu"') == 1 and text.count(names) == 1
+    exec(text.replace("torch.cuda.synchronize()", ""), {})
+
+
+def test_a_call_is_its_parts():
+    assert main.chosen([]) == list(main.PARTS)
+    assert main.chosen(["more", "keys", "rates"]) == [
+        "keys", "all_stages", "whole_samplers", "large", "sanitizer", "rates"]
+
+
 def test_timing_stops_in_time_and_says_what_is_left(no_gpu, monkeypatch):
     small = lambda ops, names, sizes, dtype, device, seconds: bench(
         ops, ["torch", "torch_eager"], [1 << 10], dtype, "cpu", seconds=1e-3)
     monkeypatch.setattr(speed, "bench", small)
     found = speed.timing()
     assert not found["left"] and len({row["op"] for row in found["rows"]}) == 14
-    assert len(speed.timing(-1.)["left"]) == 36
+    assert len(speed.timing(-1.)["left"]) == 44

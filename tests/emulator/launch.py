@@ -3,11 +3,11 @@ and NumPy runs what they compiled."""
 
 import ctypes
 from functools import cache
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
+from minidiff.bench.device.compiled import asked, why_not
 from minidiff.kernels import driver, on_cupy, on_triton
 from minidiff.kernels.check import words
 
@@ -94,10 +94,10 @@ def load(device, found):
 
 
 @cache
-def compiled_by_nvrtc(variant, more="", cubin=False):
-    """The PTX, or the machine code for sm_90, of kernels.cu and `more`."""
+def compiled_by_nvrtc(variant, more="", cubin=False, architecture=90):
+    """The PTX for sm_90, or machine code, of kernels.cu and `more`."""
     if cubin:
-        options = *on_cupy.options(*variant), "--gpu-architecture=sm_90"
+        options = *on_cupy.options(*variant), f"--gpu-architecture=sm_{architecture}"
         return on_cupy.machine_code(options, more)
     from cupy.cuda import nvrtc
     program = nvrtc.createProgram(on_cupy.SOURCE.read_text() + more, "kernels.cu", [], [])
@@ -108,19 +108,6 @@ def compiled_by_nvrtc(variant, more="", cubin=False):
 def compiled(device, variant, name="update", more=""):
     """on_cupy.compiled here."""
     return Emulated(compiled_by_nvrtc(variant, more), name, on_cupy.THREADS)
-
-
-@cache
-def why_not(name):
-    """Why `triton` or `cupy` cannot be compiled here, or None."""
-    if name == "triton":
-        return "TRITON_INTERPRET is set" if on_triton.INTERPRET else \
-            None if on_triton.triton else "triton is not installed: pip install triton"
-    try:
-        from cupy.cuda import nvrtc
-        nvrtc.getVersion()
-    except (ImportError, OSError, RuntimeError) as e:
-        return f"no NVRTC: pip install -e '.[cuda13]' ({e})".splitlines()[0]
 
 
 @cache
@@ -135,10 +122,7 @@ def emulate():
             module.TAKES, module.why_not = "cpu", lambda: None
     on_cupy.compiled, on_triton.loaded, driver.prepare = compiled, load, prepare
     if not why_not("triton"):
-        from triton.backends.compiler import GPUTarget
         from triton.runtime import driver as of_triton
-        none = lambda *_: 0
-        of_triton.set_active(SimpleNamespace(get_current_device=none, get_current_stream=none,
-                                          get_current_target=lambda: GPUTarget("cuda", 90, 32)))
+        of_triton.set_active(asked(90))
         for module, name in ((on_triton, "kernel"), (words, "_words"), (words, "_stages")):
             setattr(module, name, Launcher(getattr(module, name)))

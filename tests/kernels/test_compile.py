@@ -1,4 +1,5 @@
-"""Every kernel compiled for sm_90 with no GPU: its machine code read, its PTX run by NumPy.
+"""Every kernel compiled with no GPU: for sm_80, 90, 100 and 120 its machine code is read, for
+sm_90 its PTX is run by NumPy.
 
 Triton compiles only outside its interpreter, so in another process: this file, run.
 """
@@ -8,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 
 from emulator import launch
 from folded import LARGE, last_normals
+from minidiff.bench.device import compiled
 from minidiff.bench.device.correct import ROOTS
 from minidiff.bench.device.speed import COUNTED
 from minidiff.kernels import on_cupy, on_host, on_numpy, on_triton
@@ -66,54 +67,10 @@ SLOTS = {("triton", "float32"): (32.3, 36., 39.), ("triton", "bfloat16"): (32.2,
 KEYED_SLOTS = {("triton", "float32"): (35.7, 39.6, 44.3),
                ("triton", "bfloat16"): (36.8, 41.1, 47.2),
                ("cuda", "float32"): (31.7, 34.5, 37.2), ("cuda", "bfloat16"): (31.3, 35.4, 39.5)}
+ARCHITECTURES = 80, 90, 100, 120
+ELSEWHERE = 1.5  # slots more, at most, than on sm_90
 # Slots more that these Tritons take at most, by their moves of registers; the bits are the same
 MORE = {"3.7.1": 2.3, "3.8.0": .5}
-HALF_RATE = re.compile("(LOP3|IADD3|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|VIADDMNMX|I2FP|"
-                       "F2FP|PLOP3|IABS|POPC)$")
-
-
-def machine_code(cubin, function):
-    """Its instructions in order, and its resources in a line."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        sass, usage = (subprocess.run([TOOL, option, "-fun", function, file.name], check=True,
-                                      capture_output=True, text=True).stdout
-                       for option in ("-sass", "-res-usage"))
-    code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", sass)
-    return [line for line in code if "NOP" not in line], usage
-
-
-def disassembled(cubin, function):
-    """Counts of the instructions that matter in one function, and its resources."""
-    code, usage = machine_code(cubin, function)
-    pattern = r"REG:(\d+) STACK:(\d+) SHARED:(\d+)"
-    registers, stack, shared = map(int, re.search(pattern, usage).groups())
-    return {"registers": registers, "stack": stack, "shared": shared,
-            "instructions": len(code)} | {
-        name: sum(bool(re.search(pattern, line)) for line in code) for name, pattern in (
-            ("local", r"\b(LDL|STL)"), ("double", r"\bD(ADD|MUL|FMA)|F64"), ("fma", r"\bFFMA"),
-            ("root", r"\bMUFU\.RSQ"), ("load16", r"\bLDG\.E\.(EF\.)?128"),
-            ("store16", r"\bSTG\.E\.(EF\.)?128"), ("store", r"\bSTG"))}
-
-
-def slots(code, elements):
-    """Issue slots an element: one an instruction, or two for each that takes the pipe of integers
-    and logic, which is half as wide, if those are more."""
-    names = [re.sub(r"^@!?U?P\d+ ", "", line).split()[0].split(".")[0] for line in code]
-    return max(len(names), 2 * sum(bool(HALF_RATE.match(name)) for name in names)) / elements
-
-
-def longest_loop(cubin):
-    """The instructions of the longest loop of `update`."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        sass = subprocess.run([TOOL, "-sass", "-fun", "update", file.name], check=True,
-                              capture_output=True, text=True).stdout
-    code = [(int(at, 16), line) for at, line in
-            re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass)]
-    jumps = [(int(m[1], 16), at) for at, line in code if (m := re.search(r"BRA .*?(0x\w+)", line))]
-    first, last = max(jumps, key=lambda jump: jump[1] - jump[0])
-    return [line for at, line in code if first <= at <= last]
 
 
 def roots(code):
@@ -204,6 +161,29 @@ def unnoticed(*case):
     return first + [i for i in range(1, len(found)) if lacks(i)], len(found)
 
 
+def of_variant(dtype, operands, draws, clip, rows, size, aligned):
+    """A variant's Launch, and its counter or None."""
+    sums = (Result.GRADIENT if operands and draws else Result.SQUARES) if clip == "sums" else 0
+    x = torch.zeros(5, size, dtype=getattr(torch, dtype))
+    kind, n = next((kind, n) for word, kind, n in (
+        ("call", "all", 1), ("sample", "sample", 5), ("counter", "step", 4)) if word in rows)
+    coef = torch.zeros(n, operands + draws + 4 * (clip == 1) + (sums == Result.GRADIENT))
+    keys = torch.zeros(5, 2, dtype=torch.int64) if "keys" in rows else None
+    made = Launch(x, [x] * operands, coef, kind, bool(draws), clip == 1, sums, 7, 1, 2, keys=keys)
+    return made, torch.tensor(1) if "counter" in rows else None
+
+
+def read_for(architecture):
+    """What Triton makes of each of VARIANTS for it, counted."""
+    found = []
+    for variant in VARIANTS:
+        case, counter = of_variant(*variant)
+        code = compiled.by_triton(case, architecture, counter)
+        found.append(compiled.counted(code.cubin, code.name) | {
+            "elements": code.elements, "slots": compiled.slots_an_element(code)})
+    return found
+
+
 def triton_runs():
     """Prints what this process alone can find, as JSON: for each of VARIANTS its machine code
     and what differs, and what else differs."""
@@ -213,12 +193,7 @@ def triton_runs():
         sums = (2 if operands and draws else 1) if clip == "sums" else 0
         lines = differs(on_triton, dtype, operands, draws, clip == 1, sums, rows, (37, size))
         assert on_triton.kernel.options["ALIGNED"] == bool(aligned)
-        cubin, found = on_triton.kernel.compiled.asm["cubin"], on_triton.kernel.options
-        tile = found["ROWS"] * found["COLUMNS"] * 4 * found["V"]
-        elements = tile // (32 * on_triton.WARPS)
-        variants.append(disassembled(cubin, "kernel") | {
-            "differs": lines, "elements": elements, "options": on_triton.kernel.options,
-            "slots": slots(machine_code(cubin, "kernel")[0], elements)})
+        variants.append({"differs": lines, "options": on_triton.kernel.options})
     # numbers that are 1 or divisible by 16; rows of odd lengths; arrays that are not aligned
     for shape in ((1, 1), (3, 1), (1, 4), (16, 2), (16, 16), (1, 4099), (2, 5000), (600, 2)):
         for shift in (0, 1):
@@ -238,8 +213,11 @@ def triton_runs():
     launch.blocks = lambda n: [n - 1]
     others += [shape for shape in LARGE if last_differs(on_triton, shape)]
     found = words._stages.compiled.asm["cubin"]
-    print(json.dumps({"variants": variants, "others": others, "barriers": barriers, "roots": roots(
-        machine_code(found, "_stages")[0]), "stages": disassembled(found, "_stages")}))
+    code = {architecture: read_for(architecture) for architecture in ARCHITECTURES}
+    print(json.dumps({
+        "variants": variants, "code": code, "others": others, "barriers": barriers,
+        "roots": roots(compiled.instructions(found, "_stages")),
+        "stages": compiled.counted(found, "_stages")}))
 
 
 @pytest.fixture(scope="module", autouse=TOOL is not None)
@@ -266,9 +244,11 @@ def from_triton(other_process):
 @needs_nvrtc
 @needs_triton
 @pytest.mark.parametrize("variant", MACROS, ids=str)
-def test_nvrtc(variant):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc(architecture, variant):
     """The CUDA C: no local memory, 16-byte accesses, two FFMA a root, no double precision."""
-    found = disassembled(launch.compiled_by_nvrtc(variant, cubin=True), "update")
+    cubin = launch.compiled_by_nvrtc(variant, cubin=True, architecture=architecture)
+    found = compiled.counted(cubin, "update")
     _, _, operands, draws, _, sums, *_ = *variant, 0
     assert not (found["stack"] or found["local"] or found["shared"]), found
     assert bool(found["double"]) == bool(sums) and found["load16"] >= operands, found
@@ -276,10 +256,12 @@ def test_nvrtc(variant):
     assert found["fma"] == WRITTEN * found["root"] and bool(found["root"]) == bool(draws), found
 
 
-def cuda_slots(dtype, operands, keys=0):
+def cuda_slots(dtype, operands, keys=0, architecture=90):
     """Issue slots an element of the loop over packs, four of them unrolled."""
-    cubin = launch.compiled_by_nvrtc((True, dtype, operands, 1, 0, 0, keys), cubin=True)
-    return slots(longest_loop(cubin), 4 * 16 // (4 if dtype == "float32" else 2))
+    variant = True, dtype, operands, 1, 0, 0, keys
+    cubin = launch.compiled_by_nvrtc(variant, cubin=True, architecture=architecture)
+    return compiled.slots(compiled.longest_loop(cubin, "update")) / (
+        4 * 16 // (4 if dtype == "float32" else 2))
 
 
 @needs_nvrtc
@@ -290,6 +272,9 @@ def test_cuda_c_keeps_to_its_slots(dtype):
         for operands, ceiling in enumerate(table["cuda", dtype]):
             found = cuda_slots(dtype, operands, keys)
             assert ceiling - 1 < found <= ceiling, (operands, keys, found)
+            for other in ARCHITECTURES:
+                there = cuda_slots(dtype, operands, keys, other)
+                assert there <= ceiling + ELSEWHERE, (operands, keys, other, there)
 
 
 @needs_nvrtc
@@ -376,7 +361,7 @@ def test_what_a_device_is_given_neither_contracts_nor_flushes(monkeypatch):
 def test_no_product_of_an_update_flushes():
     """In machine code, but for the root's own start."""
     for variant in MACROS:
-        code, _ = machine_code(launch.compiled_by_nvrtc(variant, cubin=True), "update")
+        code = compiled.instructions(launch.compiled_by_nvrtc(variant, cubin=True), "update")
         assert not [line for line in code if re.match(r"(FMUL|FADD|FFMA)\S*\.FTZ", line)], variant
 
 
@@ -387,7 +372,7 @@ def test_no_product_of_an_update_flushes():
     (words.SOURCE, "stages")])
 def test_nvrtc_takes_what_the_device_check_adds(more, name):
     cubin = launch.compiled_by_nvrtc(MACROS[0], more, cubin=True)
-    assert disassembled(cubin, name)["instructions"] > 20
+    assert compiled.counted(cubin, name)["instructions"] > 20
 
 
 ONE_ROOT = """
@@ -402,7 +387,7 @@ def test_the_root_is_that_of_sqrt_rn(from_triton):
     """The machine's own correctly rounded root, where it takes its short way: the same five
     instructions; and radii are where it does."""
     cubin = launch.compiled_by_nvrtc(MACROS[0], ONE_ROOT, cubin=True)
-    own, rn = (machine_code(cubin, name)[0] for name in ("own", "rn"))
+    own, rn = (compiled.instructions(cubin, name) for name in ("own", "rn"))
     assert roots(own) == roots(rn) and len(roots(rn)) == 1, (own, rn)
     assert {*from_triton["roots"]} == {*roots(rn)}
     assert len(from_triton["roots"]) == from_triton["stages"]["root"]
@@ -428,22 +413,35 @@ def test_a_barrier_that_lacks_would_show(from_triton):
         assert barriers and not missed
 
 
+on_each = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def code_of(from_triton, architecture):
+    """(variant, what was counted) of each for an architecture."""
+    return zip(VARIANTS, from_triton["code"][str(architecture)], strict=True)
+
+
 @needs_triton
-def test_triton_uses_registers_alone(from_triton):
+@on_each
+def test_triton_uses_registers_alone(from_triton, architecture):
     """No stack and no spills. But for sums no double precision. Where rows are aligned no shared
-    memory, and registers for 16 warps a multiprocessor: with 12 an H200 ran at half its rate."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+    memory, and registers for 16 warps a multiprocessor: with 12 an H200 ran at half its rate. A
+    card of sm_120 may have 12: while it moves an update's bytes it can issue seven times as much.
+    """
+    most = 144 if architecture == 120 else 128
+    for variant, found in code_of(from_triton, architecture):
         sums, aligned = variant[3] == "sums", variant[-1]
         assert not (found["stack"] or found["local"]), (variant, found)
-        assert not aligned or found["registers"] <= 128, (variant, found)
+        assert not aligned or found["registers"] <= most, (variant, found)
         assert bool(found["double"]) == sums, (variant, found)
         assert not found["shared"] or sums or not aligned, (variant, found)
 
 
 @needs_triton
-def test_triton_moves_16_bytes_at_a_time(from_triton):
+@on_each
+def test_triton_moves_16_bytes_at_a_time(from_triton, architecture):
     """Each operand's and the output's share of a thread, where rows are aligned."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+    for variant, found in code_of(from_triton, architecture):
         dtype, operands, draws, clip, *_, aligned = variant
         if aligned:
             packs = found["elements"] * (4 if dtype == "float32" else 2) // 16
@@ -454,26 +452,30 @@ def test_triton_moves_16_bytes_at_a_time(from_triton):
 
 
 @needs_triton
-def test_triton_contracts_nothing(from_triton):
+@on_each
+def test_triton_contracts_nothing(from_triton, architecture):
     """The fused multiply-adds that are written, and not one elsewhere."""
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+    assert not any(found["options"]["enable_fp_fusion"] for found in from_triton["variants"])
+    for variant, found in code_of(from_triton, architecture):
         assert found["fma"] == WRITTEN * found["root"], (variant, found)
         assert found["root"] == variant[2] * found["elements"] // 2, (variant, found)
-        assert found["options"]["enable_fp_fusion"] is False
 
 
 @needs_triton
-def test_triton_keeps_to_its_slots(from_triton):
+@on_each
+def test_triton_keeps_to_its_slots(from_triton, architecture):
     """Noise with up to two operands, aligned; and under 13 without noise."""
     more = MORE.get(triton.__version__, 0)
-    for variant, found in zip(VARIANTS, from_triton["variants"], strict=True):
+    for variant, found in code_of(from_triton, architecture):
         dtype, operands, draws, clip, rows, size, aligned = variant
         if aligned and not draws and not clip and operands <= 2:
             assert found["slots"] < 13, (variant, found["slots"])
         if aligned and draws and not clip and "call" in rows and size == 1024:
             table = KEYED_SLOTS if "keys" in rows else SLOTS
             ceiling = table["triton", dtype][operands]
-            assert ceiling - 1 < found["slots"] <= ceiling + more, (variant, found["slots"])
+            if architecture == 90:
+                assert ceiling - 1 < found["slots"] <= ceiling + more, (variant, found["slots"])
+            assert found["slots"] <= ceiling + more + ELSEWHERE, (variant, found["slots"])
 
 
 if __name__ == "__main__":

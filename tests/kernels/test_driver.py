@@ -17,7 +17,8 @@ class Driver:
     def cuLaunchKernel(self, function, *more):
         *shape, stream, pointers, extra = more
         held = [ctypes.cast(at, ctypes.POINTER(kind))[0] for at, kind in zip(pointers, self.kinds)]
-        self.seen.append(("launched", function, shape, stream, held, extra))
+        self.seen.append(("launched", function.value, [n.value for n in shape], stream.value, held,
+                          extra))
         return self.error
 
     def cuCtxPushCurrent_v2(self, context):

@@ -1,0 +1,159 @@
+"""How long each kernel should take on a GPU, from its machine code and published rates.
+
+A kernel moves bytes and issues instructions. It takes as long as the longer of the two:
+
+    seconds = max(bytes / (COPY * bandwidth), slots / (ISSUE * slots a second))
+
+Bytes follow from the row, slots from the machine code that is made for the card here and
+now. Two shares were measured, on an H100: of its bandwidth a copy reaches COPY, and of its
+issue slots a kernel that moves few bytes reaches ISSUE. All else is predicted, and held to
+what an H100 and an H200 took (tests/bench/test_predicted.py).
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from ...kernels import OPS
+from ...kernels.launch import Launch, Result
+from . import compiled
+
+COPY = .88
+ISSUE = {"triton": .70, "cupy": .58}
+ELEMENTS = 1 << 28
+WIDTH = 1024
+
+
+class Card(NamedTuple):
+    """A GPU as NVIDIA publishes it.
+
+    device: what it calls itself. architecture: 90 is sm_90. tera: float32 operations a
+    second, 1e12, two a multiply-add. giga: bytes of memory a second, 1e9. floats, integers:
+    issue slots for which a multiply-add, and an operation on integers, takes its pipe.
+    """
+
+    device: str
+    architecture: int
+    tera: float
+    giga: float
+    floats: int = 1
+    integers: int = 2
+
+    @property
+    def slots(self):
+        """Issue slots a second, each of one lane."""
+        return self.tera / 2 * 1e12 * self.floats
+
+
+CARDS = {  # of the forms on a board of their own, SXM, where there are several
+    "A100": Card("NVIDIA A100-SXM4-80GB", 80, 19.5, 2039, floats=2),
+    "H100": Card("NVIDIA H100 80GB HBM3", 90, 67., 3350),
+    "H200": Card("NVIDIA H200", 90, 67., 4800),
+    "B200": Card("NVIDIA B200", 100, 75., 8000),  # integers as Hopper's: not published
+    "RTX5090": Card("NVIDIA GeForce RTX 5090", 120, 104.8, 1792, integers=1),
+}
+
+
+class Kernel(NamedTuple):
+    """What a kernel is compiled for, beside its dtype."""
+
+    operands: int
+    draws: bool
+    clips: bool = False
+    result: int = Result.STATE
+    rows: str = "all"
+
+    @property
+    def arrays(self):
+        """How many arrays it reads and writes."""
+        return self.operands + (self.result != Result.SQUARES)
+
+    def launch(self, dtype):
+        """A `Launch` of it, small."""
+        x = torch.zeros(2, WIDTH, dtype=getattr(torch, dtype))
+        numbers = self.operands + self.draws + 4 * self.clips + (self.result == Result.GRADIENT)
+        coef = torch.zeros(2 if self.rows == "sample" else 1, numbers)
+        return Launch(x, [x] * self.operands, coef, self.rows, self.draws, self.clips,
+                      self.result, seed=0, sample=0, tag=0)
+
+
+NORMS, NOISE_NORMS = Kernel(1, False, result=Result.SQUARES), Kernel(0, True, result=Result.SQUARES)
+KERNELS = {op.name: [Kernel(len(op.operands), op.noise, bool(op.denoise))]
+           for op in OPS.values()}
+KERNELS |= {"norms": [NORMS], "noise_norms": [NOISE_NORMS],
+            "dsm_loss": [Kernel(1, True, result=Result.GRADIENT, rows="sample")],
+            "corrector": [NOISE_NORMS, NORMS, Kernel(2, True, rows="sample")]}
+
+
+@cache
+def machine_code(kernel, dtype, backend, architecture, floats, integers):
+    """(issue slots an element, registers a thread) of a Kernel."""
+    code = compiled.COMPILERS[backend](kernel.launch(dtype), architecture)
+    slots = compiled.slots_an_element(code, floats=floats, integers=integers)
+    return slots, compiled.resources(code.cubin, code.name)["registers"]
+
+
+def predicted(card, op, dtype, backend, elements=ELEMENTS):
+    """A dict: op, dtype, backend, elements; bytes and slots an element, registers; seconds
+    on the device, and which limit they come from, memory or issue."""
+    width = getattr(torch, dtype).itemsize
+    parts, limits, seconds = [], [], 0.
+    for kernel in KERNELS[op]:
+        slots, registers = machine_code(kernel, dtype, backend, card.architecture,
+                                        card.floats, card.integers)
+        each = kernel.arrays * width, slots, registers
+        memory = each[0] / (COPY * card.giga * 1e9)
+        issue = slots / (ISSUE[backend] * card.slots)
+        parts.append(each)
+        limits.append("memory" if memory > issue else "issue")
+        seconds += max(memory, issue) * elements
+    moved, slots, registers = zip(*parts)
+    return {"op": op, "dtype": dtype, "backend": backend, "elements": elements,
+            "bytes": sum(moved), "slots": sum(slots), "registers": max(registers),
+            "seconds": seconds, "limit": "+".join(dict.fromkeys(limits))}
+
+
+def card_of(name):
+    """The Card of a name; "here" is the GPU at hand. ValueError for one that is not known."""
+    if name in CARDS:
+        return CARDS[name]
+    said = f"{name} is not known"
+    if name == "here":
+        said = "no GPU is here"
+        if torch.cuda.is_available():
+            device = torch.cuda.get_device_name()
+            for card in CARDS.values():
+                if card.device == device:
+                    return card
+            said = f"{device}, which is here, is not known"
+    raise ValueError(f"--kernels: {said}: name one of {', '.join(CARDS)}")
+
+
+def predictions(name, backends=None):
+    """Every row's prediction for a card, float32 and bfloat16, printed as they come: a line
+    an op and dtype. Returns the rows."""
+    card = card_of(name)
+    wanted = [backend for backend in ISSUE if backend in (backends or ISSUE)]
+    able = [backend for backend in wanted if not compiled.why_not(backend)]
+    for backend in wanted:
+        if backend not in able:
+            print(f"not compiled: {backend}, {compiled.why_not(backend)}")
+    rows = []
+    if not able:
+        return rows
+    shares = " and ".join(f"{ISSUE[backend]:g} ({backend})" for backend in able)
+    print(f"{card.device}: sm_{card.architecture}, {card.tera:g} TFLOP/s of float32 and "
+          f"{card.giga:g} GB/s, as published\n"
+          f"predicted for 2^{ELEMENTS.bit_length() - 1} elements in rows of {WIDTH}: the longer "
+          f"of the bytes at {COPY:g} of that rate, and the issue slots at {shares} of all")
+    print(f"{'op':<20}{'dtype':<10}{'bytes':>5}" + "".join(
+        f"{backend:>12}{'slots':>7}{'registers':>11}  {'limit':<12}" for backend in able))
+    for op in KERNELS:
+        for dtype in ("float32", "bfloat16"):
+            found = [predicted(card, op, dtype, backend) for backend in able]
+            columns = "".join(f"{r['seconds'] * 1e3:>9.3f} ms{r['slots']:>7.1f}"
+                              f"{r['registers']:>11}  {r['limit']:<12}" for r in found)
+            print(f"{op:<20}{dtype:<10}{found[0]['bytes']:>5}{columns}".rstrip(), flush=True)
+            rows += found
+    return rows
