@@ -78,7 +78,7 @@ def prepare(device, kernel, blocks, arguments, first_step=0):
 
     arguments: tensors, None and integers, in the kernel's order, up to its last two: a step
     counter and what is added to it, first_step; null and the step where that is a number.
-    launch holds what it launches.
+    launch holds what it launches; one thread at a time may call it.
     """
     import torch
     library = _library()

@@ -7,7 +7,7 @@ import numpy as np
 from ..engine import Engine, at, draws, usable
 from .arguments import HOLDS, Rows, as_tensor, is_counter, rows_of
 from .launch import keys_of
-from .sums import noise_norms, norms
+from .sums import both_norms, noise_norms, norms
 from .table import lookup
 from .updates import update
 
@@ -109,17 +109,16 @@ class Fused(Engine):
             draw = self._draw(x) | {"step": n, "tag": tag}
             if self.normal:
                 z = self.normal(tuple(x.shape), n, tag)
-                z_norm = norms(z, backend=self.backend)
+                both = [norms(u, backend=self.backend) for u in (z, s)]
             else:
                 z = self._buffer(x)
-                z_norm = noise_norms(x, out=z, **draw)
-            s_norm = norms(s, backend=self.backend)
+                both = drawn_norms(s, z, draw)
             xp, device = np, "cpu"  # its steps are short, on a CPU
             if getattr(x, "is_cuda", False):
                 import torch as xp
                 device = x.device
             float64 = {"dtype": xp.float64, "device": device}
-            both = [xp.asarray(norm, **float64) for norm in (z_norm, s_norm)]
+            both = [xp.asarray(norm, **float64) for norm in both]
             with np.errstate(divide="ignore", over="ignore"):
                 eps = xp.asarray(rule(*both, **at(k, parameters)))
             eps = usable(eps, xp)
@@ -141,3 +140,10 @@ class Fused(Engine):
             self.kept.kind = kind
             self.kept.z = xp.empty_like(x)
         return self.kept.z
+
+
+def drawn_norms(s, z, draw):
+    """(|z_b|, |s_b|) of noise, which stays in z where that is memory, and of a score."""
+    if z is None:
+        return both_norms(s, **draw)
+    return noise_norms(s, out=z, **draw), norms(s, backend=draw["backend"])

@@ -6,7 +6,7 @@
 // variant. With KEYS each row has a seed and an id of its own.
 // With CLIP, u1 is first replaced by min(max(p0*u0 + p1*u1, lo), hi). With SUMS the squares
 // of the result e are added up a row: 1 stores nothing else, 2 the loss's gradient
-// ((2*w)*e)*c0, 3 e.
+// ((2*w)*e)*c0, 3 e. 4 stores nothing and adds up those of c0*u0, and those of cz*z.
 #ifdef __CUDACC_RTC__
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -194,6 +194,7 @@ struct F16 {
 // ---- the update of one element ----
 
 #define WIDTH (OPERANDS + DRAWS + 4 * CLIP + (SUMS == 2))
+enum { TERMS = SUMS == 4 ? 2 : 1, STORES = SUMS != 1 && SUMS != 4 };  // sums a row; whether e
 
 FN float affine(const float *c, float *u, float z) {
     float e = 0.f;
@@ -203,7 +204,7 @@ FN float affine(const float *c, float *u, float z) {
         u[1] = d > c[WIDTH - 1] ? c[WIDTH - 1] : d;
     }
     UNROLL for (int k = 0; k < OPERANDS; k++) e = k ? e + c[k] * u[k] : c[k] * u[k];
-    if (DRAWS) e = OPERANDS ? e + c[OPERANDS] * z : c[OPERANDS] * z;
+    if (DRAWS && TERMS == 1) e = OPERANDS ? e + c[OPERANDS] * z : c[OPERANDS] * z;
     return e;
 }
 
@@ -258,12 +259,12 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
     const int stride = PACK << columns;
     u64 most = left > 0 ? (u64)(left + stride - 1) / PACK >> columns : 0;
     packs = most < packs ? (int)most : packs;
-    double squares = 0;
+    double squares[TERMS] = {};
     _Pragma("unroll 4") for (int n = 0; n < packs; n++) {
         int count = left < PACK ? (int)left : PACK;
         Pack in[OPERANDS + 1], result;
         UNROLL for (int k = 0; k < OPERANDS; k++) in[k] = read(u[k], count);
-        float z[PACK], q[PACK];
+        float z[PACK], q[TERMS][PACK];
         UNROLL for (int v = 0; v < PACK / 4 && DRAWS; v++) {
             u64 w0 = quad + v, w1 = (u32)key.id, w2 = step, w3 = tag;
             philox(w0, w1, w2, w3, (u32)key.seed, (u32)(key.seed >> 32));
@@ -275,11 +276,14 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
             UNROLL for (int k = 0; k < OPERANDS; k++) value[k] = STORAGE::load(in[k].e[e]);
             float sum = affine(c, value, DRAWS ? z[e] : 0.f);
             result.e[e] = STORAGE::store(stored(c, sum));
-            q[e] = ALIGNED || e < count ? sum * sum : 0.f;
+            float term[2] = {sum, TERMS == 2 ? c[1] * z[e] : 0.f};
+            UNROLL for (int t = 0; t < TERMS; t++)
+                q[t][e] = ALIGNED || e < count ? term[t] * term[t] : 0.f;
         }
-        UNROLL for (int e = 0; e < PACK && SUMS; e += 4)
-            squares += (q[e] + q[e + 1]) + (q[e + 2] + q[e + 3]);
-        if (SUMS != 1) write(out, result, count);
+        UNROLL for (int t = 0; t < TERMS; t++)
+            UNROLL for (int e = 0; e < PACK && SUMS; e += 4)
+                squares[t] += (q[t][e] + q[t][e + 1]) + (q[t][e + 2] + q[t][e + 3]);
+        if (STORES) write(out, result, count);
         UNROLL for (int k = 0; k < OPERANDS; k++) u[k] += stride;
         out += stride;
         quad += stride / 4;
@@ -287,10 +291,13 @@ extern "C" __global__ void update(STORAGE *out, const STORAGE *u0, const STORAGE
     }
     if (SUMS) {  // a row's threads are neighbours: a warp adds up before it touches memory
         int lanes = columns < 5 ? 1 << columns : 32;
-        for (int d = lanes / 2; d; d /= 2) squares += __shfl_xor_sync(~0u, squares, d);
-        if (b < batch && threadIdx.x % lanes == 0) {
-            if (column_tiles == 1 && columns <= 5) sums[b] = squares;  // a warp has the row
-            else atomicAdd(sums + b, squares);
+        bool alone = column_tiles == 1 && columns <= 5;  // a warp has the row: see on_cupy.py
+        UNROLL for (int t = 0; t < TERMS; t++) {
+            double s = squares[t], *at = sums + b * TERMS + t;
+            for (int d = lanes / 2; d; d /= 2) s += __shfl_xor_sync(~0u, s, d);
+            if (b >= batch || threadIdx.x % lanes) continue;
+            if (alone) *at = s;
+            else atomicAdd(at, s);
         }
     }
 }
@@ -342,15 +349,17 @@ static void narrow(const F32 *f, F16 *x, i64 n) {
 // C is a float, one coefficient for the block, or a pointer, one an element. Fills sum. out
 // may be an operand itself: nothing is carried from one element to the next.
 template <class T, class C>
-static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n, float *sum) {
+static void pass(T *out, const T *const *u, const float *z, const C *c, i64 n,
+                 float (*sum)[4 * QUADS]) {
 #pragma GCC ivdep
     for (i64 i = 0; i < n; i++) {
         float c_i[WIDTH], u_i[OPERANDS + 1];
         UNROLL for (int k = 0; k < WIDTH; k++) c_i[k] = at(c[k], i);
         UNROLL for (int k = 0; k < OPERANDS; k++) u_i[k] = T::load(u[k][i]);
         float e = affine(c_i, u_i, DRAWS ? z[i] : 0.f);
-        if (SUMS) sum[i] = e;
-        if (SUMS != 1) out[i] = T::store(stored(c_i, e));
+        if (SUMS) sum[0][i] = e;
+        if (TERMS == 2) sum[1][i] = c_i[1] * z[i];
+        if (STORES) out[i] = T::store(stored(c_i, e));
     }
 }
 
@@ -375,7 +384,7 @@ FN void fetch(const Job &job, i64 start) {
     for (i64 line = 0; line < 4 * LANES * (i64)sizeof(STORAGE); line += 64) {
         for (int k = 0; k < OPERANDS; k++)
             __builtin_prefetch((const char *)(job.u[k] + start) + line);
-        if (SUMS != 1) __builtin_prefetch((const char *)(job.out + start) + line, 1);
+        if (STORES) __builtin_prefetch((const char *)(job.out + start) + line, 1);
     }
 }
 
@@ -423,7 +432,7 @@ static void noise(const Job &job, i64 b, i64 rows, i64 j, i64 n, float *z) {
 
 // `rows` rows from b, elements j ... j+n of each (a whole row unless rows is 1)
 static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i64 stride) {
-    float z[4 * QUADS], sum[4 * QUADS], wide[WIDTH][4 * QUADS];
+    float z[4 * QUADS], sum[TERMS][4 * QUADS], wide[WIDTH][4 * QUADS];
     F32 buffer[5][4 * QUADS];
     const float *wides[WIDTH], *c = job.coef + (job.per_sample ? b * WIDTH : 0);
     decltype(widen(job.u[0], buffer[0], 0)) u[4];
@@ -440,9 +449,10 @@ static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i
         }
         pass(out, u, z, wides, rows * n, sum);
     }
-    if (SUMS != 1) narrow(out, job.out + b * job.size + j, rows * n);
-    for (i64 r = 0; SUMS && r < rows; r++) {
-        const float *e = sum + r * n;
+    if (STORES) narrow(out, job.out + b * job.size + j, rows * n);
+    for (i64 k = 0; SUMS && k < rows * TERMS; k++) {
+        i64 r = k / TERMS, t = k % TERMS;
+        const float *e = sum[t] + r * n;
         double total = 0;
 #pragma omp simd reduction(+ : total)
         for (i64 i = 0; i < n / 4 * 4; i += 4)
@@ -450,7 +460,7 @@ static void block(const Job &job, i64 b, i64 rows, i64 j, i64 n, double *sums, i
                 + (e[i + 2] * e[i + 2] + e[i + 3] * e[i + 3]);
         float q[3] = {0, 0, 0};
         for (i64 i = n / 4 * 4; i < n; i++) q[i % 4] = e[i] * e[i];
-        sums[r * stride] = total + ((q[0] + q[1]) + q[2]);
+        sums[r * stride * TERMS + t] = total + ((q[0] + q[1]) + q[2]);
     }
 }
 
@@ -484,7 +494,8 @@ extern "C" void minidiff_update(const Job *given) {
         i64 r = job.batch - b < rows ? job.batch - b : rows;
         i64 n = job.size - j < 4 * QUADS ? job.size - j : 4 * QUADS;
         Exact exact;
-        block(job, b, r, j, n, job.sums + b * columns + i % columns, columns);
+        double *sums = job.sums + (b * columns + i % columns) * TERMS;
+        block(job, b, r, j, n, sums, columns);
     }
 }
 #endif

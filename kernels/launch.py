@@ -25,6 +25,7 @@ class Result:
     SQUARES = 1   # its sum of squares, returned; out is not written
     GRADIENT = 2  # the loss's gradient ((2*w)*e)*c0 in out, and the squares
     BOTH = 3      # e in out, and the squares
+    TERMS = 4     # the squares of c0*u0, and those of cz*z; out is not written
 
 
 class Keys(NamedTuple):
@@ -57,8 +58,8 @@ class Launch(NamedTuple):
 
     A backend runs it by `update(launch, step)`; one that can look at it once has
     `prepare(launch)` instead, which returns run(step). The step is an int, or a 0-d int64
-    tensor on the device. Either returns the sums of squares, float64 (batch,), or None
-    where the result has none.
+    tensor on the device. Either returns the sums of squares, float64, or None where the
+    result has none.
 
     out: (batch, size), dense, where to write; it may be an operand.
     operands: up to four tensors like out.
@@ -101,6 +102,17 @@ class Launch(NamedTuple):
             step = step + self.first_step
         return seed, sample, step, self.tag
 
+    def writes(self):
+        """Whether out is written."""
+        return self.result not in (Result.SQUARES, Result.TERMS)
+
+    def sums(self):
+        """The shape of the sums of squares, or None where the result has none."""
+        batch = self.out.shape[0]
+        if self.result == Result.TERMS:
+            return batch, 2
+        return (batch,) if self.result else None
+
     def aligned(self):
         """Whether every row of every array starts and ends at a multiple of 16 bytes."""
         row_bytes = self.out.shape[1] * self.out.element_size()
@@ -121,13 +133,13 @@ def launched(prepare, out, operands, rows, counter, result=Result.STATE):
     seed, sample, tag, first_step = counter
     seed, sample, by_row = keys_of(seed, sample, out)
     tag = integer("tag", tag)
-    if not out.numel():
-        nothing = out.new_zeros(len(out)).double() if result else None
-        return lambda step: nothing
-    if out.dim() != 2:
+    if out.dim() != 2 and out.numel():
         out = out.view(len(out), -1)
         operands = [u.view(len(out), -1) for u in operands]
     table = by_row.table if by_row and rows.draws else None
     launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK,
                     first_step & MASK, table)
+    if not out.numel():
+        nothing = out.new_zeros(launch.sums()).double() if result else None
+        return lambda step: nothing
     return prepare(launch)

@@ -71,7 +71,9 @@ def prepare(launch):
     batch, size = out.shape
     columns, packs, column_tiles = tile(size, 16 // out.element_size())
     blocks = -(-batch // (THREADS >> columns)) * column_tiles
-    squares = out.new_empty(batch, dtype=torch.float64) if launch.result else None
+    squares = None
+    if launch.result:
+        squares = out.new_empty(launch.sums(), dtype=torch.float64)
     variant = launch.aligned(), *launch.variant()
     arguments = [
         out, *operands, *[None] * (4 - len(operands)), squares, coef,
@@ -79,10 +81,10 @@ def prepare(launch):
         launch.seed, launch.sample, launch.tag, columns, packs, column_tiles]
     kernel = compiled(out.device, variant)
     start = driver.prepare(out.device, kernel, blocks, arguments, launch.first_step)
-    added = launch.result and (column_tiles > 1 or columns > 5)  # by several warps a row
+    alone = column_tiles == 1 and columns <= 5  # as kernels.cu says: a warp has the row
 
     def run(step):
-        if added:
+        if launch.result and not alone:
             squares.zero_()
         start(step)
         return squares

@@ -107,7 +107,7 @@ def prepare(launch):
     if reason:
         raise NotCompiled(reason)
     blocks = -(-size // 1024)  # of a row
-    sums = np.empty((batch, blocks)) if launch.result else None
+    sums = np.empty((batch, blocks, *launch.sums()[1:])) if launch.result else None
     sums_at = sums.ctypes.data if launch.result else 0
     first_row = coef.data_ptr()
     u = [v.data_ptr() for v in operands]

@@ -47,6 +47,9 @@ def composed(launch, coef, u, step, xp=np, device="cpu"):
     if launch.draws:
         z = noise.normal(launch.out.shape, *launch.counter(step), xp=xp, device=device)
         u = [*u, z]
+    if launch.result == Result.TERMS:
+        squares = [quad_squares(c_k * u_k, xp) for c_k, u_k in zip(c, u)]
+        return None, xp.stack(squares, 1)
     e = affine(c, u, launch.clips, xp.where)
     squares = quad_squares(e, xp) if launch.result else None
     if launch.result == Result.GRADIENT:
@@ -64,6 +67,6 @@ def update(launch, step):
         coef = coef[[launch.row(int(step))]]
     u = [v.float().numpy() for v in launch.operands]
     e, squares = composed(launch, coef, u, step)
-    if launch.result != Result.SQUARES:
+    if launch.writes():
         launch.out.copy_(from_numpy(e))
     return from_numpy(squares) if launch.result else None

@@ -10,7 +10,6 @@ except ImportError:
     torch = None
 
 from . import threads
-from .launch import Result
 from .on_numpy import composed
 
 NAME = "torch"
@@ -34,6 +33,6 @@ def update(launch, step):
     coef = chosen(launch.coef, step) if launch.rows == "step" else launch.coef
     u = [v.float() for v in launch.operands]
     e, squares = composed(launch, coef, u, step, torch, launch.out.device)
-    if launch.result != Result.SQUARES:
+    if launch.writes():
         launch.out.copy_(e)
     return squares

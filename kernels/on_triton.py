@@ -19,6 +19,7 @@ except ImportError as e:
 
 from .. import noise
 from . import driver
+from .launch import Result
 
 NAME = "triton"
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -142,6 +143,17 @@ if triton:
     def load(u, at, mask):
         return tl.load(u + at, mask=mask, other=0.).to(tl.float32)
 
+    @triton.jit
+    def squares(e, mask):
+        """Of each row: a quad's in float32, quads added in float64."""
+        ROWS: tl.constexpr = e.shape[0]
+        QUADS: tl.constexpr = e.shape[1] // 4
+        q = tl.where(mask, e * e, 0.)
+        q = tl.reshape(q, (ROWS, QUADS, 2, 2))
+        even, odd = tl.split(q)
+        first, second = tl.split(even + odd)
+        return tl.sum((first + second).to(tl.float64), axis=1)
+
     # as they are: a 1 would become a constant, and that a kernel of its own
     INTEGERS = "rows batch size packs tiles k0 k1 sample tag step"
 
@@ -223,21 +235,20 @@ if triton:
                 z = tl.permute(tl.join(z, z1), (0, 1, 4, 2, 3))
             z = tl.reshape(z, (ROWS, ELEMENTS))
             z = coefficient(c, OPERANDS, c_mask) * z
-            total = total + z if OPERANDS > 0 else z
+            if SUMS != 4:
+                total = total + z if OPERANDS > 0 else z
 
-        if SUMS > 0:  # a quad's squares in float32, quads in float64
-            q = tl.where(mask, total * total, 0.)
-            q = tl.reshape(q, (ROWS, COLUMNS * V, 2, 2))
-            even, odd = tl.split(q)
-            first, second = tl.split(even + odd)
-            quads = (first + second).to(tl.float64)
-            place = sums + row * tiles + part
-            tl.store(place, tl.sum(quads, axis=1), mask=row < batch)
+        if SUMS > 0:
+            TERMS: tl.constexpr = 2 if SUMS == 4 else 1
+            place = sums + (row * tiles + part) * TERMS
+            tl.store(place, squares(total, mask), mask=row < batch)
+            if SUMS == 4:
+                tl.store(place + 1, squares(z, mask), mask=row < batch)
         if SUMS == 2:
             c0 = coefficient(c, 0, c_mask)
             w = coefficient(c, WIDTH - 1, c_mask)
             total = ((2. * w) * total) * c0
-        if SUMS != 1:
+        if SUMS != 1 and SUMS != 4:
             tl.store(out + at, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -261,8 +272,8 @@ class Plan(NamedTuple):
     """A launch as Triton takes it.
 
     blocks: programs. arguments: the kernel's, up to the counter and the step. options: its
-    constants and the compiler's, up to COUNTED. sums: float64 (batch, column tiles), or
-    None.
+    constants and the compiler's, up to COUNTED. sums: float64 (batch, column tiles), (...,
+    2) of two terms, or None.
     """
 
     blocks: int
@@ -279,14 +290,15 @@ def planned(launch):
     keyed = launch.keys is not None
     has_rows = launch.rows != "all"
     beside_noise = len(operands) + launch.clips + keyed + has_rows
-    few = launch.draws and beside_noise <= 2
+    two_sums = launch.result == Result.TERMS and v == 2
+    few = launch.draws and beside_noise <= 2 and not two_sums
     quads = QUADS if few else QUADS // 2  # else registers would not do for so many
     rows, columns, tiles = tile(size, v, quads)
     if INTERPRET:  # one program costs 25 ms there
         rows = min(triton.next_power_of_2(batch), max(1, 8192 // columns))
     sums = None
     if launch.result:
-        sums = out.new_empty((batch, tiles), dtype=torch.float64)
+        sums = out.new_empty((batch, tiles, *launch.sums()[1:]), dtype=torch.float64)
     u = [out, *operands]
     u += [out] * (5 - len(u))
     numbers = [len(coef), batch, size, size // (4 * v), tiles]
@@ -314,7 +326,7 @@ def kind(argument):
     """What Triton tells apart: a tensor's dtype and alignment, whether a number is long."""
     if isinstance(argument, int):
         return argument >> 31 not in (0, -1)
-    return argument.dtype, argument.data_ptr() % 16
+    return argument.dtype, argument.data_ptr() % 16 == 0
 
 
 kept = {}
@@ -363,7 +375,7 @@ def prepare(launch):
 
 
 def total(sums):
-    """What the tiles of each row add up to, or None."""
+    """What the tiles of each row add up to, or None. The next run may write there."""
     if sums is None:
         return None
     return sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)

@@ -16,16 +16,16 @@ from .launch import Result, launched
 LOSS = {2: (True, False)}  # noise, and a weight
 
 
-def _one(like):
-    """The coefficient 1, made where `like` is: nothing is copied there, nothing waits."""
+def _ones(like, terms=1):
+    """Coefficients 1, made where `like` is: nothing is copied there, nothing waits."""
     import torch
-    return like.new_ones((1, 1), dtype=torch.float32)
+    return like.new_ones((1, terms), dtype=torch.float32)
 
 
 def _roots(squares):
     """Their roots in float64, rounded to float32: one launch on a GPU."""
     import torch
-    return torch.sqrt(squares, out=squares.new_empty(len(squares), dtype=torch.float32))
+    return torch.sqrt(squares, out=squares.new_empty(squares.shape, dtype=torch.float32))
 
 
 @not_compiled
@@ -40,7 +40,7 @@ def norms(x, *, backend="auto"):
         [5. 1.]
     """
     (u,), prepare = accept([x], ["x"], backend)
-    rows = Rows(_one(u), "all", draws=False)
+    rows = Rows(_ones(u), "all", draws=False)
     run = launched(prepare, u, [u], rows, (0, 0, 0, 0), Result.SQUARES)
     return as_given(x, _roots(run(0)))
 
@@ -61,12 +61,31 @@ def noise_norms(like, *, seed=0, sample=0, step=0, tag=PREDICTOR, out=None, back
     tensors, prepare = accept(given, ["like", "out"], backend)
     if out is not None:
         require_writable(out, tensors[1], (), ())
-    rows = Rows(_one(tensors[0]), "all", draws=True)
+    rows = Rows(_ones(tensors[0]), "all", draws=True)
     result = Result.SQUARES if out is None else Result.BOTH
     run = launched(prepare, tensors[-1], [], rows, (seed, sample, tag, 0), result)
     squares = run(noise_step(step, tensors[0]))
     tell_autograd(out)
     return as_given(like, _roots(squares))
+
+
+@not_compiled
+def both_norms(x, *, seed=0, sample=0, step=0, tag=PREDICTOR, backend="auto"):
+    """(|z_b|, |x_b|), `noise_norms` and `norms` of x in one pass over it.
+
+    From these two follows a corrector's step size, where x is its score.
+
+    Example:
+        >>> import numpy as np
+        >>> of_z, of_x = both_norms(np.ones((2, 4), np.float32), seed=1)
+        >>> print(of_x, np.allclose(of_z, noise_norms(np.ones((2, 4), np.float32), seed=1)))
+        [2. 2.] True
+    """
+    (u,), prepare = accept([x], ["x"], backend)
+    rows = Rows(_ones(u, terms=2), "all", draws=True)
+    run = launched(prepare, u, [u], rows, (seed, sample, tag, 0), Result.TERMS)
+    roots = _roots(run(noise_step(step, u)))
+    return as_given(x, roots[:, 1]), as_given(x, roots[:, 0])
 
 
 @not_compiled

@@ -662,9 +662,9 @@ def run_info(args):
     from .machine import machine
     if args.kernels:
         from .bench.device.predicted import predictions
-        rows = predictions(args.kernels, args.backend)
+        found = predictions(args.kernels, args.backend)
         if args.json:
-            write_json(args.json, rows)
+            write_json(args.json, found)
         return
     found = machine() | {"device": device(args)}
     for name in args.backend or BACKENDS:

@@ -41,8 +41,8 @@ CALLS = {
              correct.side_stream, correct.threads, correct.graph_replay,
              correct.corrector_replay, correct.training, speed.launches),
     "speed": (speed.rates, speed.in_graphs, speed.timing),
-    "more": (speed.keys, correct.all_stages, speed.whole_samplers, correct.large,
-             correct.sanitizer)}
+    "more": (speed.keys, speed.variants, speed.whole_samplers, speed.loops,
+             correct.all_stages, correct.large, correct.sanitizer)}
 PARTS = {part.__name__: part for parts in CALLS.values() for part in parts}
 NEEDS = {"device": (), "rates": (), "square_root": ("cupy",)}  # the others both backends
 
@@ -60,7 +60,7 @@ def run(name):
 
 
 def chosen(names):
-    """The parts of these names, those of a call among them, once; all where none is named."""
+    """The parts of these names, and of calls among them, once; all where none is named."""
     found = []
     for name in names or CALLS:
         found += [part.__name__ for part in CALLS[name]] if name in CALLS else [name]
@@ -69,7 +69,8 @@ def chosen(names):
 
 def main():
     """Run every part, print a line each, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m minidiff.bench.device",
+                                     description=__doc__.splitlines()[0])
     parser.add_argument("--json", "--out", metavar="FILE.json", help="where to write what was "
                         "found, such as bench/results/device/DATE-GPU.json")
     calls = "; ".join(f"{call}: {', '.join(part.__name__ for part in parts)}"

@@ -17,10 +17,11 @@ from ...kernels import on_cupy, on_triton
 
 WARP = 32
 UNROLLED = 4  # packs a turn of CUDA C's loop makes
-# what takes the pipe of integers and logic, and what the one of multiply-adds
-INTEGER = re.compile("(LOP3|IADD3|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|VIADDMNMX|I2FP|"
-                     "F2FP|PLOP3|IABS|POPC)$")
-FLOAT = re.compile("(FFMA2?|FMUL2?|FADD2?|IMAD)$")  # sm_100 has some that make two
+# what takes the pipe of integers and logic, and what the one of multiply-adds: of products
+# too, whose own rate is not told apart. sm_100 has instructions that make two results
+INTEGER = re.compile("(LOP3|IADD3?|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|"
+                     "VIADDMNMX|I2FP|F2FP|PLOP3|IABS|POPC)$")
+FLOAT = re.compile("(FFMA2?|FMUL2?|FADD2?|IMAD)$")
 COUNTED = {"local": r"\b(LDL|STL)", "double": r"\bD(ADD|MUL|FMA)|F64",
            "root": r"\bMUFU\.RSQ", "load16": r"\bLDG\.E\.(EF\.)?128",
            "store16": r"\bSTG\.E\.(EF\.)?128", "store": r"\bSTG"}
@@ -34,6 +35,13 @@ class Code(NamedTuple):
     name: str
     elements: int
     loop: bool
+
+
+def why_not_read(name):
+    """Why what a backend compiles cannot be read here, or None."""
+    if not on_triton.triton:
+        return "cuobjdump, which triton brings, is not here: pip install triton"
+    return why_not(name)
 
 
 def why_not(name):
@@ -54,8 +62,8 @@ def why_not(name):
 def asked(architecture):
     """What Triton asks of a driver, for one that is not there: 90 is sm_90."""
     from triton.backends.compiler import GPUTarget
-    device = lambda *_: architecture  # what was compiled is kept by this number
-    return SimpleNamespace(get_current_device=device, get_current_stream=device,
+    number = lambda *_: architecture  # as a device: what was compiled is kept by it
+    return SimpleNamespace(get_current_device=number, get_current_stream=number,
                            get_current_target=lambda: GPUTarget("cuda", architecture, WARP))
 
 
@@ -98,11 +106,9 @@ COMPILERS = {"triton": by_triton, "cupy": by_nvrtc}
 # ---- what they made ----
 
 def tool():
-    """The path of cuobjdump. RuntimeError where Triton, which brings it, is not."""
-    triton = on_triton.triton
-    if not triton:
-        raise RuntimeError("cuobjdump is not here, which triton brings: pip install triton")
-    return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    """The path of cuobjdump."""
+    folder = Path(on_triton.triton.__file__).parent
+    return folder / "backends/nvidia/bin/cuobjdump"
 
 
 def printed(cubin, name, option):
@@ -138,15 +144,16 @@ def counted(cubin, name):
     def number(pattern):
         return sum(bool(re.search(pattern, line)) for line in code)
     found = {what: number(pattern) for what, pattern in COUNTED.items()}
-    found["fma"] = number(r"\bFFMA") + number(r"\bFFMA2")
+    found["fma"] = number(r"\bFFMA") + number(r"\bFFMA2")  # which makes two
     return resources(cubin, name) | {"instructions": len(code)} | found
 
 
 def longest_loop(cubin, name):
     """The instructions of its longest loop."""
     code = lines(cubin, name)
-    jumps = [(int(m[1], 16), at) for at, line in code if (m := re.search(r"BRA .*?(0x\w+)", line))]
-    first, last = max(jumps, key=lambda jump: jump[1] - jump[0])
+    jumps = [(re.search(r"BRA .*?(0x\w+)", line), at) for at, line in code]
+    loops = [(int(jump[1], 16), at) for jump, at in jumps if jump]
+    first, last = max(loops, key=lambda loop: loop[1] - loop[0])
     return [line for at, line in code if first <= at <= last]
 
 

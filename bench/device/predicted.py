@@ -17,6 +17,7 @@ import torch
 
 from ...kernels import OPS
 from ...kernels.launch import Launch, Result
+from ...machine import machine
 from . import compiled
 
 COPY = .88
@@ -67,23 +68,25 @@ class Kernel(NamedTuple):
     @property
     def arrays(self):
         """How many arrays it reads and writes."""
-        return self.operands + (self.result != Result.SQUARES)
+        return self.operands + (self.result not in (Result.SQUARES, Result.TERMS))
 
     def launch(self, dtype):
         """A `Launch` of it, small."""
         x = torch.zeros(2, WIDTH, dtype=getattr(torch, dtype))
-        numbers = self.operands + self.draws + 4 * self.clips + (self.result == Result.GRADIENT)
+        weighted = self.result == Result.GRADIENT
+        numbers = self.operands + self.draws + 4 * self.clips + weighted
         coef = torch.zeros(2 if self.rows == "sample" else 1, numbers)
         return Launch(x, [x] * self.operands, coef, self.rows, self.draws, self.clips,
                       self.result, seed=0, sample=0, tag=0)
 
 
-NORMS, NOISE_NORMS = Kernel(1, False, result=Result.SQUARES), Kernel(0, True, result=Result.SQUARES)
 KERNELS = {op.name: [Kernel(len(op.operands), op.noise, bool(op.denoise))]
            for op in OPS.values()}
-KERNELS |= {"norms": [NORMS], "noise_norms": [NOISE_NORMS],
+KERNELS |= {"norms": [Kernel(1, False, result=Result.SQUARES)],
+            "noise_norms": [Kernel(0, True, result=Result.SQUARES)],
             "dsm_loss": [Kernel(1, True, result=Result.GRADIENT, rows="sample")],
-            "corrector": [NOISE_NORMS, NORMS, Kernel(2, True, rows="sample")]}
+            "corrector": [Kernel(1, True, result=Result.TERMS),
+                          Kernel(2, True, rows="sample")]}
 
 
 @cache
@@ -114,46 +117,61 @@ def predicted(card, op, dtype, backend, elements=ELEMENTS):
             "seconds": seconds, "limit": "+".join(dict.fromkeys(limits))}
 
 
-def card_of(name):
-    """The Card of a name; "here" is the GPU at hand. ValueError for one that is not known."""
-    if name in CARDS:
-        return CARDS[name]
-    said = f"{name} is not known"
-    if name == "here":
-        said = "no GPU is here"
-        if torch.cuda.is_available():
-            device = torch.cuda.get_device_name()
-            for card in CARDS.values():
-                if card.device == device:
-                    return card
-            said = f"{device}, which is here, is not known"
+def card_here():
+    """The name in CARDS of the GPU at hand, or None."""
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_name()
+    return next((name for name, card in CARDS.items() if card.device == device), None)
+
+
+def card_named(asked):
+    """The name in CARDS that is meant; "here" is the GPU at hand. ValueError where none
+    is."""
+    names = {name.lower(): name for name in CARDS}
+    found = card_here() if asked == "here" else names.get(asked.lower())
+    if found:
+        return found
+    said = f"{asked} is not known"
+    if asked == "here":
+        here = torch.cuda.is_available() and torch.cuda.get_device_name()
+        said = f"{here}, which is here, is not known" if here else "no GPU is here"
     raise ValueError(f"--kernels: {said}: name one of {', '.join(CARDS)}")
 
 
-def predictions(name, backends=None):
-    """Every row's prediction for a card, float32 and bfloat16, printed as they come: a line
-    an op and dtype. Returns the rows."""
-    card = card_of(name)
+def predictions(asked, backends=None):
+    """Every row's prediction for a card, float32 and bfloat16, printed as it comes: a line
+    an op and dtype. Returns a dict: machine, card, rows.
+
+    ValueError for a card that is not known, or where no backend is one that a GPU's
+    kernels are compiled by; RuntimeError where none can compile here.
+    """
+    name = card_named(asked)
+    card = CARDS[name]
     wanted = [backend for backend in ISSUE if backend in (backends or ISSUE)]
-    able = [backend for backend in wanted if not compiled.why_not(backend)]
-    for backend in wanted:
-        if backend not in able:
-            print(f"not compiled: {backend}, {compiled.why_not(backend)}")
-    rows = []
+    if not wanted:
+        raise ValueError(f"--backend: kernels of a GPU are those of {' and '.join(ISSUE)}")
+    reasons = {backend: compiled.why_not_read(backend) for backend in wanted}
+    absent = [f"{backend}: {reason}" for backend, reason in reasons.items() if reason]
+    able = [backend for backend, reason in reasons.items() if not reason]
     if not able:
-        return rows
+        raise RuntimeError("; ".join(absent))
     shares = " and ".join(f"{ISSUE[backend]:g} ({backend})" for backend in able)
     print(f"{card.device}: sm_{card.architecture}, {card.tera:g} TFLOP/s of float32 and "
-          f"{card.giga:g} GB/s, as published\n"
-          f"predicted for 2^{ELEMENTS.bit_length() - 1} elements in rows of {WIDTH}: the longer "
-          f"of the bytes at {COPY:g} of that rate, and the issue slots at {shares} of all")
+          f"{card.giga:g} GB/s, as published")
+    print(f"predicted for 2^{ELEMENTS.bit_length() - 1} elements in rows of {WIDTH}, without "
+          "the host: the longer of")
+    print(f"the bytes at {COPY:g} of that rate, and the issue slots at {shares} of all")
+    print(*(f"not compiled: {said}" for said in absent), sep="\n", end="\n" * bool(absent))
     print(f"{'op':<20}{'dtype':<10}{'bytes':>5}" + "".join(
         f"{backend:>12}{'slots':>7}{'registers':>11}  {'limit':<12}" for backend in able))
+    rows = []
     for op in KERNELS:
         for dtype in ("float32", "bfloat16"):
             found = [predicted(card, op, dtype, backend) for backend in able]
             columns = "".join(f"{r['seconds'] * 1e3:>9.3f} ms{r['slots']:>7.1f}"
                               f"{r['registers']:>11}  {r['limit']:<12}" for r in found)
-            print(f"{op:<20}{dtype:<10}{found[0]['bytes']:>5}{columns}".rstrip(), flush=True)
+            moved = found[0]["bytes"]
+            print(f"{op:<20}{dtype:<10}{moved:>5}{columns}".rstrip(), flush=True)
             rows += found
-    return rows
+    return {"machine": machine(), "card": name, "rows": rows}

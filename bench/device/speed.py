@@ -1,6 +1,7 @@
 """How fast: parts of the device check that measure a GPU."""
 
 import time
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from itertools import product
@@ -10,7 +11,7 @@ import torch
 
 from ...chunks import EVALUATIONS, NetScore, chunk_size
 from ...families import FAMILIES
-from ...kernels import Fused, bind, normal, on_cupy, why_not
+from ...kernels import Fused, bind, normal, on_cupy, on_triton, why_not
 from ...kernels.check.compare import oracle
 from ...kernels.check.words import raw
 from ...net import ScoreNet
@@ -18,10 +19,11 @@ from ..speed.clock import once, waiter
 from ..speed.rows import MAIN_OP
 from ..speed.run import bench, call, case, kernels_of, race_of, show
 from ..speed.run import why_not as lacks
+from ..speed.samplers import bench_samplers, show_samplers
 from ..speed.sums import SUMS
-from .compiled import why_not as unread
-from .here import CUDA, DEVICE, NAMES, SEED, captured, same, seconds, verdict
-from .predicted import CARDS, predicted
+from .compiled import why_not_read
+from .here import DEVICE, NAMES, SEED, captured, same, seconds, verdict
+from .predicted import CARDS, card_here, machine_code, predicted
 
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
 ROUNDS = 5  # of a form and its other, in turn
@@ -44,9 +46,9 @@ extern "C" __global__ void specials(float *out, int n) {
 """
 
 
-def rates():
+def rates(elements=2**29):
     """Copy and fill, bytes a second; 64-bit products and special functions a second."""
-    a = torch.randn(2**29, device="cuda")
+    a = torch.randn(elements, device=DEVICE)
     b = torch.empty_like(a)
     found = {"copy_gb_per_s": 2 * a.nbytes / seconds(lambda: b.copy_(a)) / 1e9,
              "fill_gb_per_s": a.nbytes / seconds(lambda: b.fill_(1.)) / 1e9}
@@ -60,7 +62,7 @@ def rates():
     return {"passed": True, **found}
 
 
-def timing(limit=240):
+def timing(limit=180):
     """Kinds of update and sums against the peers, gate first; what is not begun within
     `limit` seconds is named. The largest arrays come last: NumPy takes seconds for each."""
     main, found, left = ["normal", MAIN_OP.name], [], []
@@ -128,25 +130,84 @@ def launches(calls=20):
     return {"passed": True, **found}
 
 
-def in_graphs(elements=1 << 28, ops=("normal", "perturb", MAIN_OP.name, *SUMS)):
-    """Each in a CUDA graph, where the host does not count, beside its prediction: seconds,
-    and its share of a copy's rate."""
-    here = torch.cuda.get_device_name() if CUDA else None
-    card = next((card for card in CARDS.values() if card.device == here), None)
+def in_graphs(sizes=(1 << 20, 1 << 28)):
+    """Each kind of update and sum in CUDA graphs, where the host does not count: seconds,
+    those predicted, and the share of a copy's rate; what fails, and why."""
     rows = []
-    for op, dtype in product(ops, ("float32", "bfloat16")):
-        race = race_of(op, NAMES, elements, dtype=dtype, device=DEVICE)
-        out = race.out
-        copied = seconds(captured(partial(out.copy_, out.clone())))
-        for (name, _), entrant in race.entrants.items():
-            took = seconds(captured(entrant.call))
-            row = {"op": op, "dtype": dtype, "backend": name, "elements": elements,
-                   "seconds": took, "of_copy": entrant.bytes / took / (2 * out.nbytes / copied)}
-            if card and not unread(name):
-                row["predicted"] = predicted(card, op, dtype, name, elements)["seconds"]
-            print(" ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()),
-                  flush=True)
-            rows.append(row)
+    print(f"{'op':<20}{'dtype':<9}{'backend':<8}{'elements':>10}{'us':>9}{'predicted':>10}"
+          f"{'of copy':>8}")
+    ops = *kernels_of(), *SUMS
+    for op, dtype, elements, name in product(ops, ("float32", "bfloat16"), sizes, NAMES):
+        row = {"op": op, "dtype": dtype, "backend": name, "elements": elements}
+        try:
+            row |= in_graph(**row)
+            print(f"{op:<20}{dtype:<9}{name:<8}{elements:>10}{row['seconds'] * 1e6:>9.1f}"
+                  f"{row['predicted'] * 1e6:>10.1f}{row['of_copy']:>8.2f}", flush=True)
+        except Exception as e:  # one that fails must not lose the others
+            row["reason"] = f"{type(e).__name__}: {e}".splitlines()[0]
+            print(op, dtype, name, elements, row["reason"], flush=True)
+        rows.append(row)
+    return {"passed": not any("reason" in row for row in rows), "rows": rows}
+
+
+def in_graph(op, dtype, backend, elements):
+    """One of these: seconds, predicted (NaN of a GPU that is not known), of_copy."""
+    race = race_of(op, [backend], elements, dtype=dtype, device=DEVICE)
+    entrant, = race.entrants.values()
+    calls = max(1, (1 << 24) // elements)  # a graph of one short kernel is mostly its start
+    source = race.out.clone()
+    took = seconds(captured(entrant.call, calls)) / calls
+    copied = seconds(captured(lambda: race.out.copy_(source), calls)) / calls
+    card = CARDS.get(card_here())
+    expected = float("nan")
+    if card and not why_not_read(backend):
+        expected = predicted(card, op, dtype, backend, elements)["seconds"]
+    rate = 2 * race.out.nbytes / copied
+    return {"seconds": took, "predicted": expected, "of_copy": entrant.bytes / took / rate}
+
+
+# elements a thread and warps of Triton's programs; packs a thread and threads of CUDA C's
+TILES = (1024, 4), (512, 4), (512, 2), (2048, 4), (2048, 8), (1024, 8)
+BLOCKS = (8, 256), (4, 256), (16, 256), (8, 128), (8, 512)
+VARIANTS = [("triton", {"QUADS": quads, "WARPS": warps}) for quads, warps in TILES]
+VARIANTS += [("cupy", {"PACKS": packs, "THREADS": threads}) for packs, threads in BLOCKS]
+
+
+def variants(elements=1 << 28, ops=("normal", "langevin", "norms", "dsm_loss")):
+    """Other sizes of a program than those in use, which come first: as `in_graph`."""
+    modules = {"triton": on_triton, "cupy": on_cupy}
+    rows = []
+    for (backend, sizes), op, dtype in product(VARIANTS, ops, ("float32", "bfloat16")):
+        with set_to(modules[backend], sizes):
+            row = {"op": op, "dtype": dtype, "backend": backend, "elements": elements}
+            row |= in_graph(**row) | sizes
+        print(*row.values(), flush=True)
+        rows.append(row)
+    return {"passed": True, "rows": rows}
+
+
+@contextmanager
+def set_to(module, values):
+    """Meanwhile a backend's constants are these; what was compiled with others is
+    forgotten."""
+    before = {name: getattr(module, name) for name in values}
+
+    def put(given):
+        vars(module).update(given)
+        on_cupy.compiled.cache_clear()
+        machine_code.cache_clear()
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def loops():
+    """Whole samplers a step, in a graph and not, beside diffusers."""
+    grid = [("lean", (2,), 1), ("lean", (1, 8, 8), 64), ("lean", (3, 32, 32), 64)]
+    rows = [*bench_samplers(DEVICE, grid)]
+    print(show_samplers(rows))
     return {"passed": True, "rows": rows}
 
 

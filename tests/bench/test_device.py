@@ -1,6 +1,7 @@
 """The script for a GPU, with CPU backends in the place of a GPU's."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -13,8 +14,10 @@ from minidiff import kernels, noise
 from minidiff.bench.device import __main__ as main
 from minidiff.bench.device import correct, here, speed
 from minidiff.bench.speed.clock import once
-from minidiff.bench.speed.run import bench
+from minidiff.bench.speed.run import bench, kernels_of
+from minidiff.bench.speed.sums import SUMS
 from minidiff.families import FAMILIES
+from minidiff.kernels import on_cupy, on_triton
 from minidiff.kernels.check.compare import normals_at, oracle
 
 
@@ -25,9 +28,9 @@ def test_with_no_gpu_each_part_says_so(tmp_path):
                          text=True, capture_output=True)
     assert run.returncode == 0, run.stdout + run.stderr
     parts = json.loads(out.read_text())["parts"]
-    assert len(parts) == 19
+    assert len(parts) == 21
     assert all(p["passed"] is None and p["reason"] == "no CUDA device" for p in parts.values())
-    assert run.stdout.endswith("0 passed, 0 FAILED, 19 not run\n")
+    assert run.stdout.endswith("0 passed, 0 FAILED, 21 not run\n")
 
 
 def test_one_backend_does_not_pass_for_the_other(monkeypatch):
@@ -142,18 +145,93 @@ def test_launches_are_timed_in_turns(no_gpu_of_speed, monkeypatch):
         3 * len(names) + n + 1 for n in range(len(names))]
 
 
-def test_what_takes_part_in_graphs_is_predicted(no_gpu_of_speed, monkeypatch):
-    """Every update and sum, on the CPU; what is predicted stands beside it."""
-    monkeypatch.setattr(speed, "predicted", lambda card, op, dtype, name, n: {"seconds": n * 1e-9})
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    for name, value in (("CUDA", True), ("unread", lambda name: None)):
+@pytest.fixture
+def on_an_h200(no_gpu_of_speed, monkeypatch):
+    """Predictions are a nanosecond an element."""
+    for name, value in (("predicted", lambda card, op, dtype, name, n: {"seconds": n * 1e-9}),
+                        ("why_not_read", lambda name: None), ("card_here", lambda: "H200")):
         monkeypatch.setattr(speed, name, value)
-    rows = speed.in_graphs(1 << 12)["rows"]
-    assert {row["op"] for row in rows} == {
-        "normal", "perturb", "langevin", "norms", "noise_norms", "dsm_loss", "corrector"}
-    assert len(rows) == 14 * len(correct.NAMES)
+
+
+def test_what_takes_part_in_graphs_is_predicted(on_an_h200):
+    """Every update and sum, on the CPU; what is predicted stands beside it."""
+    found = speed.in_graphs([1 << 12])
+    rows = found["rows"]
+    assert found["passed"] and {row["op"] for row in rows} == {*kernels_of(), *SUMS}
+    assert len(rows) == 2 * (len(kernels_of()) + len(SUMS)) * len(correct.NAMES)
     assert all(row["seconds"] > 0 and row["predicted"] == 4.096e-6 for row in rows)
     assert all((row["of_copy"] > 0) == (row["op"] != "noise_norms") for row in rows)
+
+
+def test_what_fails_in_a_graph_loses_no_other(on_an_h200, monkeypatch):
+    plain = speed.in_graph
+
+    def fails(op, **row):
+        if op == "norms":
+            raise RuntimeError("it cannot be captured\nand more")
+        return plain(op, **row)
+    monkeypatch.setattr(speed, "in_graph", fails)
+    found = speed.in_graphs([1 << 10])
+    reasons = {row["op"]: row.get("reason") for row in found["rows"]}
+    assert found["passed"] is False
+    assert reasons.pop("norms") == "RuntimeError: it cannot be captured"
+    assert len(reasons) > 10 and not any(reasons.values())
+
+
+def test_variants_are_compiled_anew_and_then_as_before(on_an_h200, monkeypatch):
+    """Each with its constants, the ones in use first; afterwards these are back."""
+    seen = []
+    before = [(on_triton.QUADS, on_triton.WARPS), (on_cupy.PACKS, on_cupy.THREADS)]
+    cleared = []
+    monkeypatch.setattr(on_cupy, "compiled", SimpleNamespace(
+        cache_clear=lambda: cleared.append(1)))
+
+    def in_graph(op, dtype, backend, elements):
+        module = {"triton": on_triton, "cupy": on_cupy}[backend]
+        seen.append(tuple(getattr(module, name) for name in dict(speed.VARIANTS)[backend]))
+        return {"seconds": 1.}
+    monkeypatch.setattr(speed, "in_graph", in_graph)
+    rows = speed.variants(1 << 10, ["normal"])["rows"]
+    assert seen[::2] == [*speed.TILES, *speed.BLOCKS] and seen[1::2] == seen[::2]
+    assert [speed.TILES[0], speed.BLOCKS[0]] == before
+    assert before == [(on_triton.QUADS, on_triton.WARPS), (on_cupy.PACKS, on_cupy.THREADS)]
+    assert len(cleared) == 2 * len(seen) and len(rows) == len(seen)
+    assert rows[-1]["PACKS"] == 8 and rows[-1]["THREADS"] == 512
+
+
+def test_loops_are_those_of_bench(no_gpu_of_speed, monkeypatch):
+    grids = []
+    monkeypatch.setattr(speed, "bench_samplers", lambda device, grid: grids.append(grid) or ["row"])
+    monkeypatch.setattr(speed, "show_samplers", str)
+    assert speed.loops() == {"passed": True, "rows": ["row"]}
+    assert all(kind == "lean" for grid in grids for kind, *_ in grid)
+
+
+def test_rates_of_this_machine(no_gpu_of_speed):
+    found = speed.rates(1 << 16)
+    assert found["copy_gb_per_s"] > 0 and found["fill_gb_per_s"] > 0
+    assert found["passed"] is None and found["reason"].startswith("cupy: ")
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_training_draws_what_it_draws_elsewhere(no_gpu, monkeypatch, other):
+    if other:
+        places = iter("01")
+        monkeypatch.setattr(correct, "apply", lambda *given, **options: kernels.apply(
+            *given, **options) + (next(places) == "1"))
+    assert correct.training(1)["passed"] is not other
+
+
+@pytest.mark.parametrize("code, passed", [(0, True), (9, False)])
+def test_what_the_sanitizer_says(monkeypatch, tmp_path, code, passed):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho summary of $2\nexit {code}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = correct.sanitizer()
+    assert found["passed"] is passed
+    assert found["memcheck"] == (passed, ["summary of memcheck"])
+    assert found["racecheck"] == (passed, ["summary of racecheck"])
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -180,7 +258,7 @@ def test_what_the_sanitizer_runs_runs():
 def test_a_call_is_its_parts():
     assert main.chosen([]) == list(main.PARTS)
     assert main.chosen(["more", "keys", "rates"]) == [
-        "keys", "all_stages", "whole_samplers", "large", "sanitizer", "rates"]
+        "keys", "variants", "whole_samplers", "loops", "all_stages", "large", "sanitizer", "rates"]
 
 
 def test_timing_stops_in_time_and_says_what_is_left(no_gpu, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ def test_a_cards_figures_are_of_one_kind(card):
     many = {"A100": 108, "H100": 132, "H200": 132, "B200": 148, "RTX5090": 170}
     name, = (name for name, other in predicted.CARDS.items() if other == card)
     assert card.slots == pytest.approx(many[name] * 128 * clocks[name] * 1e9, rel=.01)
+    # a memory's pins and their rate, Gbit/s
+    bits = {"A100": (5120, 3.19), "H100": (5120, 5.23), "H200": (6144, 6.25),
+            "B200": (8192, 7.8), "RTX5090": (512, 28.)}
+    pins, rate = bits[name]
+    assert card.giga == pytest.approx(pins / 8 * rate, rel=.01)
 
 
 @pytest.mark.parametrize("code, floats, integers, slots", [
@@ -62,19 +68,22 @@ MEASURED = [("H100", "2026-11-27-h100-0.3.0-speed.json"),
 
 @pytest.fixture(scope="module", params=MEASURED, ids=lambda given: given[0])
 def both(request, tmp_path_factory):
-    """(rows predicted, rows measured) of a card. Triton compiles outside of its interpreter: in
-    another process."""
+    """Rows of a card: predicted, as they were kept, and measured. Triton compiles outside of its
+    interpreter: in another process."""
     card, file = request.param
     out = tmp_path_factory.mktemp("info") / f"{card}.json"
     run = subprocess.run(
         [sys.executable, "-m", "minidiff", "info", "--kernels", card, "--json", str(out)],
         env=os.environ | {"TRITON_INTERPRET": "0"}, text=True, capture_output=True)
     assert run.returncode == 0, run.stderr
-    rows = json.loads(out.read_text())
-    lines = run.stdout.splitlines()
+    found, lines = json.loads(out.read_text()), run.stdout.splitlines()
+    assert found["card"] == card and found["machine"]["minidiff"]
+    assert len(lines) == 4 + 2 * len(predicted.KERNELS) and "as published" in lines[0]
+    kept = json.loads((RESULTS / "device" / f"predicted-{card.lower()}.json").read_text())
+    rows, before = (
+        {(r["op"], r["dtype"], r["backend"]): r for r in of["rows"]} for of in (found, kept))
     assert len(rows) == 2 * len(predicted.ISSUE) * len(predicted.KERNELS)
-    assert len(lines) == 3 + 2 * len(predicted.KERNELS) and "as published" in lines[0]
-    return {(r["op"], r["dtype"], r["backend"]): r for r in rows}, measured(file)
+    return rows, before, measured(file)
 
 
 @needs
@@ -82,7 +91,7 @@ def both(request, tmp_path_factory):
 def test_a_gpu_took_what_is_predicted(both, backend, error):
     """CUDA C takes longer where bytes and slots are near each other: there they do not hide each
     other wholly."""
-    found, rows = both
+    found, _, rows = both
     rows = [r for r in rows if r["backend"] == backend and not (
         r["op"] == BEFORE and r["machine"]["gpu"] == "NVIDIA H200")]
     assert len(rows) >= 10
@@ -95,14 +104,39 @@ def test_a_gpu_took_what_is_predicted(both, backend, error):
 @needs
 def test_what_limits_a_row(both):
     """Bytes, where there are many; the noise itself is made as fast as slots are issued."""
-    found, _ = both
+    found, *_ = both
     for backend in predicted.ISSUE:
         assert found["dpmpp_2m", "float32", backend]["limit"] == "memory"
         assert found["langevin", "float32", backend]["limit"] == "memory"
         assert found["normal", "float32", backend]["limit"] == "issue"
 
 
+@needs
+def test_the_predictions_that_are_kept_are_these_kernels(both):
+    """But for what another compiler makes of them. After a change of a kernel: info --kernels CARD
+    --json bench/results/device/predicted-CARD.json."""
+    found, kept, _ = both
+    assert found.keys() == kept.keys()
+    for key, row in found.items():
+        assert row["seconds"] == pytest.approx(kept[key]["seconds"], rel=.08), key
+        assert row["bytes"] == kept[key]["bytes"], key
+
+
+@needs
+@pytest.mark.parametrize("before", [None, SimpleNamespace()])
+def test_triton_asks_another_driver_meanwhile(monkeypatch, before):
+    """And afterwards the one that was there, or none, where there is no GPU."""
+    driver = pytest.importorskip("triton.runtime").driver
+    monkeypatch.setattr(driver, "_active", before)
+    with compiled.target(100):
+        target = driver.active.get_current_target()
+        assert (target.backend, target.arch) == ("cuda", 100)
+        assert driver.active.get_current_device() == 100
+    assert driver._active is before
+
+
 @pytest.mark.parametrize("given, said", [
+    (["H200", "--backend", "numpy"], "--backend: kernels of a GPU are those of triton and cupy"),
     (["X"], "--kernels: X is not known: name one of A100, H100, H200, B200, RTX5090"),
     ([], "--kernels: no GPU is here: name one of A100, H100, H200, B200, RTX5090")])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -112,6 +146,9 @@ def test_a_gpu_that_is_not_known(given, said, capsys):
 
 
 @pytest.mark.skipif(compiled.why_not("triton") is None, reason="Triton compiles here")
-def test_what_cannot_be_compiled_is_said(capsys):
-    assert not main(["info", "--kernels", "A100", "--backend", "triton"])
-    assert capsys.readouterr().out.startswith("not compiled: triton, ")
+def test_what_cannot_be_compiled_is_said(capsys, tmp_path):
+    """Alone it is an error, and no file is written."""
+    out = tmp_path / "rows.json"
+    assert main(["info", "--kernels", "a100", "--backend", "triton", "--json", str(out)]) == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith("minidiff info: triton: ") and not out.exists()

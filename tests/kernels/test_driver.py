@@ -68,6 +68,20 @@ def test_a_launch_is_on_the_tensors_device_and_stream(nvidia):
             ("left",)]
 
 
+def test_a_launch_follows_the_stream_and_adds_to_a_counter(nvidia, monkeypatch):
+    """The stream that is current when it is launched, and first_step beside a counter alone."""
+    found = nvidia([ctypes.c_void_p, ctypes.c_uint32])
+    stream = [3]
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream[0])
+    launch = driver.prepare(torch.device("cuda:0"), driver.Kernel(1, 32), 1, (), first_step=100)
+    counter = torch.zeros((), dtype=torch.int64)
+    launch(7)
+    stream[0] = 4
+    launch(counter)
+    launched = [(on, held) for _, _, _, on, held, _ in found.seen[1::3]]
+    assert launched == [(3, [None, 7]), (4, [counter.data_ptr(), 100])]
+
+
 def test_a_launch_that_fails_says_so_in_the_drivers_words(nvidia):
     found = nvidia([ctypes.c_void_p], 2)
     launch = driver.prepare(torch.device("cuda:0"), driver.Kernel(1, 32), 1, (torch.zeros(1),))

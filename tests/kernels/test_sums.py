@@ -10,6 +10,7 @@ from exact import FLOATS, difference
 from minidiff import data, kernels, noise, samplers, score_matching, train
 from minidiff.affine import coefficients
 from minidiff.kernels.check.compare import guarded
+from minidiff.kernels.sums import both_norms
 from minidiff.langevin import langevin_step
 from minidiff.sde import VP
 from minidiff.solvers import snr_step_size
@@ -51,6 +52,26 @@ def test_noise_norms(place, dtype):
         want = kernels.norms(noise.normal(shape, **COUNTER), backend="numpy")
         assert close(got, want), shape
         assert whole() and bool((like == 1).all()), shape
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("seeds", ["one", "a row"])
+def test_both_norms_are_the_two(place, dtype, seeds):
+    """Of an array and of the noise beside it, in one pass, which writes to neither."""
+    backend, device = place
+    for shape in SHAPES:
+        x, whole = guarded(torch.from_numpy(noise.normal(shape, seed=11)), getattr(torch, dtype),
+                           device)
+        before = x.clone()
+        counter = COUNTER
+        if seeds == "a row":
+            rows = np.arange(shape[0])
+            counter = COUNTER | {"seed": rows * 2**40 + 5, "sample": 3 * rows}
+        of_z, of_x = both_norms(x, backend=backend, **counter)
+        assert of_x.dtype == of_z.dtype == torch.float32
+        assert close(of_x, kernels.norms(x.cpu(), backend="numpy")), shape
+        assert close(of_z, kernels.noise_norms(x.cpu(), backend="numpy", **counter)), shape
+        assert whole() and torch.equal(x, before), shape
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
