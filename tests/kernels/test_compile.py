@@ -214,6 +214,10 @@ def triton_runs():
         others += differs(on_triton, "float16", 0, 1, 0, 3, "call", shape)
         others += differs(on_triton, "float32", 1, 1, 0, 0, "call", shape, ones=True)
     others += differs(on_triton, "float32", 2, 1, 0, 0, "end", (3, 5))
+    had = len(on_triton.kept)
+    for shift in (2, 3):  # as far from a multiple of 16 bytes as 1 is: the same kernel
+        others += differs(on_triton, "float32", 2, 1, 1, 0, "sample", (3, 1), shift)
+    others += ["another kernel"] * (len(on_triton.kept) - had)
     others += [row for row in check_words("triton", 10_000) if not row["passed"]]
     w = np.random.default_rng(2).integers(0, 2**32, (100_000, 2), np.uint32)
     w[:4, 0] = 0, 1, 2**31, 2**32 - 1

@@ -9,7 +9,9 @@ import torch
 from exact import FLOATS, difference
 from minidiff import data, kernels, noise, samplers, score_matching, train
 from minidiff.affine import coefficients
+from minidiff.kernels import backends
 from minidiff.kernels.check.compare import guarded
+from minidiff.kernels.launch import Launch, Result
 from minidiff.kernels.sums import both_norms
 from minidiff.langevin import langevin_step
 from minidiff.sde import VP
@@ -72,6 +74,20 @@ def test_both_norms_are_the_two(place, dtype, seeds):
         assert close(of_x, kernels.norms(x.cpu(), backend="numpy")), shape
         assert close(of_z, kernels.noise_norms(x.cpu(), backend="numpy", **counter)), shape
         assert whole() and torch.equal(x, before), shape
+
+
+def test_two_terms_have_a_coefficient_each(place):
+    """Of a Launch; `both_norms` has ones."""
+    name, device = place
+    coef = torch.tensor([[2., 3.]], device=device)
+    for shape in ((5, 3), (300, 2), (3, 4099)):
+        x = torch.ones(shape, device=device)
+        launch = Launch(x, [x], coef, "all", True, False, Result.TERMS, seed=7, sample=1, tag=2)
+        run = backends.prepared(backends.backend(name), name, launch)
+        of_x, of_z = run(5).unbind(1)
+        z = torch.from_numpy(noise.normal(shape, seed=7, sample=1, step=5, tag=2)).double()
+        assert of_x.tolist() == [4 * shape[1]] * shape[0]
+        assert torch.allclose(of_z.cpu(), 9 * (z * z).sum(1), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
