@@ -58,8 +58,8 @@ class Launch(NamedTuple):
 
     A backend runs it by `update(launch, step)`; one that can look at it once has
     `prepare(launch)` instead, which returns run(step). The step is an int, or a 0-d int64
-    tensor on the device. Either returns the sums of squares, float64, or None where the
-    result has none.
+    tensor on the device. Either returns the sums of squares, float64 of shape `sums()`,
+    until the next run writes there; or None.
 
     out: (batch, size), dense, where to write; it may be an operand.
     operands: up to four tensors like out.
@@ -139,7 +139,7 @@ def launched(prepare, out, operands, rows, counter, result=Result.STATE):
     table = by_row.table if by_row and rows.draws else None
     launch = Launch(out, operands, *rows, result, seed & SEEDS, sample & MASK, tag & MASK,
                     first_step & MASK, table)
-    if not out.numel():
+    if not out.numel():  # nothing is launched, whatever its axes are
         nothing = out.new_zeros(launch.sums()).double() if result else None
         return lambda step: nothing
     return prepare(launch)

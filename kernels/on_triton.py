@@ -375,7 +375,7 @@ def prepare(launch):
 
 
 def total(sums):
-    """What the tiles of each row add up to, or None. The next run may write there."""
+    """What the tiles of each row add up to, or None."""
     if sums is None:
         return None
     return sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
@@ -388,7 +388,8 @@ def interpreted(launch, step):
         operands = [u.float() for u in launch.operands]
         wide = launch._replace(out=out.float(), operands=operands)
         sums = interpreted(wide, step)
-        out.copy_(wide.out)
+        if launch.writes():
+            out.copy_(wide.out)
         return sums
     plan = planned(launch)
     counted = not isinstance(step, int)

@@ -84,8 +84,8 @@ def both_norms(x, *, seed=0, sample=0, step=0, tag=PREDICTOR, backend="auto"):
     (u,), prepare = accept([x], ["x"], backend)
     rows = Rows(_ones(u, terms=2), "all", draws=True)
     run = launched(prepare, u, [u], rows, (seed, sample, tag, 0), Result.TERMS)
-    roots = _roots(run(noise_step(step, u)))
-    return as_given(x, roots[:, 1]), as_given(x, roots[:, 0])
+    of_x, of_z = _roots(run(noise_step(step, u))).unbind(1)
+    return as_given(x, of_z), as_given(x, of_x)
 
 
 @not_compiled

@@ -37,12 +37,12 @@ def device():
 
 # rows have processes of their own, and leave what they compiled to those that follow
 CALLS = {
-    "bits": (device, correct.words, correct.square_root, correct.rows, correct.counters,
-             correct.side_stream, correct.threads, correct.graph_replay,
+    "bits": (device, correct.words, correct.square_root, correct.rows, correct.two_norms,
+             correct.counters, correct.side_stream, correct.threads, correct.graph_replay,
              correct.corrector_replay, correct.training, speed.launches),
-    "speed": (speed.rates, speed.in_graphs, speed.timing),
-    "more": (speed.keys, speed.variants, speed.whole_samplers, speed.loops,
-             correct.all_stages, correct.large, correct.sanitizer)}
+    "speed": (device, speed.rates, speed.in_graphs, speed.timing),
+    "more": (device, correct.large, correct.all_stages, speed.whole_samplers, speed.keys,
+             speed.variants, speed.loops, correct.sanitizer)}
 PARTS = {part.__name__: part for parts in CALLS.values() for part in parts}
 NEEDS = {"device": (), "rates": (), "square_root": ("cupy",)}  # the others both backends
 

@@ -18,7 +18,7 @@ from ...kernels import on_cupy, on_triton
 WARP = 32
 UNROLLED = 4  # packs a turn of CUDA C's loop makes
 # what takes the pipe of integers and logic, and what the one of multiply-adds: of products
-# too, whose own rate is not told apart. sm_100 has instructions that make two results
+# too, whose own rate is not told apart. A 2 is two of them in one, of sm_100
 INTEGER = re.compile("(LOP3|IADD3?|VIADD|LEA|SHF|PRMT|SEL|FSEL|FSETP|ISETP|VIMNMX|"
                      "VIADDMNMX|I2FP|F2FP|PLOP3|IABS|POPC)$")
 FLOAT = re.compile("(FFMA2?|FMUL2?|FADD2?|IMAD)$")
@@ -39,7 +39,7 @@ class Code(NamedTuple):
 
 def why_not_read(name):
     """Why what a backend compiles cannot be read here, or None."""
-    if not on_triton.triton:
+    if not on_triton.triton or not tool().exists():
         return "cuobjdump, which triton brings, is not here: pip install triton"
     return why_not(name)
 
@@ -161,7 +161,7 @@ def slots(code, floats=1, integers=2):
     """Issue slots of instructions: one each, or more where those of one pipe, which takes
     so many for each, are the longer part."""
     names = [re.sub(r"^@!?U?P\d+ ", "", line).split()[0].split(".")[0] for line in code]
-    of_floats = sum(bool(FLOAT.match(name)) for name in names)
+    of_floats = sum(1 + (name[-1] == "2") for name in names if FLOAT.match(name))
     of_integers = sum(bool(INTEGER.match(name)) for name in names)
     return max(len(names), floats * of_floats, integers * of_integers)
 

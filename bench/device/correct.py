@@ -18,11 +18,23 @@ import numpy as np
 import torch
 
 from ...data import load
-from ...kernels import FLOATS, OPS, Fused, apply, bind, coefficients, dsm_loss, update
+from ...kernels import (
+    FLOATS,
+    OPS,
+    Fused,
+    apply,
+    bind,
+    coefficients,
+    dsm_loss,
+    noise_norms,
+    norms,
+    update,
+)
 from ...kernels.check import check_op, check_sums
 from ...kernels.check.cases import HARD, SHAPES
 from ...kernels.check.compare import guarded, normals_at, oracle
 from ...kernels.check.words import check_words, every_word, raw, stages
+from ...kernels.sums import both_norms
 from ...solvers import snr_step_size
 from ...train import Trainer
 from .here import DEVICE, DRAW, NAMES, SEED, TAG, captured, same, verdict
@@ -208,6 +220,30 @@ def corrector_replay(name):
         correct(want, s, k)
     found = replayed(corrector(name), x0, s).cpu()
     return {name: torch.allclose(found, want, rtol=1e-5, atol=1e-5)}
+
+
+@by_backend
+def two_norms(name):
+    """A corrector's two norms, in one pass, are NumPy's within an ulp: rows of a warp and
+    of several blocks, with a seed a row too."""
+    good = {}
+    seeds = {"seed": np.arange(7, 307) * 2**40, "sample": np.arange(300)}
+    for shape, dtype in product(((300, 2), (64, 1024), (5, 33), (2, 90_001)), FLOATS):
+        x, _ = pair(shape, dtype)
+        want = noise_norms(x, backend="numpy", **DRAW), norms(x, backend="numpy")
+        found = both_norms(x.to(DEVICE), backend=name, **DRAW)
+        good[f"{name} {dtype} {shape}"] = all(map(near, found, want))
+    x, _ = pair((300, 2))
+    found, _ = both_norms(x.to(DEVICE), backend=name, tag=TAG, **seeds)
+    good[f"{name} a seed a row"] = near(
+        found, noise_norms(x, backend="numpy", tag=TAG, **seeds))
+    return good
+
+
+def near(found, want):
+    """Whether norms are within a unit in the last place."""
+    apart = found.cpu().view(torch.int32) - want.view(torch.int32)
+    return bool((apart.abs() <= 1).all())
 
 
 def large(mark=2**31, shapes=((2**21 + 3, 1024), (2, 2**30 + 8))):

@@ -21,9 +21,8 @@ from ..speed.run import bench, call, case, kernels_of, race_of, show
 from ..speed.run import why_not as lacks
 from ..speed.samplers import bench_samplers, show_samplers
 from ..speed.sums import SUMS
-from .compiled import why_not_read
 from .here import DEVICE, NAMES, SEED, captured, same, seconds, verdict
-from .predicted import CARDS, card_here, machine_code, predicted
+from .predicted import card_here, kept
 
 PEERS = "torch_eager", "torch_inplace", "torch_compile"
 ROUNDS = 5  # of a form and its other, in turn
@@ -130,60 +129,68 @@ def launches(calls=20):
     return {"passed": True, **found}
 
 
-def in_graphs(sizes=(1 << 20, 1 << 28)):
-    """Each kind of update and sum in CUDA graphs, where the host does not count: seconds,
-    those predicted, and the share of a copy's rate; what fails, and why."""
-    rows = []
-    print(f"{'op':<20}{'dtype':<9}{'backend':<8}{'elements':>10}{'us':>9}{'predicted':>10}"
-          f"{'of copy':>8}")
-    ops = *kernels_of(), *SUMS
-    for op, dtype, elements, name in product(ops, ("float32", "bfloat16"), sizes, NAMES):
-        row = {"op": op, "dtype": dtype, "backend": name, "elements": elements}
-        try:
-            row |= in_graph(**row)
-            print(f"{op:<20}{dtype:<9}{name:<8}{elements:>10}{row['seconds'] * 1e6:>9.1f}"
-                  f"{row['predicted'] * 1e6:>10.1f}{row['of_copy']:>8.2f}", flush=True)
-        except Exception as e:  # one that fails must not lose the others
-            row["reason"] = f"{type(e).__name__}: {e}".splitlines()[0]
-            print(op, dtype, name, elements, row["reason"], flush=True)
-        rows.append(row)
-    return {"passed": not any("reason" in row for row in rows), "rows": rows}
-
-
-def in_graph(op, dtype, backend, elements):
-    """One of these: seconds, predicted (NaN of a GPU that is not known), of_copy."""
-    race = race_of(op, [backend], elements, dtype=dtype, device=DEVICE)
-    entrant, = race.entrants.values()
-    calls = max(1, (1 << 24) // elements)  # a graph of one short kernel is mostly its start
-    source = race.out.clone()
-    took = seconds(captured(entrant.call, calls)) / calls
-    copied = seconds(captured(lambda: race.out.copy_(source), calls)) / calls
-    card = CARDS.get(card_here())
-    expected = float("nan")
-    if card and not why_not_read(backend):
-        expected = predicted(card, op, dtype, backend, elements)["seconds"]
+def in_graph(op, dtype, backend, elements, width=1024):
+    """A row of an update or sum in a CUDA graph, where the host does not count: seconds,
+    those predicted or None, and the share of a copy's rate; or why it failed."""
+    row = {"op": op, "dtype": dtype, "backend": backend, "elements": elements, "width": width}
+    try:
+        race = race_of(op, [backend], elements, dtype=dtype, device=DEVICE, width=width)
+        entrant, = race.entrants.values()
+        calls = max(1, (1 << 28) // elements)  # the start of a graph takes as long as some
+        source = race.out.clone()
+        took = seconds(captured(entrant.call, calls)) / calls
+        copied = seconds(captured(lambda: race.out.copy_(source), calls)) / calls
+    except Exception as e:  # one that fails must not lose the others
+        row["reason"] = f"{type(e).__name__}: {e}".splitlines()[0]
+        print(*row.values(), flush=True)
+        return row
+    each = kept(card_here()).get((op, dtype, backend))
     rate = 2 * race.out.nbytes / copied
-    return {"seconds": took, "predicted": expected, "of_copy": entrant.bytes / took / rate}
+    row |= {"seconds": took, "predicted": each and each * elements,
+            "of_copy": entrant.bytes / took / rate}
+    before = f"{row['predicted'] * 1e6:.1f}" if each else "-"
+    print(f"{op:<20}{dtype:<10}{backend:<8}{elements:>10}{width:>6}{took * 1e6:>10.1f} us"
+          f"{before:>10} predicted{row['of_copy']:>7.2f} of copy", flush=True)
+    return row
 
 
-# elements a thread and warps of Triton's programs; packs a thread and threads of CUDA C's
-TILES = (1024, 4), (512, 4), (512, 2), (2048, 4), (2048, 8), (1024, 8)
-BLOCKS = (8, 256), (4, 256), (16, 256), (8, 128), (8, 512)
+def until(end, work, f):
+    """A part's result: rows of f(*one) for each of the work that begins before `end`, on
+    time's own clock; what is left of it is named."""
+    rows, left = [], []
+    for one in work:
+        if time.perf_counter() > end:
+            left.append(one)
+        else:
+            rows.append(f(*one))
+    return {"passed": not any("reason" in row for row in rows), "left": left, "rows": rows}
+
+
+def in_graphs(limit=100, sizes=(1 << 28, 1 << 20)):
+    """Each kind of update and sum in CUDA graphs, as `in_graph` says; the largest first."""
+    work = [(op, dtype, backend, elements) for elements in sizes
+            for op in (*SUMS, *kernels_of()) for dtype in ("float32", "bfloat16")
+            for backend in NAMES]
+    return until(time.perf_counter() + limit, work, in_graph)
+
+
+# quads of a program and its warps; packs a thread and threads of a block
+TILES = (1024, 4), (512, 4), (512, 2), (2048, 8), (1024, 8)
+BLOCKS = (8, 256), (4, 256), (2, 256), (8, 128), (8, 512)
 VARIANTS = [("triton", {"QUADS": quads, "WARPS": warps}) for quads, warps in TILES]
 VARIANTS += [("cupy", {"PACKS": packs, "THREADS": threads}) for packs, threads in BLOCKS]
 
 
-def variants(elements=1 << 28, ops=("normal", "langevin", "norms", "dsm_loss")):
-    """Other sizes of a program than those in use, which come first: as `in_graph`."""
+def variants(limit=90, elements=1 << 28, ops=("normal", "langevin", "norms", "dsm_loss")):
+    """Other sizes of a program than those in use, which come first, as `in_graph` says."""
     modules = {"triton": on_triton, "cupy": on_cupy}
-    rows = []
-    for (backend, sizes), op, dtype in product(VARIANTS, ops, ("float32", "bfloat16")):
-        with set_to(modules[backend], sizes):
-            row = {"op": op, "dtype": dtype, "backend": backend, "elements": elements}
-            row |= in_graph(**row) | sizes
-        print(*row.values(), flush=True)
-        rows.append(row)
-    return {"passed": True, "rows": rows}
+
+    def variant(backend, sizes, op, dtype):
+        with set_to(modules[backend], sizes):  # of rows for which all of them differ
+            return in_graph(op, dtype, backend, elements, width=2048) | sizes
+    work = [(*of, op, dtype) for op in ops for dtype in ("float32", "bfloat16")
+            for of in VARIANTS]
+    return until(time.perf_counter() + limit, work, variant)
 
 
 @contextmanager
@@ -195,7 +202,6 @@ def set_to(module, values):
     def put(given):
         vars(module).update(given)
         on_cupy.compiled.cache_clear()
-        machine_code.cache_clear()
     put(values)
     try:
         yield

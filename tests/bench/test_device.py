@@ -12,7 +12,7 @@ import torch
 
 from minidiff import kernels, noise
 from minidiff.bench.device import __main__ as main
-from minidiff.bench.device import correct, here, speed
+from minidiff.bench.device import correct, here, predicted, speed
 from minidiff.bench.speed.clock import once
 from minidiff.bench.speed.run import bench, kernels_of
 from minidiff.bench.speed.sums import SUMS
@@ -28,9 +28,9 @@ def test_with_no_gpu_each_part_says_so(tmp_path):
                          text=True, capture_output=True)
     assert run.returncode == 0, run.stdout + run.stderr
     parts = json.loads(out.read_text())["parts"]
-    assert len(parts) == 21
+    assert len(parts) == 22
     assert all(p["passed"] is None and p["reason"] == "no CUDA device" for p in parts.values())
-    assert run.stdout.endswith("0 passed, 0 FAILED, 21 not run\n")
+    assert run.stdout.endswith("0 passed, 0 FAILED, 22 not run\n")
 
 
 def test_one_backend_does_not_pass_for_the_other(monkeypatch):
@@ -59,8 +59,8 @@ def large():
 
 
 CHECKS = pytest.mark.parametrize("part", [
-    correct.counters, correct.side_stream, correct.threads, correct.graph_replay,
-    correct.corrector_replay, large], ids=lambda f: f.__name__)
+    correct.two_norms, correct.counters, correct.side_stream, correct.threads,
+    correct.graph_replay, correct.corrector_replay, large], ids=lambda f: f.__name__)
 
 
 @CHECKS
@@ -147,59 +147,77 @@ def test_launches_are_timed_in_turns(no_gpu_of_speed, monkeypatch):
 
 @pytest.fixture
 def on_an_h200(no_gpu_of_speed, monkeypatch):
-    """Predictions are a nanosecond an element."""
-    for name, value in (("predicted", lambda card, op, dtype, name, n: {"seconds": n * 1e-9}),
-                        ("why_not_read", lambda name: None), ("card_here", lambda: "H200")):
-        monkeypatch.setattr(speed, name, value)
+    """Each graph takes a second; of normal alone there is a prediction, a second an element."""
+    monkeypatch.setattr(speed, "card_here", lambda: "H200")
+    monkeypatch.setattr(speed, "kept", lambda card: {
+        ("normal", "float32", name): 1. for name in correct.NAMES} if card == "H200" else {})
+    monkeypatch.setattr(speed, "seconds", lambda f: f() is None or 1.)
 
 
-def test_what_takes_part_in_graphs_is_predicted(on_an_h200, monkeypatch):
-    """Every update and sum, on the CPU; what is predicted stands beside it."""
-    monkeypatch.setattr(speed, "seconds", lambda f: 1.)  # of a graph of 2^12 calls
-    found = speed.in_graphs([1 << 12])
+def test_a_row_in_a_graph_stands_beside_its_prediction(on_an_h200):
+    """Of 2^16 calls a graph: every update and sum, on the CPU."""
+    found = speed.in_graphs(sizes=[1 << 12])
     rows = found["rows"]
-    assert found["passed"] and {row["op"] for row in rows} == {*kernels_of(), *SUMS}
+    assert found["passed"] and not found["left"]
+    assert {row["op"] for row in rows} == {*kernels_of(), *SUMS}
     assert len(rows) == 2 * (len(kernels_of()) + len(SUMS)) * len(correct.NAMES)
-    assert all(row["seconds"] == 2**-12 and row["predicted"] == 4.096e-6 for row in rows)
+    assert all(row["seconds"] == 2**-16 for row in rows)
+    assert all(row["predicted"] == (2**12 if row["op"] == "normal" and row["dtype"] == "float32"
+                                    else None) for row in rows)
     moved = {row["op"]: row["of_copy"] for row in rows}  # as long as a copy, of two arrays
     assert moved["normal"] == .5 and moved["langevin"] == 1.5 and moved["dpmpp_2m"] == 2.5
     assert moved["noise_norms"] == 0 and moved["norms"] == .5 and moved["corrector"] == 2
 
 
 def test_what_fails_in_a_graph_loses_no_other(on_an_h200, monkeypatch):
-    plain = speed.in_graph
+    def fails(f, calls):
+        raise RuntimeError("it cannot be captured\nand more")
+    monkeypatch.setattr(speed, "captured", fails)
+    found = speed.in_graphs(sizes=[1 << 10])
+    assert found["passed"] is False and len(found["rows"]) > 20
+    assert {row["reason"] for row in found["rows"]} == {"RuntimeError: it cannot be captured"}
 
-    def fails(op, **row):
-        if op == "norms":
-            raise RuntimeError("it cannot be captured\nand more")
-        return plain(op, **row)
-    monkeypatch.setattr(speed, "in_graph", fails)
-    found = speed.in_graphs([1 << 10])
-    reasons = {row["op"]: row.get("reason") for row in found["rows"]}
-    assert found["passed"] is False
-    assert reasons.pop("norms") == "RuntimeError: it cannot be captured"
-    assert len(reasons) > 10 and not any(reasons.values())
+
+def test_what_does_not_fit_is_named():
+    assert speed.until(-1., [(1, 2), (3, 4)], max) == {
+        "passed": True, "left": [(1, 2), (3, 4)], "rows": []}
+
+
+def test_the_predictions_of_a_card_are_found(on_an_h200):
+    seconds = predicted.kept("H200")["langevin", "float32", "triton"]
+    assert seconds == pytest.approx(12 / (.88 * 4800e9), rel=1e-6)
+    assert predicted.kept("A100") == predicted.kept(None) == {}
 
 
 def test_variants_are_compiled_anew_and_then_as_before(on_an_h200, monkeypatch):
     """Each with its constants, the ones in use first; afterwards these are back."""
-    seen = []
+    seen, cleared = [], []
+    modules = {"triton": on_triton, "cupy": on_cupy}
     before = [(on_triton.QUADS, on_triton.WARPS), (on_cupy.PACKS, on_cupy.THREADS)]
-    cleared = []
     monkeypatch.setattr(on_cupy, "compiled", SimpleNamespace(
         cache_clear=lambda: cleared.append(1)))
 
-    def in_graph(op, dtype, backend, elements):
-        module = {"triton": on_triton, "cupy": on_cupy}[backend]
-        seen.append(tuple(getattr(module, name) for name in dict(speed.VARIANTS)[backend]))
+    def in_graph(op, dtype, backend, elements, width):
+        names = dict(speed.VARIANTS)[backend]
+        seen.append(tuple(getattr(modules[backend], name) for name in names))
         return {"seconds": 1.}
     monkeypatch.setattr(speed, "in_graph", in_graph)
-    rows = speed.variants(1 << 10, ["normal"])["rows"]
-    assert seen[::2] == [*speed.TILES, *speed.BLOCKS] and seen[1::2] == seen[::2]
+    rows = speed.variants(ops=["normal"])["rows"]
+    assert seen == 2 * [*speed.TILES, *speed.BLOCKS] and len(rows) == len(seen)
     assert [speed.TILES[0], speed.BLOCKS[0]] == before
     assert before == [(on_triton.QUADS, on_triton.WARPS), (on_cupy.PACKS, on_cupy.THREADS)]
-    assert len(cleared) == 2 * len(seen) and len(rows) == len(seen)
+    assert len(cleared) == 2 * len(seen)
     assert rows[-1]["PACKS"] == 8 and rows[-1]["THREADS"] == 512
+
+
+@pytest.mark.parametrize("pack", [4, 8])
+def test_variants_of_cuda_c_divide_a_row_in_ways_of_their_own(monkeypatch, pack):
+    found = set()
+    for packs, threads in speed.BLOCKS:
+        monkeypatch.setattr(on_cupy, "PACKS", packs)
+        monkeypatch.setattr(on_cupy, "THREADS", threads)
+        found.add((threads, *on_cupy.tile(2048, pack)))
+    assert len(found) == len(speed.BLOCKS)
 
 
 def test_loops_are_those_of_bench(no_gpu_of_speed, monkeypatch):
@@ -261,7 +279,8 @@ def test_what_the_sanitizer_runs_runs():
 def test_a_call_is_its_parts():
     assert main.chosen([]) == list(main.PARTS)
     assert main.chosen(["more", "keys", "rates"]) == [
-        "keys", "variants", "whole_samplers", "loops", "all_stages", "large", "sanitizer", "rates"]
+        "device", "large", "all_stages", "whole_samplers", "keys", "variants", "loops",
+        "sanitizer", "rates"]
 
 
 def test_timing_stops_in_time_and_says_what_is_left(no_gpu, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_cards_figures_are_of_one_kind(card):
     (["FFMA R1, R2, R3, R4", "MUFU.RSQ R1, R2", "LDG.E.128 R1"], 1, 2, 3),
     (["LOP3.LUT R1", "@P0 IADD3 R1", "@!UP1 FFMA R1"], 1, 2, 4),
     (["LOP3.LUT R1", "IADD3 R1", "FFMA R1"], 1, 1, 3),
-    (["FFMA2 R1", "IMAD.WIDE.U32 R1", "FADD R1", "LOP3 R1"], 2, 2, 6)])
+    (["FFMA2 R1", "IMAD.WIDE.U32 R1", "FADD R1", "LOP3 R1"], 2, 2, 8)])
 def test_slots_are_those_of_the_longer_pipe(code, floats, integers, slots):
     assert compiled.slots(code, floats, integers) == slots
 

