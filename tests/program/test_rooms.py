@@ -125,7 +125,7 @@ ROOMS = {
 @pytest.mark.parametrize("room, ceiling", [
     ("mathematics", 15_300), ("program", 23_800), ("edges", 7_400),
     ("kernels", 14_600), ("kernels/check", 10_500),
-    ("kernels/check/yours", 7_000), ("bench", 26_500)])
+    ("kernels/check/yours", 7_000), ("bench", 27_000)])
 def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     """A ceiling in tokens of code; sentences are free.
 
@@ -148,7 +148,7 @@ def test_a_room_can_be_read_in_one_sitting(room, ceiling):
     bench was 19,000: a clock outside a user's process takes 2,000, three peers 1,200, intervals and
     the machine's state 900, rows of a file, looked at one by one, 400; machine code of cards that
     are not here, read, and the times that follow from it 1,900, a GPU's three calls, what it takes
-    without the host, and other sizes of a program, 1,100.
+    without the host, two norms checked, and other sizes of a program, 1,600.
     """
     assert sum(tokens_a_line(f.read_text()).total() for f in ROOMS[room]) <= ceiling
 
