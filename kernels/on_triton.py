@@ -33,9 +33,24 @@ def why_not():
     """Why Triton cannot run here, or None."""
     if not triton:
         return f"{ABSENT} is not installed: pip install {ABSENT}"
-    if INTERPRET or torch.cuda.is_available():
+    if INTERPRET:
         return None
+    if torch.cuda.is_available():
+        return contracts(torch.cuda.get_device_capability())
     return "no CUDA device; TRITON_INTERPRET=1 runs it in Triton's interpreter, slowly"
+
+
+def contracts(capability):
+    """Why Triton does not return these bits on a GPU of this compute capability, or None.
+
+    From sm_100 on there are instructions on two float32 at once. Triton 3.6's assembler
+    fuses a product and a sum of them, though it is told not to.
+    """
+    major, minor = map(int, triton.__version__.split(".")[:2])
+    if capability >= (10, 0) and (major, minor) < (3, 7):
+        return (f"Triton {triton.__version__} fuses products and sums on this GPU, and so "
+                "returns other bits: install Triton 3.7 or newer, or CuPy")
+    return None
 
 
 if triton:
