@@ -68,7 +68,7 @@ MEASURED = [("H100", "2026-11-27-h100-0.3.0-speed.json"),
 
 @pytest.fixture(scope="module", params=MEASURED, ids=lambda given: given[0])
 def both(request, tmp_path_factory):
-    """Rows of a card: predicted, as they were kept, and measured. Triton compiles outside of its
+    """Rows of a card: predicted, as this Triton's were kept, and measured. Triton compiles outside of its
     interpreter: in another process."""
     card, file = request.param
     out = tmp_path_factory.mktemp("info") / f"{card}.json"
@@ -82,6 +82,8 @@ def both(request, tmp_path_factory):
     kept = json.loads((RESULTS / "device" / f"predicted-{card.lower()}.json").read_text())
     rows, before = (
         {(r["op"], r["dtype"], r["backend"]): r for r in of["rows"]} for of in (found, kept))
+    if found["machine"]["triton"] != kept["machine"]["triton"]:
+        before = None  # another compiler's
     assert len(rows) == 2 * len(predicted.ISSUE) * len(predicted.KERNELS)
     return rows, before, measured(file)
 
@@ -113,9 +115,11 @@ def test_what_limits_a_row(both):
 
 @needs
 def test_the_predictions_that_are_kept_are_these_kernels(both):
-    """But for what another compiler makes of them. After a change of a kernel: info --kernels CARD
+    """But for what another NVRTC makes of them. After a change of a kernel: info --kernels CARD
     --json bench/results/device/predicted-CARD.json."""
     found, kept, _ = both
+    if kept is None:
+        pytest.skip("they are another Triton's")
     assert found.keys() == kept.keys()
     for key, row in found.items():
         assert row["seconds"] == pytest.approx(kept[key]["seconds"], rel=.08), key
