@@ -68,8 +68,8 @@ MEASURED = [("H100", "2026-11-27-h100-0.3.0-speed.json"),
 
 @pytest.fixture(scope="module", params=MEASURED, ids=lambda given: given[0])
 def both(request, tmp_path_factory):
-    """Rows of a card: predicted, as this Triton's were kept, and measured. Triton compiles outside of its
-    interpreter: in another process."""
+    """Rows of a card: predicted, as they were kept of this Triton, and measured. Triton compiles
+    outside of its interpreter: in another process."""
     card, file = request.param
     out = tmp_path_factory.mktemp("info") / f"{card}.json"
     run = subprocess.run(
